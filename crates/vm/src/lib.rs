@@ -1,0 +1,31 @@
+//! The host side of one VM, and the host's end of the launcher.
+//!
+//! In reading order: a wish becomes a [`spec`]; the [`launcher`] boots it with ids from [`ids`]; a [`vm`] is the
+//! handle to what came to life, driven by one task that owns the control socket. On it work [`process`] and
+//! [`exec`], [`filesystem`], [`shell`], [`mount`] and [`network`], one file per noun. [`path`] and [`errno`] are the
+//! words they share.
+//!
+//! The guest is hostile: whatever comes over the control socket is parsed once and bounded, paths of the guest are
+//! never resolved here, and a peer that breaks the protocol loses its VM and nothing else.
+
+pub mod errno;
+pub mod exec;
+pub mod filesystem;
+pub mod ids;
+pub mod launcher;
+pub mod mount;
+pub mod network;
+pub mod path;
+pub mod process;
+pub mod shell;
+pub mod spec;
+pub mod vm;
+
+pub use agentos_guest_protocol::launcher::{BootFailure, HostFindings, IdMode};
+pub use exec::{Exec, ExecEvent, ExecExit, ExecSpec};
+pub use launcher::{Launcher, LauncherDeath, LauncherError};
+pub use path::{GuestPath, PathError};
+pub use process::{Exit, Process, ProcessSpec, SpawnError, Stdin, StdinError};
+pub use shell::{Shell, ShellSpec};
+pub use spec::{Host, SpecError, VmOptions, VmSpec};
+pub use vm::{CreateError, GoneReason, Unavailable, Vm, VmState};

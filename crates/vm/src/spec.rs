@@ -1,0 +1,285 @@
+//! From a wish to what a VM is made of.
+//!
+//! [`VmOptions`] is what somebody asked for; [`VmSpec::validate`] checks every field once, fills in the defaults of
+//! this host and gives a [`VmSpec`], which the rest of the crate trusts. A limit that nothing can enforce on this
+//! host is refused where it was asked for and left out where it is a default.
+
+mod environment;
+mod limits;
+mod mounts;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use agentos_guest_protocol::Bytes;
+use agentos_guest_protocol::launcher::{Base, BootPlan, HostFindings, IdRange, Limits, PlannedMount};
+
+pub use environment::Environment;
+pub use limits::LimitOptions;
+pub use mounts::{MountKind, MountOptions};
+pub(crate) use mounts::{MountPlan, plan_mount};
+
+use crate::launcher::Launcher;
+use crate::path::{GuestPath, PathError};
+
+/// Every VM's; agents and scripts may rely on it.
+pub const HOSTNAME: &str = "agentos";
+
+/// Time between SIGTERM and SIGKILL at dispose.
+pub const DEFAULT_DISPOSE_GRACE: Duration = Duration::from_millis(500);
+
+/// Longer than any shutdown that still makes sense; keeps a typing error from holding a sidecar for days.
+pub const MAX_DISPOSE_GRACE: Duration = Duration::from_secs(600);
+
+/// A plain wish for a VM.
+#[derive(Debug, Clone, Default)]
+pub struct VmOptions {
+    /// Merged over the base environment.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    pub mounts: Vec<MountOptions>,
+    /// Host directories of executables, mounted read-only, first on PATH.
+    pub command_dirs: Vec<Vec<u8>>,
+    /// Directories of the VM that stand last on PATH.
+    pub path_suffix: Vec<Vec<u8>>,
+    /// Ports of 127.0.0.1 inside that reach the host's 127.0.0.1.
+    pub loopback_exempt_ports: Vec<u16>,
+    pub limits: LimitOptions,
+    /// None is [`DEFAULT_DISPOSE_GRACE`].
+    pub dispose_grace: Option<Duration>,
+    pub base: BaseOptions,
+    /// Processes run as the VM's root with few capabilities, instead of as its user.
+    pub root: bool,
+}
+
+/// What the root file system is made from.
+#[derive(Debug, Clone)]
+pub enum BaseOptions {
+    Host {
+        host_usr_local: bool,
+    },
+    /// Absolute path of a directory of the host that holds a whole root file system.
+    Directory(Vec<u8>),
+}
+
+impl Default for BaseOptions {
+    fn default() -> Self {
+        Self::Host { host_usr_local: false }
+    }
+}
+
+/// What this host can enforce and how much of it there is.
+#[derive(Debug, Clone)]
+pub struct Host {
+    pub findings: HostFindings,
+    pub memory_bytes: u64,
+}
+
+impl Host {
+    /// The host as the launcher and the kernel see it.
+    pub fn of(launcher: &Launcher) -> Self {
+        let info = rustix::system::sysinfo();
+        let unit = u64::from(info.mem_unit.max(1));
+        let total = u64::try_from(info.totalram).unwrap_or(u64::MAX);
+        Self { findings: launcher.findings().clone(), memory_bytes: total.saturating_mul(unit) }
+    }
+}
+
+/// A validated VM.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    environment: Environment,
+    base: Base,
+    mounts: Vec<PlannedMount>,
+    limits: limits::DecidedLimits,
+    loopback_exempt_ports: Vec<u16>,
+    dispose_grace: Duration,
+    root: bool,
+}
+
+/// A field that can't be had, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct SpecError {
+    pub field: SpecField,
+    pub problem: SpecProblem,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpecField {
+    Env,
+    Mounts,
+    CommandDirs,
+    PathSuffix,
+    LoopbackExemptPorts,
+    MemoryLimit,
+    CpuLimit,
+    ProcessLimit,
+    OpenFileLimit,
+    DiskLimit,
+    DisposeGrace,
+    Base,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpecProblem {
+    #[error("{0}")]
+    Path(#[from] PathError),
+    #[error("nothing can be mounted at {0}")]
+    MountTarget(GuestPath),
+    #[error("{0} is given twice")]
+    DuplicateMount(GuestPath),
+    #[error("port {0} is given twice")]
+    DuplicatePort(u16),
+    #[error("port 0 is no port")]
+    PortZero,
+    #[error("name '{0}' is empty or contains '=' or NUL")]
+    EnvironmentName(String),
+    #[error("value of '{0}' contains NUL")]
+    EnvironmentValue(String),
+    #[error("environment is longer than the kernel takes")]
+    EnvironmentTooLong,
+    #[error("'{0}' can't stand in PATH because it contains ':'")]
+    Colon(String),
+    #[error("{value} is not between {min} and {max}")]
+    OutOfRange { value: u64, min: u64, max: u64 },
+    /// The host has no means to enforce it.
+    #[error("this host can't enforce it: {missing}")]
+    NotEnforceable { missing: &'static str },
+}
+
+impl SpecProblem {
+    /// Whether the host is to blame and not the wish.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::NotEnforceable { .. })
+    }
+}
+
+impl fmt::Display for SpecField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Env => "env",
+            Self::Mounts => "mounts",
+            Self::CommandDirs => "command_dirs",
+            Self::PathSuffix => "path_suffix",
+            Self::LoopbackExemptPorts => "loopback_exempt_ports",
+            Self::MemoryLimit => "limits.memory_bytes",
+            Self::CpuLimit => "limits.cpu_millis",
+            Self::ProcessLimit => "limits.processes",
+            Self::OpenFileLimit => "limits.open_files",
+            Self::DiskLimit => "limits.disk_bytes",
+            Self::DisposeGrace => "dispose_grace",
+            Self::Base => "base",
+        })
+    }
+}
+
+impl SpecField {
+    pub(crate) fn refuse(self, problem: impl Into<SpecProblem>) -> SpecError {
+        SpecError { field: self, problem: problem.into() }
+    }
+}
+
+impl VmSpec {
+    /// Checks every field and decides what was left open.
+    pub fn validate(options: VmOptions, host: &Host) -> Result<Self, SpecError> {
+        let limits = limits::decide(&options.limits, host)?;
+        let base = validate_base(options.base)?;
+        let commands = mounts::plan_command_dirs(&options.command_dirs)?;
+        let command_paths = commands.iter().map(|mount| mount.target.to_vec()).collect();
+        let mounts = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
+        let paths = environment::SearchPath { first: command_paths, last: options.path_suffix };
+        let environment = Environment::validate(options.env, &paths, &base, options.root)?;
+        let dispose_grace = options.dispose_grace.unwrap_or(DEFAULT_DISPOSE_GRACE);
+        if dispose_grace > MAX_DISPOSE_GRACE {
+            let value = u64::try_from(dispose_grace.as_millis()).unwrap_or(u64::MAX);
+            let max = MAX_DISPOSE_GRACE.as_millis() as u64;
+            return Err(SpecField::DisposeGrace.refuse(SpecProblem::OutOfRange { value, min: 0, max }));
+        }
+        let loopback_exempt_ports = validate_ports(options.loopback_exempt_ports)?;
+        Ok(Self {
+            environment,
+            base,
+            mounts,
+            limits,
+            loopback_exempt_ports,
+            dispose_grace,
+            root: options.root,
+        })
+    }
+
+    /// The environment every process starts from.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// Home and default working directory.
+    pub fn home(&self) -> &'static str {
+        environment::home(self.root)
+    }
+
+    pub fn dispose_grace(&self) -> Duration {
+        self.dispose_grace
+    }
+
+    pub fn loopback_exempt_ports(&self) -> &[u16] {
+        &self.loopback_exempt_ports
+    }
+
+    pub fn disk_bytes(&self) -> u64 {
+        self.limits.disk_bytes
+    }
+
+    /// None where no cgroup enforces one.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.limits.memory_bytes
+    }
+
+    pub(crate) fn boot_plan(&self, ids: IdRange, cgroup_name: String) -> BootPlan {
+        let limits = Limits {
+            cgroup_name,
+            memory_bytes: self.limits.memory_bytes,
+            cpu_millis: self.limits.cpu_millis,
+            processes: self.limits.processes,
+            open_files: self.limits.open_files,
+            disk_bytes: self.limits.disk_bytes,
+            disk_inodes: self.limits.disk_inodes,
+        };
+        BootPlan {
+            ids,
+            hostname: HOSTNAME.to_owned(),
+            base: self.base.clone(),
+            mounts: self.mounts.clone(),
+            limits,
+            root: self.root,
+        }
+    }
+}
+
+fn validate_base(base: BaseOptions) -> Result<Base, SpecError> {
+    match base {
+        BaseOptions::Host { host_usr_local } => Ok(Base::Host { host_usr_local }),
+        BaseOptions::Directory(path) => {
+            let path = GuestPath::parse(&path).map_err(|error| SpecField::Base.refuse(error))?;
+            Ok(Base::Directory { path: Bytes::from(path.as_bytes().to_vec()) })
+        }
+    }
+}
+
+fn validate_ports(ports: Vec<u16>) -> Result<Vec<u16>, SpecError> {
+    let mut seen = BTreeSet::new();
+    for &port in &ports {
+        if port == 0 {
+            return Err(SpecField::LoopbackExemptPorts.refuse(SpecProblem::PortZero));
+        }
+        if !seen.insert(port) {
+            return Err(SpecField::LoopbackExemptPorts.refuse(SpecProblem::DuplicatePort(port)));
+        }
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests;
