@@ -1,0 +1,179 @@
+//! `cargo xtask test`: build once, run everything, count honestly.
+//!
+//! ```text
+//! build ──► test executables ──► run as the caller ──► run as an unprivileged user ──► doc tests ──► totals
+//!                                 (root or not)          (only when the caller is root)
+//! ```
+//!
+//! A sidecar behaves differently as root and as a plain user, and both are supported, so every test executable
+//! runs as both where that is possible. Each run gets a home, runtime directory and temporary directory of its
+//! own and only an allow-list of the caller's environment: the tests never see or touch the caller's state.
+//!
+//! A test that can't run on this machine says so (see [`skips`]); it is counted as skipped, never as passed, and
+//! `tests/allowed-skips.toml` must permit it for this kind of machine. A run fails when a test fails, when a skip
+//! isn't permitted, when processes are left behind, and when nothing ran at all.
+
+mod artifacts;
+mod execute;
+mod libtest;
+mod machine;
+mod sandbox;
+mod skips;
+
+use crate::{Failure, workspace};
+use execute::Tally;
+use sandbox::{Runner, Sandbox};
+use std::process::ExitCode;
+
+/// The choices of one call.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selection {
+    packages: Vec<String>,
+    only_as: Option<Runner>,
+    filter: Option<String>,
+}
+
+impl Selection {
+    fn parse(arguments: &[String]) -> Result<Self, Failure> {
+        let mut selection = Self::default();
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "-p" | "--package" => {
+                    let package = arguments.next().ok_or("--package needs a name")?;
+                    selection.packages.push(package.clone());
+                }
+                "--as" => {
+                    let name = arguments.next().ok_or("--as needs `root` or `unprivileged`")?;
+                    selection.only_as = Some(Runner::from_name(name)?);
+                }
+                option if option.starts_with('-') => return Err(format!("unknown option `{option}`").into()),
+                filter if selection.filter.is_none() => selection.filter = Some(filter.to_owned()),
+                extra => return Err(format!("one filter at most, `{extra}` is the second").into()),
+            }
+        }
+        Ok(selection)
+    }
+
+    /// A call without choices runs the whole suite; only that may speak for the project.
+    fn is_everything(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
+    let selection = Selection::parse(arguments)?;
+    let root = workspace::root()?;
+    let allowed = skips::Allowed::read(&root.join("tests/allowed-skips.toml"))?;
+    let built = artifacts::build(&root, &selection.packages)?;
+
+    let mut runs: Vec<(String, Tally)> = Vec::new();
+    for runner in runners(&selection) {
+        println!("\n== tests as {runner}");
+        let sandbox = Sandbox::prepare(&root, &built, runner)?;
+        let tally = execute::executables(&sandbox, &built, &selection, &allowed)?;
+        sandbox.remove();
+        runs.push((format!("as {runner}"), tally));
+    }
+    if selection.is_everything() {
+        println!("\n== doc tests");
+        let caller = if rustix::process::geteuid().is_root() { Runner::Root } else { Runner::Unprivileged };
+        let sandbox = Sandbox::prepare(&root, &built, caller)?;
+        let tally = execute::doc_tests(&sandbox, &root, &allowed)?;
+        sandbox.remove();
+        runs.push(("doc tests".to_owned(), tally));
+    }
+    Ok(conclude(&runs, selection.is_everything()))
+}
+
+fn runners(selection: &Selection) -> Vec<Runner> {
+    let runners = if rustix::process::geteuid().is_root() {
+        vec![Runner::Root, Runner::Unprivileged]
+    } else {
+        println!("Not root: the tests run once, as this user. As root they run as both.");
+        vec![Runner::Unprivileged]
+    };
+    runners.into_iter().filter(|runner| selection.only_as.is_none_or(|only| only == *runner)).collect()
+}
+
+/// Prints what happened, the totals alone on the last line, and chooses the exit code.
+fn conclude(runs: &[(String, Tally)], everything: bool) -> ExitCode {
+    let mut total = Tally::default();
+    for (_, tally) in runs {
+        total.add(tally);
+    }
+    println!();
+    for skip in &total.skipped {
+        let permitted = if skip.permitted { "" } else { " [NOT PERMITTED by tests/allowed-skips.toml]" };
+        println!("skipped {} ({}): {}{permitted}", skip.test, skip.runner, skip.reason);
+    }
+    for failure in &total.failed {
+        println!("FAILED  {failure}");
+    }
+    if !everything {
+        println!("A selection of the tests only.");
+    }
+    for (name, tally) in runs {
+        println!("{name}: {}", tally.line());
+    }
+    let forbidden = total.skipped.iter().filter(|skip| !skip.permitted).count();
+    if forbidden > 0 {
+        println!("{forbidden} skipped without permission");
+    }
+    if total.passed == 0 {
+        println!("no test passed: that proves nothing");
+    }
+    println!("{}", total.line());
+    if total.failed.is_empty() && forbidden == 0 && total.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_call_without_arguments_selects_everything() {
+        assert!(Selection::parse(&[]).unwrap().is_everything());
+    }
+
+    #[test]
+    fn packages_user_and_filter_are_selected() {
+        let selection = Selection::parse(&words("-p agentos-vm --as root boots")).unwrap();
+        assert_eq!(selection.packages, ["agentos-vm"]);
+        assert_eq!(selection.only_as, Some(Runner::Root));
+        assert_eq!(selection.filter.as_deref(), Some("boots"));
+        assert!(!selection.is_everything());
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused() {
+        Selection::parse(&words("--pakage x")).unwrap_err();
+        Selection::parse(&words("--as nobody")).unwrap_err();
+        Selection::parse(&words("one two")).unwrap_err();
+    }
+
+    #[test]
+    fn failures_forbidden_skips_and_silence_fail_the_run() {
+        let skip = |permitted| execute::Skipped {
+            test: "t".to_owned(),
+            runner: "root".to_owned(),
+            reason: "r".to_owned(),
+            permitted,
+        };
+        let code = |tally: Tally| format!("{:?}", conclude(&[("run".to_owned(), tally)], true));
+        let success = format!("{:?}", ExitCode::SUCCESS);
+        assert_eq!(code(Tally { passed: 1, ..Tally::default() }), success);
+        assert_eq!(code(Tally { passed: 1, failed: vec![], skipped: vec![skip(true)] }), success);
+        assert_ne!(code(Tally { passed: 1, failed: vec![], skipped: vec![skip(false)] }), success);
+        assert_ne!(code(Tally { passed: 1, failed: vec!["t".to_owned()], skipped: vec![] }), success);
+        assert_ne!(code(Tally::default()), success);
+    }
+}

@@ -1,0 +1,164 @@
+//! One build for everything: the `agentos` binary and every test executable.
+//!
+//! `cargo build --bins --tests` resolves features once, so nothing is compiled twice as it would be by a build of
+//! the binary followed by a build of the tests.
+
+use crate::{Failure, workspace};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+/// The tests of the project's own chores look at the source tree and at cargo, not at VMs: who runs them makes no
+/// difference, and an unprivileged user often can't reach the toolchain of root. They run once, as the caller.
+const RUN_ONCE: &[&str] = &["xtask"];
+
+/// The package whose binary is the product.
+const PRODUCT: &str = "agentos-cli";
+
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The `agentos` binary; none when only chores are tested.
+    pub(crate) agentos: Option<PathBuf>,
+    pub(crate) executables: Vec<Executable>,
+}
+
+/// One test executable.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    pub(crate) package: String,
+    /// Name of an integration test; none for the unit tests of a library or binary.
+    pub(crate) integration: Option<String>,
+    pub(crate) path: PathBuf,
+    /// The package's directory, relative to the root of the source tree.
+    pub(crate) directory: PathBuf,
+    pub(crate) runs_once: bool,
+}
+
+impl Executable {
+    /// The prefix of its tests' full names, as `tests/allowed-skips.toml` knows them.
+    pub(crate) fn label(&self) -> String {
+        match &self.integration {
+            Some(name) => format!("{}::{name}", self.package),
+            None => self.package.clone(),
+        }
+    }
+}
+
+pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> {
+    let mut command = workspace::cargo(root);
+    command.args(["build", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
+    if packages.is_empty() {
+        command.arg("--workspace");
+    } else {
+        for package in packages.iter().map(String::as_str).chain(needs_product(packages).then_some(PRODUCT)) {
+            command.args(["--package", package]);
+        }
+    }
+    // Cargo shows its progress on stderr; stdout carries the messages.
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut messages = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            messages.push(serde_json::from_str(&line?)?);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        return Err(format!("the build failed: {status}").into());
+    }
+    collect(root, packages, &messages)
+}
+
+fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
+    let mut agentos = None;
+    let mut executables = Vec::new();
+    for message in messages {
+        let (Some(path), Some(manifest)) =
+            (message["executable"].as_str(), message["manifest_path"].as_str())
+        else {
+            continue;
+        };
+        let target = &message["target"];
+        let name = target["name"].as_str().unwrap_or_default();
+        if message["profile"]["test"] == Value::Bool(true) {
+            let directory = Path::new(manifest).parent().and_then(|path| path.strip_prefix(root).ok());
+            let directory =
+                directory.ok_or_else(|| format!("{manifest} is outside of {}", root.display()))?;
+            let package = package_name(message["package_id"].as_str().unwrap_or_default()).to_owned();
+            if !packages.is_empty() && !packages.contains(&package) {
+                continue;
+            }
+            let is_integration = target["kind"][0].as_str() == Some("test");
+            executables.push(Executable {
+                integration: is_integration.then(|| name.to_owned()),
+                runs_once: RUN_ONCE.contains(&package.as_str()),
+                path: path.into(),
+                directory: directory.to_path_buf(),
+                package,
+            });
+        } else if name == "agentos" {
+            agentos = Some(PathBuf::from(path));
+        }
+    }
+    executables.sort_by_key(Executable::label);
+    if agentos.is_none() && needs_product(packages) {
+        return Err("the build made no `agentos` binary".into());
+    }
+    Ok(Built { agentos, executables })
+}
+
+/// Only a selection of nothing but chores does without the product.
+fn needs_product(packages: &[String]) -> bool {
+    packages.is_empty() || packages.iter().any(|package| !RUN_ONCE.contains(&package.as_str()))
+}
+
+/// `path+file:///x/crates/vm#agentos-vm@0.1.0` or `path+file:///x/crates/agentos#0.1.0`, where the name is left out
+/// because the directory already says it.
+fn package_name(id: &str) -> &str {
+    let (place, fragment) = id.rsplit_once('#').unwrap_or(("", id));
+    match fragment.split_once('@') {
+        Some((name, _)) => name,
+        None => place.rsplit('/').next().unwrap_or(fragment),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn package_names_are_read_from_both_forms_of_an_id() {
+        assert_eq!(package_name("path+file:///x/crates/vm#agentos-vm@0.1.0"), "agentos-vm");
+        assert_eq!(package_name("path+file:///x/crates/agentos#0.1.0"), "agentos");
+    }
+
+    fn artifact(id: &str, kind: &str, name: &str, test: bool) -> Value {
+        json!({
+            "reason": "compiler-artifact", "package_id": id, "manifest_path": "/x/crates/vm/Cargo.toml",
+            "target": {"name": name, "kind": [kind]}, "profile": {"test": test},
+            "executable": format!("/x/target/{name}-{test}"),
+        })
+    }
+
+    #[test]
+    fn the_binary_and_the_tests_are_found_among_the_messages() {
+        let messages = [
+            artifact("p#agentos-vm@0.1.0", "test", "boot", true),
+            artifact("p#agentos-vm@0.1.0", "lib", "agentos_vm", true),
+            artifact("p#agentos-cli@0.1.0", "bin", "agentos", false),
+            json!({"reason": "build-finished", "success": true}),
+        ];
+        let built = collect(Path::new("/x"), &[], &messages).unwrap();
+        assert_eq!(built.agentos.unwrap(), Path::new("/x/target/agentos-false"));
+        let labels: Vec<String> = built.executables.iter().map(Executable::label).collect();
+        assert_eq!(labels, ["agentos-vm", "agentos-vm::boot"]);
+        assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
+    }
+
+    #[test]
+    fn a_build_without_the_product_is_an_error() {
+        collect(Path::new("/x"), &[], &[]).unwrap_err();
+    }
+}
