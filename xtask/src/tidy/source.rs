@@ -1,0 +1,151 @@
+//! Rules over one Rust file.
+
+use super::rust::{code, has_word};
+use super::{File, Problem};
+
+/// A longer file is doing more than one thing.
+const LONGEST_LINES: usize = 600;
+/// From here on a file needs to say what it is for.
+const NEEDS_STORY_LINES: usize = 40;
+/// The one place for unsafe code.
+const UNSAFE_IS_FINE: &str = "crates/linux/";
+/// A pause between two looks at a condition is no wait for time; functions that poll are named for it.
+const POLLING: &[&str] = &["wait", "eventually", "until", "poll", "leftovers"];
+
+pub(super) fn check(file: &File) -> Vec<Problem> {
+    if !file.path.ends_with(".rs") {
+        return Vec::new();
+    }
+    let code = code(&file.text);
+    let lines: Vec<&str> = code.lines().collect();
+    let production = if is_test_file(&file.path) { 0 } else { production_lines(&lines) };
+    let mut problems = Vec::new();
+    if production > LONGEST_LINES {
+        let what = format!("{production} lines, {LONGEST_LINES} at most (tests not counted)");
+        problems.push(Problem::new(&file.path, what));
+    }
+    if production > NEEDS_STORY_LINES && !file.text.starts_with("//!") {
+        problems.push(Problem::new(&file.path, "needs a `//!` text at the top that says what it is for"));
+    }
+    for (index, line) in lines.iter().enumerate() {
+        if let Some(what) =
+            unsafe_code(&file.path, line).or_else(|| unfinished(line)).or_else(|| unbounded(line))
+        {
+            problems.push(Problem::at(&file.path, index, what));
+        }
+        if index >= production && sleeps(line) && !is_polling(&lines[..index]) {
+            let what = "a test waits for a condition with a deadline, not for time to pass";
+            problems.push(Problem::at(&file.path, index, what));
+        }
+    }
+    problems
+}
+
+fn is_test_file(path: &str) -> bool {
+    path.contains("/tests/") || path.contains("/benches/") || path.ends_with("/tests.rs")
+}
+
+/// The lines before the unit tests at the end of the file.
+fn production_lines(lines: &[&str]) -> usize {
+    let starts_tests = |pair: &[&str]| {
+        pair[0].trim_end() == "#[cfg(test)]"
+            && pair[1].starts_with("mod ")
+            && pair[1].trim_end().ends_with('{')
+    };
+    lines.windows(2).position(starts_tests).unwrap_or(lines.len())
+}
+
+fn unsafe_code(path: &str, line: &str) -> Option<&'static str> {
+    (has_word(line, "unsafe") && !path.starts_with(UNSAFE_IS_FINE))
+        .then_some("unsafe code belongs to crates/linux")
+}
+
+fn unfinished(line: &str) -> Option<&'static str> {
+    let macros = [concat!("to", "do!"), concat!("unimple", "mented!")];
+    if macros.iter().any(|name| line.contains(name)) {
+        return Some("unfinished code");
+    }
+    let ignored = concat!("#[ig", "nore");
+    line.contains(ignored)
+        .then_some("a test that can't run says why through AGENTOS_TEST_SKIPS, see CONTRIBUTING.md")
+}
+
+/// `std::sync::mpsc::channel` takes no bound, tokio's takes one; a oneshot channel holds one message by its nature.
+fn unbounded(line: &str) -> Option<&'static str> {
+    let is_unbounded = has_word(line, "unbounded_channel")
+        || has_word(line, "UnboundedSender")
+        || (has_word(line, "channel")
+            && !has_word(line, "oneshot")
+            && (line.contains("channel()") || line.contains(">()")));
+    is_unbounded.then_some("channels have a bound")
+}
+
+fn sleeps(line: &str) -> bool {
+    has_word(line, "sleep") && (line.contains("sleep(") || line.trim_start().starts_with("use "))
+}
+
+/// Whether the function around the end of `before` is one that polls.
+fn is_polling(before: &[&str]) -> bool {
+    let name = before.iter().rev().find_map(|line| line.split_once("fn ").map(|(_, rest)| rest));
+    name.is_some_and(|name| POLLING.iter().any(|start| name.starts_with(start)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(path: &str, text: &str) -> Vec<String> {
+        check(&File { path: path.to_owned(), text: text.to_owned() }).iter().map(Problem::to_string).collect()
+    }
+
+    #[test]
+    fn unsafe_code_is_found_outside_of_its_crate() {
+        let block = format!("fn a() {{ {} {{}} }}\n", "unsafe");
+        assert_eq!(problems("crates/vm/src/a.rs", &block).len(), 1);
+        assert!(problems("crates/linux/src/a.rs", &block).is_empty());
+        assert!(problems("crates/vm/src/a.rs", "// unsafe\nconst A: &str = \"unsafe\";\n").is_empty());
+    }
+
+    #[test]
+    fn a_long_file_is_a_problem_and_its_tests_do_not_count() {
+        let long = format!("//! Story.\n{}", "fn a() {}\n".repeat(LONGEST_LINES));
+        assert_eq!(problems("crates/vm/src/a.rs", &long).len(), 1);
+        assert!(problems("crates/vm/tests/a.rs", &long).is_empty());
+        let tested =
+            format!("//! Story.\n#[cfg(test)]\nmod tests {{\n{}}}\n", "fn a() {}\n".repeat(LONGEST_LINES));
+        assert!(problems("crates/vm/src/a.rs", &tested).is_empty());
+    }
+
+    #[test]
+    fn a_file_without_a_story_is_a_problem() {
+        let silent = "fn a() {}\n".repeat(NEEDS_STORY_LINES + 1);
+        assert_eq!(problems("crates/vm/src/a.rs", &silent).len(), 1);
+        assert!(problems("crates/vm/src/a.rs", &format!("//! Why.\n{silent}")).is_empty());
+    }
+
+    #[test]
+    fn unfinished_and_ignored_code_is_found() {
+        assert_eq!(problems("crates/vm/src/a.rs", concat!("fn a() { to", "do!() }\n")).len(), 1);
+        assert_eq!(problems("crates/vm/src/a.rs", concat!("#[ig", "nore = \"slow\"]\n")).len(), 1);
+    }
+
+    #[test]
+    fn unbounded_channels_are_found() {
+        assert_eq!(problems("crates/vm/src/a.rs", "let (a, b) = mpsc::channel();\n").len(), 1);
+        assert_eq!(problems("crates/vm/src/a.rs", "let (a, b) = mpsc::channel::<u8>();\n").len(), 1);
+        assert_eq!(problems("crates/vm/src/a.rs", "let (a, b) = mpsc::unbounded_channel();\n").len(), 1);
+        assert!(problems("crates/vm/src/a.rs", "let (a, b) = mpsc::channel(16);\n").is_empty());
+        assert!(problems("crates/vm/src/a.rs", "let (a, b) = oneshot::channel();\n").is_empty());
+    }
+
+    #[test]
+    fn a_test_that_sleeps_is_found_and_one_that_polls_is_not() {
+        let sleeping = "fn it_works() {\n    thread::sleep(SECOND);\n}\n";
+        assert_eq!(problems("crates/vm/tests/a.rs", sleeping).len(), 1);
+        assert!(problems("crates/vm/src/a.rs", sleeping).is_empty());
+        let polling = "fn wait_for(condition: impl Fn() -> bool) {\n    thread::sleep(PAUSE);\n}\n";
+        assert!(problems("crates/vm/tests/a.rs", polling).is_empty());
+        let unit = format!("#[cfg(test)]\nmod tests {{\n{sleeping}}}\n");
+        assert_eq!(problems("crates/vm/src/a.rs", &unit).len(), 1);
+    }
+}
