@@ -1,0 +1,418 @@
+//! The threads that do file calls, and the deadlines that keep hanging mounts from taking init with them.
+//!
+//! ```text
+//! submit ─► queue ─► worker ─► finished ─► drain            eventfd: something is finished
+//!              │         │
+//!              │         ├ no heartbeat for a second: slow, another worker may take its place
+//!              │         └ none for 30 seconds: answered as timed out; the thread is left where it hangs
+//!              └ not begun after 30 seconds: answered as timed out
+//! ```
+//! At most [`MAX_HEALTHY`] workers do calls that get on, beside at most [`MAX_STUCK`] that don't. A thread that comes
+//! back after all is of use again, and what it brings is thrown away.
+//!
+//! The pool has no clock for its deadlines: the event loop says what time it is, and is told when to look again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use agentos_guest_protocol::filesystem::{FileCall, FileFailure, FileRequest, FileResponse};
+use agentos_guest_protocol::init::{Failure, RequestId};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, read, write};
+
+use super::calls::{FileSystem, Outcome, call_of, path_of};
+use super::path::failure;
+use super::progress::Progress;
+use super::root::Root;
+use super::streams::STACK_BYTES;
+
+const MAX_HEALTHY: usize = 4;
+const MAX_STUCK: usize = 16;
+/// Calls submitted and not yet drained; one more is EAGAIN.
+const MAX_IN_FLIGHT: usize = 1024;
+
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+/// For calls that get on without coming to an end, because the guest undoes what they do.
+const ENDLESS_AFTER: Duration = Duration::from_secs(600);
+
+const _: () = assert!(SLOW_AFTER.as_secs() < STUCK_AFTER.as_secs());
+const _: () = assert!(STUCK_AFTER.as_secs() < ENDLESS_AFTER.as_secs());
+
+/// What the event loop sends on.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) id: RequestId,
+    pub(crate) result: Result<(FileResponse, Option<OwnedFd>), Failure>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("file calls have no eventfd to report on")]
+pub(crate) struct PoolError(#[source] Errno);
+
+/// Does file calls on threads. Belongs to the event loop; nothing of it ever waits for a file system.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    files: FileSystem,
+    state: Mutex<State>,
+    /// There is a job, or an end.
+    work: Condvar,
+    /// Readable while something is finished and not drained.
+    done: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Job>,
+    workers: BTreeMap<WorkerId, Worker>,
+    last_worker: WorkerId,
+    idle: usize,
+    finished: Vec<Answer>,
+    in_flight: usize,
+    closing: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct WorkerId(u64);
+
+type Work = Box<dyn FnOnce(&FileSystem, &Progress) -> Result<Outcome, FileFailure> + Send>;
+
+struct Job {
+    id: RequestId,
+    subject: Subject,
+    submitted: Instant,
+    work: Work,
+}
+
+/// What a message about a call names.
+#[derive(Debug, Clone)]
+struct Subject {
+    call: FileCall,
+    path: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    id: RequestId,
+    subject: Subject,
+    progress: Arc<Progress>,
+    began: Instant,
+    /// Heartbeats at the last look, and when they last were more than before.
+    beats: u64,
+    moved: Instant,
+    pace: Pace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Steady,
+    Slow,
+    /// Answered already.
+    Stuck,
+}
+
+impl Pool {
+    pub(crate) fn new(root: Root) -> Result<Self, PoolError> {
+        let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(PoolError)?;
+        let shared = Shared {
+            files: FileSystem::new(root),
+            state: Mutex::new(State::default()),
+            work: Condvar::new(),
+            done,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Readable when [`Pool::drain`] has something.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.shared.done.as_fd()
+    }
+
+    /// Takes a call on. Its answer, refusals included, comes through [`Pool::drain`].
+    pub(crate) fn submit(&self, id: RequestId, request: FileRequest, now: Instant) {
+        let subject = Subject { call: call_of(&request), path: path_of(&request).to_vec() };
+        let work = move |files: &FileSystem, progress: &Progress| files.handle(&request, progress);
+        self.submit_work(Job { id, subject, submitted: now, work: Box::new(work) });
+    }
+
+    fn submit_work(&self, job: Job) {
+        let mut state = self.shared.lock();
+        let refusal = if state.stuck() >= MAX_STUCK {
+            Some(Failure::TooManyStuck)
+        } else if state.in_flight >= MAX_IN_FLIGHT {
+            Some(job.subject.failed(Errno::AGAIN))
+        } else {
+            None
+        };
+        state.in_flight += 1;
+        if let Some(failure) = refusal {
+            self.shared.finish(&mut state, job.id, Err(failure));
+            return;
+        }
+        state.queue.push_back(job);
+        self.shared.staff(&mut state);
+        drop(state);
+        self.shared.work.notify_one();
+    }
+
+    /// All answers there are.
+    pub(crate) fn drain(&self) -> Vec<Answer> {
+        // Emptied before looking, so that what is finished after the look is heard of.
+        let _ = read(&self.shared.done, &mut [0u8; 8]);
+        let mut state = self.shared.lock();
+        let finished = std::mem::take(&mut state.finished);
+        state.in_flight -= finished.len();
+        finished
+    }
+
+    /// When [`Pool::expire`] will next have something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let state = self.shared.lock();
+        let waiting = !state.queue.is_empty();
+        let running = state.running().filter_map(|running| match running.pace {
+            Pace::Steady if waiting => Some(running.moved + SLOW_AFTER),
+            Pace::Steady | Pace::Slow => Some(running.moved + STUCK_AFTER),
+            Pace::Stuck => None,
+        });
+        running.chain(state.queue.front().map(|job| job.submitted + STUCK_AFTER)).min()
+    }
+
+    /// Answers what is overdue and finds new hands for what waits.
+    pub(crate) fn expire(&self, now: Instant) {
+        let mut state = self.shared.lock();
+        let mut overdue = Vec::new();
+        for running in state.workers.values_mut().filter_map(|worker| worker.running.as_mut()) {
+            if running.judge(now) {
+                overdue.push((running.id, running.subject.timed_out()));
+            }
+        }
+        while state.queue.front().is_some_and(|job| job.submitted + STUCK_AFTER <= now) {
+            overdue.extend(state.queue.pop_front().map(|job| (job.id, job.subject.timed_out())));
+        }
+        if state.healthy() == 0 && state.stuck() >= MAX_STUCK {
+            overdue.extend(state.queue.drain(..).map(|job| (job.id, Failure::TooManyStuck)));
+        }
+        for (id, failure) in overdue {
+            self.shared.finish(&mut state, id, Err(failure));
+        }
+        self.shared.staff(&mut state);
+        drop(state);
+        self.shared.work.notify_one();
+    }
+}
+
+impl Drop for Pool {
+    /// Removes the temporary files of open writes. Threads end by themselves; those that hang end with the process.
+    fn drop(&mut self) {
+        let queue = {
+            let mut state = self.shared.lock();
+            state.closing = true;
+            std::mem::take(&mut state.queue)
+        };
+        drop(queue);
+        self.shared.work.notify_all();
+        self.shared.files.abort_writes();
+    }
+}
+
+impl Shared {
+    /// Held for moments only, never over a system call on files, so a worker that hangs doesn't hold it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish(
+        &self,
+        state: &mut State,
+        id: RequestId,
+        result: Result<(FileResponse, Option<OwnedFd>), Failure>,
+    ) {
+        if state.finished.is_empty() {
+            // Can't fail: the counter is far from its limit, and it is ours.
+            let _ = write(&self.done, &1u64.to_ne_bytes());
+        }
+        state.finished.push(Answer { id, result });
+    }
+
+    /// Starts workers for jobs that no idle worker will take.
+    fn staff(self: &Arc<Self>, state: &mut State) {
+        while state.queue.len() > state.idle + state.starting() && state.may_start() {
+            state.last_worker.0 += 1;
+            let id = state.last_worker;
+            state.workers.insert(id, Worker::default());
+            let shared = Arc::clone(self);
+            let thread = std::thread::Builder::new().name("file-worker".to_owned()).stack_size(STACK_BYTES);
+            if thread.spawn(move || shared.work(id)).is_ok() {
+                continue;
+            }
+            state.workers.remove(&id);
+            // The VM is out of processes. With other workers the job waits for one of them.
+            if state.healthy() == 0 {
+                let jobs: Vec<Job> = state.queue.drain(..).collect();
+                for job in jobs {
+                    self.finish(state, job.id, Err(job.subject.failed(Errno::AGAIN)));
+                }
+            }
+            return;
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, me: WorkerId) {
+        while let Some((job, progress)) = self.next_job(me) {
+            let Job { work, subject, .. } = job;
+            let result = catch_unwind(AssertUnwindSafe(|| work(&self.files, &progress)));
+            let result = result.unwrap_or_else(|_| Err(failure(Errno::IO, subject.call, &subject.path)));
+            if !self.hand_in(me, result) {
+                return;
+            }
+        }
+    }
+
+    fn next_job(&self, me: WorkerId) -> Option<(Job, Arc<Progress>)> {
+        let mut state = self.lock();
+        loop {
+            if state.closing {
+                state.workers.remove(&me);
+                return None;
+            }
+            if let Some(job) = state.queue.pop_front() {
+                let progress = Arc::new(Progress::default());
+                let now = Instant::now();
+                let running = Running {
+                    id: job.id,
+                    subject: job.subject.clone(),
+                    progress: Arc::clone(&progress),
+                    began: now,
+                    beats: 0,
+                    moved: now,
+                    pace: Pace::Steady,
+                };
+                state.workers.insert(me, Worker { running: Some(running) });
+                return Some((job, progress));
+            }
+            state.idle += 1;
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    /// Reports a result, unless the call was answered without it. False when this worker is one too many.
+    fn hand_in(&self, me: WorkerId, result: Result<Outcome, FileFailure>) -> bool {
+        let mut state = self.lock();
+        let running = state.workers.get_mut(&me).and_then(|worker| worker.running.take());
+        let needed = state.healthy() <= MAX_HEALTHY;
+        if !needed {
+            state.workers.remove(&me);
+        }
+        match running {
+            Some(running) if running.pace != Pace::Stuck => {
+                let result = result.map_err(Failure::File);
+                let result = result.map(|outcome| (outcome.response, outcome.descriptor));
+                self.finish(&mut state, running.id, result);
+            }
+            _ => {
+                drop(state);
+                if let Ok(Outcome { response: FileResponse::WriteOpened { ticket }, .. }) = result {
+                    self.files.discard(ticket);
+                }
+            }
+        }
+        needed
+    }
+}
+
+impl State {
+    fn running(&self) -> impl Iterator<Item = &Running> {
+        self.workers.values().filter_map(|worker| worker.running.as_ref())
+    }
+
+    fn with_pace(&self, pace: Pace) -> usize {
+        self.running().filter(|running| running.pace == pace).count()
+    }
+
+    fn stuck(&self) -> usize {
+        self.with_pace(Pace::Stuck)
+    }
+
+    /// Workers that are idle or get on.
+    fn healthy(&self) -> usize {
+        self.workers.len() - self.with_pace(Pace::Slow) - self.stuck()
+    }
+
+    /// Threads that have neither taken a job nor waited for one yet.
+    fn starting(&self) -> usize {
+        self.workers.len() - self.running().count() - self.idle
+    }
+
+    fn may_start(&self) -> bool {
+        let healthy = self.healthy();
+        healthy < MAX_HEALTHY && self.workers.len() - healthy < MAX_STUCK
+    }
+}
+
+impl Running {
+    /// True when the call is given up now.
+    fn judge(&mut self, now: Instant) -> bool {
+        if self.pace == Pace::Stuck {
+            return false;
+        }
+        let beats = self.progress.beats();
+        if beats != self.beats {
+            self.beats = beats;
+            self.moved = now;
+            self.pace = Pace::Steady;
+        }
+        let stands_for = now.saturating_duration_since(self.moved);
+        if stands_for >= STUCK_AFTER || now.saturating_duration_since(self.began) >= ENDLESS_AFTER {
+            self.pace = Pace::Stuck;
+            self.progress.abandon();
+            return true;
+        }
+        if stands_for >= SLOW_AFTER {
+            self.pace = Pace::Slow;
+        }
+        false
+    }
+}
+
+impl Subject {
+    fn failed(&self, errno: Errno) -> Failure {
+        Failure::File(failure(errno, self.call, &self.path))
+    }
+
+    fn timed_out(&self) -> Failure {
+        let call = match self.call {
+            FileCall::Open => "open",
+            FileCall::Read => "read",
+            FileCall::Write => "write",
+            FileCall::Mkdir => "mkdir",
+            FileCall::Scandir => "scandir",
+            FileCall::Stat => "stat",
+            FileCall::Rename => "rename",
+            FileCall::Unlink => "unlink",
+            FileCall::Rmdir => "rmdir",
+            FileCall::Copy => "copy",
+        };
+        Failure::TimedOut { call: format!("{call} '{}'", String::from_utf8_lossy(&self.path)) }
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("id", &self.id).field("subject", &self.subject).finish_non_exhaustive()
+    }
+}
