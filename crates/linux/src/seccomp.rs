@@ -44,8 +44,9 @@ pub fn install(program: &[sock_filter]) -> Result<(), Errno> {
     if result == 0 {
         return Ok(());
     }
-    // rustix has no errno of libc's: this reads the thread's variable, which the failed call has just set.
-    // SAFETY: __errno_location returns a pointer to the calling thread's errno, valid as long as the thread lives.
-    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: __errno_location has no conditions; it returns the address of the calling thread's errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: The pointer is aligned, valid as long as this thread lives, and no other thread writes there.
+    let errno = unsafe { *errno };
     Err(Errno::from_raw_os_error(errno))
 }
