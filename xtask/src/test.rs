@@ -21,8 +21,9 @@ mod sandbox;
 mod skips;
 
 use crate::{Failure, workspace};
+pub(crate) use artifacts::Built;
 use execute::Tally;
-use sandbox::{Runner, Sandbox};
+pub(crate) use sandbox::{Runner, Sandbox};
 use std::process::ExitCode;
 
 /// The choices of one call.
@@ -77,8 +78,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
     }
     if selection.is_everything() {
         println!("\n== doc tests");
-        let caller = if rustix::process::geteuid().is_root() { Runner::Root } else { Runner::Unprivileged };
-        let sandbox = Sandbox::prepare(&root, &built, caller)?;
+        let sandbox = Sandbox::prepare(&root, &built, Runner::caller())?;
         let tally = execute::doc_tests(&sandbox, &root, &allowed)?;
         sandbox.remove();
         runs.push(("doc tests".to_owned(), tally));

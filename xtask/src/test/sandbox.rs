@@ -60,6 +60,11 @@ impl Runner {
         }
     }
 
+    /// Who runs this program.
+    pub(crate) fn caller() -> Self {
+        if rustix::process::geteuid().is_root() { Self::Root } else { Self::Unprivileged }
+    }
+
     /// The id to change to; none when the caller already is who runs the tests.
     fn foreign_id(self) -> Option<u32> {
         (self == Self::Unprivileged && rustix::process::geteuid().is_root()).then_some(UNPRIVILEGED_ID)
@@ -200,7 +205,7 @@ impl Sandbox {
         command
     }
 
-    fn set_environment(&self, command: &mut Command) {
+    pub(crate) fn set_environment(&self, command: &mut Command) {
         let home = self.home();
         command.env_clear();
         pass_on(command, |name| {

@@ -1,0 +1,30 @@
+//! What is measured, in the order it is measured: quick things on a quiet sidecar first, a thousand VMs last.
+
+mod agent;
+mod create;
+mod density;
+mod dispose;
+mod exec;
+mod filesystem;
+
+use crate::{Bench, Failure};
+
+pub(crate) async fn all(bench: &mut Bench) -> Result<(), Failure> {
+    // The figures are those of a warm sidecar: files of the host in the page cache, code paths run once.
+    for _ in 0..5 {
+        let vm = bench.vm().await?;
+        vm.exec("echo hello").await?;
+        vm.dispose().await?;
+    }
+    create::measure(bench).await?;
+    exec::measure(bench).await?;
+    filesystem::measure(bench).await?;
+    dispose::measure(bench).await?;
+    density::sidecar(bench).await?;
+    create::burst(bench).await?;
+    if !bench.quick {
+        agent::measure(bench).await?;
+        density::measure(bench).await?;
+    }
+    Ok(())
+}
