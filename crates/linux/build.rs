@@ -66,7 +66,7 @@ fn generate() -> Result<(), BuildError> {
 fn render(checked: &Checked, arch: Arch) -> Result<String, BuildError> {
     let program = checked.compile(arch).map_err(BuildError::Source)?;
     let mut text = format!("static GUEST: [libc::sock_filter; {}] = [\n", program.len());
-    for seccomp::compile::Instruction { code, jt, jf, k } in program {
+    for seccomp::assemble::Instruction { code, jt, jf, k } in program {
         // Writing to a String can't fail.
         let _ =
             writeln!(text, "    libc::sock_filter {{ code: {code:#04x}, jt: {jt}, jf: {jf}, k: {k:#x} }},");

@@ -1,49 +1,27 @@
-//! From a policy to classic BPF, as the kernel's seccomp takes it.
+//! From a policy to a graph of decisions, which `assemble` writes down as classic BPF.
 //!
-//! Each program begins with the check of the ABI; then it finds the number's range by binary search, for two reasons:
-//! a call costs some eight comparisons instead of hundreds, and, which counts for more, so does each of the emulations
-//! by which the kernel works out at install time which numbers are always allowed (`seccomp_cache_prepare`, Linux
-//! 5.11). That pass is what a linear filter pays for in every exec. It understands loads of the number and the
-//! architecture, `AND`, jumps by constants and returns: nothing else may come before a plain `allow`.
+//! What counts is the cost of an install, which every exec in a VM pays, in two parts. The kernel translates each
+//! instruction (some 0.15 µs), so the program must be short: equal answers are shared. And it emulates the program for
+//! every number it knows, to find those that are always allowed and need no filter later (`seccomp_cache_prepare`,
+//! Linux 5.11), so that the way to an answer must be short too: that is where linear filters lose. The emulation
+//! understands loads of the number and the architecture, `AND`, jumps by constants and returns; nothing else may come
+//! before a plain `allow`.
 //!
 //! ```text
 //!     ld arch ─ jeq ─► else KILL_PROCESS
 //!     ld number
-//!     jge 64 ─┬─► jge 80 ─┬─► ret ALLOW          a range with one answer
-//!             │           └─► ld arg1, jset …    a call with a rule
+//!     jge 64 ─┬─► jge 80 ─┬─► jeq 83 ─┬─► ld arg1, jset …    a call with a rule
+//!             │           │           └─► ALLOW               and its neighbours on both sides
+//!             │           └─► EPERM                           a range with one answer
 //!             └─► jge 20 …
 //! ```
 
 use std::collections::BTreeMap;
 
+use super::assemble::{AND, Graph, Id, Instruction, JUMP_ANY_BIT, JUMP_AT_LEAST, JUMP_EQUAL, LOAD};
 use super::policy::{Action, Clause, Condition, Decision, Policy, Test};
-use super::source::{POLICY, Problem, SourceError};
+use super::source::{POLICY, SourceError};
 use super::tables::{Arch, Calls};
-
-/// `struct sock_filter` of linux/filter.h.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Instruction {
-    pub(crate) code: u16,
-    pub(crate) jt: u8,
-    pub(crate) jf: u8,
-    pub(crate) k: u32,
-}
-
-// The few operations in use (linux/bpf_common.h): class, size or operation, source.
-/// BPF_LD | BPF_W | BPF_ABS: a 32-bit word of `seccomp_data` into the accumulator.
-pub(crate) const LOAD: u16 = 0x20;
-/// BPF_ALU | BPF_AND | BPF_K
-pub(crate) const AND: u16 = 0x54;
-/// BPF_JMP | BPF_JA
-pub(crate) const JUMP: u16 = 0x05;
-/// BPF_JMP | BPF_JEQ | BPF_K
-pub(crate) const JUMP_EQUAL: u16 = 0x15;
-/// BPF_JMP | BPF_JGE | BPF_K, unsigned
-pub(crate) const JUMP_AT_LEAST: u16 = 0x35;
-/// BPF_JMP | BPF_JSET | BPF_K
-pub(crate) const JUMP_ANY_BIT: u16 = 0x45;
-/// BPF_RET | BPF_K
-pub(crate) const RETURN: u16 = 0x06;
 
 // Answers (linux/seccomp.h).
 pub(crate) const ALLOW: u32 = 0x7fff_0000;
@@ -55,60 +33,53 @@ pub(crate) const NUMBER_OFFSET: u32 = 0;
 pub(crate) const ARCH_OFFSET: u32 = 4;
 pub(crate) const ARGUMENTS_OFFSET: u32 = 16;
 
-/// BPF_MAXINSNS, linux/bpf_common.h.
-const MAX_INSTRUCTIONS: usize = 4096;
+/// How many single numbers one leaf of the search compares one after the other: more saves instructions, fewer save
+/// steps.
+const MAX_EXCEPTIONS: usize = 3;
 
-/// What the numbers from a certain one on get.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Answer<'a> {
-    Kill,
-    Fixed(Action),
-    Rule(&'a Decision),
+/// The numbers from `first` to the next range's `first` have one answer.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    first: u32,
+    answer: Id,
 }
 
-/// Ranges cover all 2^32 numbers: each begins here and ends before the next.
-struct Range<'a> {
+/// A range with one answer but for a few single numbers.
+#[derive(Debug)]
+struct Leaf {
     first: u32,
-    answer: Answer<'a>,
+    answer: Id,
+    exceptions: Vec<Range>,
 }
 
 pub(crate) fn compile(policy: &Policy, calls: &Calls, arch: Arch) -> Result<Vec<Instruction>, SourceError> {
-    let mut program = vec![
-        statement(LOAD, ARCH_OFFSET),
-        branch(JUMP_EQUAL, arch.audit(), 1, 0),
-        statement(RETURN, KILL_PROCESS),
-        statement(LOAD, NUMBER_OFFSET),
-    ];
-    let search =
-        search(&ranges(policy, calls, arch)).map_err(|problem| SourceError::new(POLICY, 0, problem))?;
-    program.extend(search);
-    if program.len() > MAX_INSTRUCTIONS {
-        return Err(SourceError::new(POLICY, 0, Problem::TooLong(program.len())));
-    }
-    Ok(program)
+    let mut graph = Graph::default();
+    let ranges = ranges(&mut graph, policy, calls, arch);
+    let search = search(&mut graph, &leaves(&ranges), policy.unlisted);
+    let search = graph.step(LOAD, NUMBER_OFFSET, search);
+    let kill = graph.returns(KILL_PROCESS);
+    let native = graph.branch(JUMP_EQUAL, arch.audit(), search, kill);
+    let start = graph.step(LOAD, ARCH_OFFSET, native);
+    graph.assemble(start).map_err(|problem| SourceError::new(POLICY, 0, problem))
 }
 
-fn ranges<'a>(policy: &'a Policy, calls: &Calls, arch: Arch) -> Vec<Range<'a>> {
-    let unlisted = Answer::Fixed(policy.unlisted);
-    // Each entry holds until the next one: a call's successor is unlisted unless it is a call itself.
+/// All 2^32 numbers and their answers; neighbours differ.
+fn ranges(graph: &mut Graph, policy: &Policy, calls: &Calls, arch: Arch) -> Vec<Range> {
+    let unlisted = give(graph, policy.unlisted);
+    // Each start holds until the next one: a call's successor is unlisted unless it is a call itself.
     let mut starts = BTreeMap::from([(0, unlisted)]);
     for call in &calls.rows {
         let (Some(number), Some(decision)) = (call.number(arch), policy.decisions.get(&call.name)) else {
             continue;
         };
-        let answer = if decision.clauses.is_empty() {
-            Answer::Fixed(decision.otherwise)
-        } else {
-            Answer::Rule(decision)
-        };
-        starts.insert(number, answer);
+        starts.insert(number, decide(graph, decision));
         starts.entry(number.saturating_add(1)).or_insert(unlisted);
     }
     if let Some(first) = arch.first_foreign_number() {
-        starts.insert(first, Answer::Kill);
+        starts.insert(first, graph.returns(KILL_PROCESS));
         starts.insert(u32::MAX, unlisted);
     }
-    let mut ranges: Vec<Range<'a>> = Vec::new();
+    let mut ranges: Vec<Range> = Vec::new();
     for (first, answer) in starts {
         if ranges.last().is_none_or(|last| last.answer != answer) {
             ranges.push(Range { first, answer });
@@ -117,92 +88,81 @@ fn ranges<'a>(policy: &'a Policy, calls: &Calls, arch: Arch) -> Vec<Range<'a>> {
     ranges
 }
 
-/// The accumulator holds the number, which lies in one of the ranges.
-fn search(ranges: &[Range<'_>]) -> Result<Vec<Instruction>, Problem> {
-    let (lower, upper) = ranges.split_at(ranges.len() / 2);
-    let (Some(_), Some(pivot)) = (lower.first(), upper.first()) else {
-        return ranges.first().map_or(Ok(Vec::new()), |range| leaf(range.answer));
-    };
-    let lower = search(lower)?;
-    let mut code = match u8::try_from(lower.len()) {
-        Ok(distance) => vec![branch(JUMP_AT_LEAST, pivot.first, distance, 0)],
-        // A conditional jump reaches 255 instructions; an unconditional one takes it from there.
-        Err(_) => {
-            let distance = u32::try_from(lower.len()).map_err(|_| Problem::TooLong(lower.len()))?;
-            vec![branch(JUMP_AT_LEAST, pivot.first, 0, 1), statement(JUMP, distance)]
+/// Joins ranges across the single numbers between them: one comparison for equality tells such a number from both its
+/// neighbours, where the search would need two.
+fn leaves(ranges: &[Range]) -> Vec<Leaf> {
+    let mut leaves = Vec::new();
+    let mut rest = ranges;
+    while let Some((background, mut after)) = rest.split_first() {
+        let mut leaf = Leaf { first: background.first, answer: background.answer, exceptions: Vec::new() };
+        // One exception at a time, or several neighbours at once.
+        while let Some(length) =
+            exceptions_before(background.answer, after, MAX_EXCEPTIONS - leaf.exceptions.len())
+        {
+            leaf.exceptions.extend_from_slice(&after[..length]);
+            after = &after[length + 1..];
         }
-    };
-    code.extend(lower);
-    code.extend(search(upper)?);
-    Ok(code)
+        leaves.push(leaf);
+        rest = after;
+    }
+    leaves
 }
 
-fn leaf(answer: Answer<'_>) -> Result<Vec<Instruction>, Problem> {
-    match answer {
-        Answer::Kill => Ok(vec![statement(RETURN, KILL_PROCESS)]),
-        Answer::Fixed(action) => Ok(vec![give(action)]),
-        Answer::Rule(decision) => {
-            let mut code = Vec::new();
-            for clause in &decision.clauses {
-                code.extend(compile_clause(clause)?);
-            }
-            code.push(give(decision.otherwise));
-            Ok(code)
+/// How many single numbers come before `ranges` returns to the answer, if that are not too many.
+fn exceptions_before(answer: Id, ranges: &[Range], at_most: usize) -> Option<usize> {
+    let length = ranges.iter().position(|range| range.answer == answer)?;
+    let single = |pair: &[Range]| pair[1].first - pair[0].first == 1;
+    (length <= at_most && ranges[..=length].windows(2).all(single)).then_some(length)
+}
+
+/// Finds the number, which the accumulator holds.
+fn search(graph: &mut Graph, leaves: &[Leaf], nowhere: Action) -> Id {
+    let (lower, upper) = leaves.split_at(leaves.len() / 2);
+    match (lower, upper) {
+        ([], [leaf]) => {
+            let exceptions = leaf.exceptions.iter().rev();
+            exceptions.fold(leaf.answer, |otherwise, exception| {
+                graph.branch(JUMP_EQUAL, exception.first, exception.answer, otherwise)
+            })
         }
+        (lower, [pivot, ..]) => {
+            let below = search(graph, lower, nowhere);
+            let above = search(graph, upper, nowhere);
+            graph.branch(JUMP_AT_LEAST, pivot.first, above, below)
+        }
+        (_, []) => give(graph, nowhere),
     }
 }
 
-/// Falls out at its end when the clause doesn't apply. Built from the back, because what a failed condition skips is
-/// what comes after it.
-fn compile_clause(clause: &Clause) -> Result<Vec<Instruction>, Problem> {
-    let mut code = vec![give(clause.action)];
-    for condition in clause.conditions.iter().rev() {
-        let skipped = u8::try_from(code.len()).map_err(|_| Problem::TooLong(code.len()))?;
-        let mut longer = compile_condition(condition, skipped)?;
-        longer.extend(code);
-        code = longer;
-    }
-    Ok(code)
+/// The clauses of a rule; built from the last, because each leads to the next when it doesn't apply.
+fn decide(graph: &mut Graph, decision: &Decision) -> Id {
+    let otherwise = give(graph, decision.otherwise);
+    decision.clauses.iter().rev().fold(otherwise, |next, Clause { conditions, action }| {
+        let applies = give(graph, *action);
+        conditions.iter().rev().fold(applies, |applies, condition| test(graph, condition, applies, next))
+    })
 }
 
-/// Falls out at its end when the condition holds, else skips `skipped` instructions more.
-fn compile_condition(condition: &Condition, skipped: u8) -> Result<Vec<Instruction>, Problem> {
-    // Both architectures are little endian: the low half of the 64-bit argument comes first.
-    let mut code = vec![statement(LOAD, ARGUMENTS_OFFSET + 8 * u32::from(condition.argument))];
-    match &condition.test {
-        Test::OneOf(values) => code.extend(one_of(values, skipped)?),
+fn test(graph: &mut Graph, condition: &Condition, holds: Id, fails: Id) -> Id {
+    let one_of = |graph: &mut Graph, values: &[u32]| {
+        values.iter().rev().fold(fails, |next, value| graph.branch(JUMP_EQUAL, *value, holds, next))
+    };
+    let compared = match &condition.test {
+        Test::OneOf(values) => one_of(graph, values),
         Test::MaskedOneOf(mask, values) => {
-            code.push(statement(AND, *mask));
-            code.extend(one_of(values, skipped)?);
+            let compared = one_of(graph, values);
+            graph.step(AND, *mask, compared)
         }
-        Test::AnyOf(mask) => code.push(branch(JUMP_ANY_BIT, *mask, 0, skipped)),
-        Test::Within(mask) => code.push(branch(JUMP_ANY_BIT, !*mask, skipped, 0)),
-    }
-    Ok(code)
+        Test::AnyOf(mask) => graph.branch(JUMP_ANY_BIT, *mask, holds, fails),
+        Test::Within(mask) => graph.branch(JUMP_ANY_BIT, !*mask, fails, holds),
+    };
+    // Both architectures are little endian: the low half of the 64-bit argument comes first.
+    graph.step(LOAD, ARGUMENTS_OFFSET + 8 * u32::from(condition.argument), compared)
 }
 
-fn one_of(values: &[u32], skipped: u8) -> Result<Vec<Instruction>, Problem> {
-    let mut code = Vec::new();
-    for (index, value) in values.iter().enumerate() {
-        let left = values.len() - 1 - index;
-        let to_the_end = u8::try_from(left).map_err(|_| Problem::TooLong(values.len()))?;
-        let otherwise = if left == 0 { skipped } else { 0 };
-        code.push(branch(JUMP_EQUAL, *value, to_the_end, otherwise));
-    }
-    Ok(code)
-}
-
-fn give(action: Action) -> Instruction {
-    match action {
-        Action::Allow => statement(RETURN, ALLOW),
-        Action::Errno(errno) => statement(RETURN, ERRNO | u32::from(errno)),
-    }
-}
-
-fn statement(code: u16, k: u32) -> Instruction {
-    Instruction { code, jt: 0, jf: 0, k }
-}
-
-fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
-    Instruction { code, jt, jf, k }
+fn give(graph: &mut Graph, action: Action) -> Id {
+    graph.returns(match action {
+        Action::Allow => ALLOW,
+        Action::Errno(errno) => ERRNO | u32::from(errno),
+    })
 }

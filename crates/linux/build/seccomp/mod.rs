@@ -10,12 +10,13 @@
 //! The parsers are strict: whatever they don't understand, whatever is said twice and whatever is left undecided fails
 //! the build with file and line. A policy that is read leniently is a hole nobody sees.
 
+pub(crate) mod assemble;
 pub(crate) mod compile;
 pub(crate) mod policy;
 pub(crate) mod source;
 pub(crate) mod tables;
 
-use compile::Instruction;
+use assemble::Instruction;
 use policy::Policy;
 use source::SourceError;
 use tables::{Arch, Calls, Constants};

@@ -1,10 +1,10 @@
 //! Classic BPF as the kernel runs it for seccomp, for the instructions the generator uses. Anything else, and anything
 //! that the kernel's verifier would refuse, panics.
 
-use crate::generator::compile::{
-    ALLOW, AND, ARCH_OFFSET, ARGUMENTS_OFFSET, ERRNO, Instruction, JUMP, JUMP_ANY_BIT, JUMP_AT_LEAST,
-    JUMP_EQUAL, KILL_PROCESS, LOAD, NUMBER_OFFSET, RETURN,
+use crate::generator::assemble::{
+    AND, Instruction, JUMP, JUMP_ANY_BIT, JUMP_AT_LEAST, JUMP_EQUAL, LOAD, RETURN,
 };
+use crate::generator::compile::{ALLOW, ARCH_OFFSET, ARGUMENTS_OFFSET, ERRNO, KILL_PROCESS, NUMBER_OFFSET};
 
 /// `struct seccomp_data`, without the instruction pointer, at which no rule looks.
 #[derive(Clone, Copy, Debug)]

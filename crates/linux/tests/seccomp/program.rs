@@ -1,14 +1,16 @@
 //! The program does what the text says: a plain reading of the parsed policy against the interpreted program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::generator::compile::Instruction;
+use crate::generator::assemble::{Instruction, JUMP};
 use crate::generator::policy::{Action, Condition, Decision, Test};
+use crate::generator::source::Problem;
 use crate::generator::tables::Arch;
-use crate::generator::{Checked, check};
+use crate::generator::{Checked, Sources, check};
 use crate::interpreter::{Answer, Call, run};
 use crate::{SOURCES, native};
 
@@ -169,11 +171,44 @@ fn a_call_is_found_in_a_few_steps_and_the_program_is_small() {
     for arch in ARCHES {
         let (_, program) = compiled(arch);
         // A program's length is paid at every install: the kernel checks, copies and translates it.
-        assert!(program.len() < 500, "{arch:?}: {} instructions", program.len());
+        assert!(program.len() < 250, "{arch:?}: {} instructions", program.len());
         let no_arguments = |number| Call { arch: arch.audit(), number, arguments: [0; 6] };
         let slowest = (0..600).map(|number| run(&program, &no_arguments(number)).steps).max().unwrap();
         assert!(slowest < 40, "{arch:?}: {slowest} steps");
     }
+}
+
+/// As many calls as asked for, each with a rule like no other: nothing can be shared.
+fn made_up(count: u32) -> Checked {
+    let mut calls = "# Numbers.\n".to_owned();
+    let mut policy = "# Rules.\n".to_owned();
+    for number in 0..count {
+        writeln!(calls, "call{number} {number} -").unwrap();
+        writeln!(policy, "rule call{number}\n    EPERM when arg0 == {number}\n    allow otherwise").unwrap();
+    }
+    check(&Sources { calls: &calls, constants: "# Errors.\nEPERM = 1\nENOSYS = 38\n", policy: &policy })
+        .unwrap()
+}
+
+#[test]
+fn programs_longer_than_a_jump_reaches_are_right_too() {
+    let checked = made_up(800);
+    let reading = Reading::new(&checked, Arch::X86_64);
+    let program = checked.compile(Arch::X86_64).unwrap();
+    assert!(program.iter().any(|instruction| instruction.code == JUMP && instruction.k > 255));
+    for number in (0..810).chain(FAR_NUMBERS) {
+        for first in [number, number.wrapping_add(1)] {
+            let arguments = [first.into(), 0, 0, 0, 0, 0];
+            let call = Call { arch: Arch::X86_64.audit(), number, arguments };
+            assert_eq!(run(&program, &call).answer, reading.answer(&call), "{call:?}");
+        }
+    }
+}
+
+#[test]
+fn programs_longer_than_the_kernel_takes_are_refused() {
+    let error = made_up(2000).compile(Arch::X86_64).unwrap_err();
+    assert!(matches!(error.problem, Problem::TooLong(length) if length > 4096), "{error}");
 }
 
 #[test]
