@@ -72,11 +72,11 @@ fn unfinished(line: &str) -> Option<&'static str> {
 
 /// `std::sync::mpsc::channel` takes no bound, tokio's takes one; a oneshot channel holds one message by its nature.
 fn unbounded(line: &str) -> Option<&'static str> {
+    let without_bound =
+        |call: &str| call.starts_with("()") || (call.starts_with("::<") && call.contains(">()"));
     let is_unbounded = has_word(line, "unbounded_channel")
         || has_word(line, "UnboundedSender")
-        || (has_word(line, "channel")
-            && !has_word(line, "oneshot")
-            && (line.contains("channel()") || line.contains(">()")));
+        || line.split("mpsc::channel").skip(1).any(without_bound);
     is_unbounded.then_some("channels have a bound")
 }
 
