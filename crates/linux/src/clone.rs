@@ -36,8 +36,11 @@ impl Namespaces {
     pub const USER: Self = Self(libc::CLONE_NEWUSER as u64);
     /// All of a VM's but its mount namespace, which it leaves later: by then its parent has staged its mounts.
     pub const VM: Self = Self(
-        (libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
-            as u64,
+        (libc::CLONE_NEWUSER
+            | libc::CLONE_NEWPID
+            | libc::CLONE_NEWNET
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS) as u64,
     );
 }
 
@@ -64,9 +67,7 @@ pub fn clone_namespaces(
     // SAFETY: clone3 reads `size_of::<CloneArguments>()` bytes at the pointer, a live local of exactly that layout,
     // and writes one int to `pidfd`, which outlives the call. Without CLONE_VM and with no stack given the child runs
     // on a copy of this stack, and `_alone` vouches that no other thread's lock is copied in a held state.
-    let pid = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>())
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
     match pid {
         -1 => Err(last_errno()),
         0 => Ok(Cloned::Child),
@@ -142,7 +143,6 @@ pub(crate) fn last_errno() -> Errno {
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
-
 
 /// Closes every descriptor of the process except these. For a fresh clone, whose parent's descriptors mean nothing to
 /// it: the caller never touches an owner of one of the closed again.

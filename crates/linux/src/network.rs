@@ -16,8 +16,7 @@ pub fn bring_loopback_up() -> Result<(), Errno> {
     request.flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     // SAFETY: SIOCSIFFLAGS reads one `struct ifreq`, which `InterfaceRequest` has the size and layout of; it is a live
     // local and its name ends with a NUL.
-    let result =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 

@@ -43,9 +43,8 @@ pub fn send(socket: BorrowedFd<'_>, packet: &[u8], descriptors: &[BorrowedFd<'_>
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(Errno::TOOMANYREFS);
     }
-    let sent = retry(|| {
-        rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL)
-    })?;
+    let sent =
+        retry(|| rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL))?;
     // A packet goes whole or not at all.
     if sent == packet.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
@@ -99,7 +98,8 @@ pub fn read_sealed(memfd: BorrowedFd<'_>, len: usize) -> Result<Vec<u8>, Errno> 
     Ok(body)
 }
 
-const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {

@@ -141,3 +141,17 @@ fn deliver(signal: i32, call: impl FnOnce(Signal) -> Result<(), Errno>) -> Resul
 pub fn die_with_parent() -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
 }
+
+/// Reaps one child, waiting for its end.
+pub fn reap_waiting(pid: i32) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    while let Err(Errno::INTR) =
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), WaitIdOptions::EXITED)
+    {}
+}
+
+/// Whether the process has any child, ended or not.
+pub fn has_children() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(rustix::process::waitid(rustix::process::WaitId::All, options), Err(Errno::CHILD))
+}

@@ -1,0 +1,333 @@
+//! PID 1 of a VM: one loop that serves the sidecar and reaps.
+//!
+//! ```text
+//!             ┌─ control socket   requests; a hang-up ends the VM
+//! epoll ──────┼─ SIGCHLD          reap all; ours become Exited events
+//!             ├─ report pipes     exec has succeeded or failed: ExecDone
+//!             └─ file pool        answers of the file threads
+//! ```
+//! Nothing here waits for a guest: what could hang in a file system runs on the pool's threads, and the sidecar reads
+//! its socket. The loop ends when the sidecar hangs up or has asked for a shutdown and seen it done.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
+use agentos_guest_protocol::process::{SignalScope, SpawnRequest};
+use agentos_linux::signal::{self, ChildSignals};
+use agentos_linux::{Errno, seqpacket};
+use rustix::event::{Timespec, epoll};
+use rustix::thread::CapabilitySet;
+
+use crate::filesystem::{Answer, Pool, Root};
+use crate::process::{self, Children};
+use crate::wire::{self, WireError, failure};
+use crate::{mounts, network};
+
+/// What boot leaves to the loop.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub null: OwnedFd,
+    /// The caller's own /proc/self/oom_score_adj.
+    pub oom_score: OwnedFd,
+    /// User and group of the VM's processes.
+    pub user: u32,
+    pub drop_groups: bool,
+    pub capabilities: CapabilitySet,
+    pub open_files: u64,
+}
+
+impl Guest {
+    /// Runs `fork` so that the child is what the kernel kills when memory is short, not PID 1. The child inherits the
+    /// score, and it can't be set in the child: its files in /proc are not its own before exec.
+    pub(crate) fn with_guest_oom_score<T>(&self, fork: impl FnOnce() -> T) -> T {
+        // Failing to set it costs a preference, not the process.
+        let _ = rustix::io::write(&self.oom_score, b"500");
+        let result = fork();
+        let _ = rustix::io::write(&self.oom_score, b"0");
+        result
+    }
+}
+
+/// Runs until the VM ends. The exit code of PID 1.
+pub(crate) fn run(control: BorrowedFd<'_>, guest: Guest) -> i32 {
+    match EventLoop::start(control, guest).and_then(|mut event_loop| event_loop.serve()) {
+        Ok(()) | Err(LoopError::Wire(WireError::HungUp)) => 0,
+        Err(_) => 1,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LoopError {
+    #[error("the sidecar's socket failed")]
+    Wire(#[from] WireError),
+    #[error("a system call of the event loop failed")]
+    System(#[from] Errno),
+    #[error("the file threads can't be set up")]
+    Pool(#[from] crate::filesystem::PoolError),
+}
+
+/// What an epoll event is about: one of these, or the report pipe of the process with that pid.
+const CONTROL: u64 = u64::MAX;
+const SIGNALS: u64 = u64::MAX - 1;
+const FILES: u64 = u64::MAX - 2;
+
+struct EventLoop<'a> {
+    control: BorrowedFd<'a>,
+    poll: OwnedFd,
+    signals: ChildSignals,
+    pool: Pool,
+    guest: Guest,
+    children: Children,
+    /// Requests that are answered when processes are gone.
+    awaited_ends: Vec<(RequestId, i32)>,
+    shutdown: Option<Shutdown>,
+    done: bool,
+}
+
+#[derive(Debug)]
+struct Shutdown {
+    id: RequestId,
+    /// When SIGKILL follows.
+    deadline: Instant,
+    killed: bool,
+}
+
+impl<'a> EventLoop<'a> {
+    fn start(control: BorrowedFd<'a>, guest: Guest) -> Result<Self, LoopError> {
+        let signals = ChildSignals::open()?;
+        let pool = Pool::new(Root::new(mounts::open_directory(std::path::Path::new("/"))?))?;
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (fd, word) in [(control, CONTROL), (signals.as_fd(), SIGNALS), (pool.fd(), FILES)] {
+            epoll::add(&poll, fd, epoll::EventData::new_u64(word), epoll::EventFlags::IN)?;
+        }
+        rustix::io::ioctl_fionbio(control, true)?;
+        Ok(Self {
+            control,
+            poll,
+            signals,
+            pool,
+            guest,
+            children: Children::default(),
+            awaited_ends: Vec::new(),
+            shutdown: None,
+            done: false,
+        })
+    }
+
+    fn serve(&mut self) -> Result<(), LoopError> {
+        self.say(&InitMessage::Ready, &[])?;
+        let mut buffer = Vec::new();
+        while !self.done {
+            for word in self.wait()? {
+                match word {
+                    CONTROL => self.requests(&mut buffer)?,
+                    SIGNALS => self.reap()?,
+                    FILES => self.file_answers()?,
+                    pid => self.report(pid as i32)?,
+                }
+            }
+            self.timers()?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Vec<u64>, LoopError> {
+        let deadlines = [self.pool.next_deadline(), self.shutdown.as_ref().and_then(Shutdown::next_step)];
+        let timeout = deadlines.into_iter().flatten().min().map(|at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        let mut events = Vec::with_capacity(32);
+        match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(events.iter().map(|event: &epoll::Event| event.data.u64()).collect())
+    }
+
+    /// Sends to the sidecar. The socket is non-blocking for reading; a full one is waited for, because the sidecar
+    /// always reads, and what can't be said can't be dropped.
+    fn say(&self, message: &InitMessage, descriptors: &[BorrowedFd<'_>]) -> Result<(), LoopError> {
+        loop {
+            match wire::send(self.control, message, descriptors) {
+                Err(WireError::System(Errno::AGAIN)) => {
+                    let mut writable =
+                        [rustix::event::PollFd::from_borrowed_fd(self.control, rustix::event::PollFlags::OUT)];
+                    match rustix::event::poll(&mut writable, None) {
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    fn answer(
+        &self,
+        id: RequestId,
+        response: Result<Response, Failure>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LoopError> {
+        self.say(&InitMessage::Response { id, response }, descriptors)
+    }
+
+    /// Serves what has arrived, a bounded number at a time so that reaping is never starved.
+    fn requests(&mut self, buffer: &mut Vec<u8>) -> Result<(), LoopError> {
+        for _ in 0..32 {
+            match wire::receive::<InitRequest>(self.control, buffer)? {
+                Some((request, descriptors)) => self.handle(request, descriptors)?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), LoopError> {
+        let id = request.id;
+        match request.request {
+            Request::Spawn(spawn) => self.spawn(id, &spawn),
+            Request::Signal { pid, signal, scope } => {
+                let sent = match self.children.signal_target(pid) {
+                    None => Ok(()),
+                    Some(target) => match scope {
+                        SignalScope::Process => signal::send(target, signal),
+                        SignalScope::Group => signal::send_group(target, signal),
+                    },
+                };
+                let response = sent
+                    .map(|()| Response::Done)
+                    .map_err(|errno| Failure::System(failure("kill", pid.to_string(), errno)));
+                self.answer(id, response, &[])
+            }
+            Request::KillSupervised { pid } => {
+                if !self.children.is_ours(pid) {
+                    return self.answer(id, Ok(Response::Done), &[]);
+                }
+                // The supervisor's own, whatever the guest has done to it: SIGTERM is what it waits for.
+                let _ = signal::send(pid, SIGTERM);
+                let _ = signal::send(pid, SIGCONT);
+                self.awaited_ends.push((id, pid));
+                Ok(())
+            }
+            Request::ListProcesses => {
+                let processes = process::list(&self.children.supervisors());
+                self.answer(id, Ok(Response::Processes(processes)), &[])
+            }
+            Request::File(file) => {
+                self.pool.submit(id, file, Instant::now());
+                Ok(())
+            }
+            Request::Mount(mount) => {
+                self.answer(id, mounts::handle(&mount, descriptors, self.guest.user), &[])
+            }
+            Request::Network(network) => match network::handle(&network) {
+                Ok(socket) => self.answer(id, Ok(Response::Socket), &[socket.as_fd()]),
+                Err(failure) => self.answer(id, Err(failure), &[]),
+            },
+            Request::Shutdown { grace_ms } => self.begin_shutdown(id, grace_ms),
+        }
+    }
+
+    fn spawn(&mut self, id: RequestId, request: &SpawnRequest) -> Result<(), LoopError> {
+        let spawned = match self.children.spawn(&self.guest, request) {
+            Ok(spawned) => spawned,
+            Err(failure) => return self.answer(id, Err(Failure::Spawn(failure)), &[]),
+        };
+        let descriptors: Vec<BorrowedFd<'_>> = spawned.descriptors.iter().map(AsFd::as_fd).collect();
+        self.answer(id, Ok(Response::Spawned { pid: spawned.pid }), &descriptors)?;
+        if let Some(report) = self.children.report(spawned.pid) {
+            let word = epoll::EventData::new_u64(spawned.pid as u64);
+            epoll::add(&self.poll, report, word, epoll::EventFlags::IN)?;
+        }
+        Ok(())
+    }
+
+    /// Exec has succeeded or failed. The pipe leaves the epoll set before it is closed: a child that has not come to
+    /// its exec yet may hold a copy of it.
+    fn report(&mut self, pid: i32) -> Result<(), LoopError> {
+        let Some((result, report)) = self.children.exec_done(pid) else { return Ok(()) };
+        epoll::delete(&self.poll, &report)?;
+        self.say(&InitMessage::Event(Event::ExecDone { pid, result }), &[])
+    }
+
+    /// Reaps everything that has ended. A process of the sidecar's has its exec reported first.
+    fn reap(&mut self) -> Result<(), LoopError> {
+        self.signals.clear();
+        while let Some(pid) = signal::peek_ended() {
+            self.report(pid)?;
+            if let Some(status) = self.children.reap(pid) {
+                self.say(&InitMessage::Event(Event::Exited { pid, status }), &[])?;
+            }
+            let (ended, waiting) = self.awaited_ends.drain(..).partition(|(_, awaited)| *awaited == pid);
+            self.awaited_ends = waiting;
+            let ended: Vec<(RequestId, i32)> = ended;
+            for (id, _) in ended {
+                self.answer(id, Ok(Response::Done), &[])?;
+            }
+        }
+        self.finish_shutdown()
+    }
+
+    fn file_answers(&mut self) -> Result<(), LoopError> {
+        for Answer { id, result } in self.pool.drain() {
+            match result {
+                Ok((response, descriptor)) => {
+                    let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
+                    self.answer(id, Ok(Response::File(response)), &descriptors)?;
+                }
+                Err(failure) => self.answer(id, Err(failure), &[])?,
+            }
+        }
+        Ok(())
+    }
+
+    fn timers(&mut self) -> Result<(), LoopError> {
+        let now = Instant::now();
+        self.pool.expire(now);
+        let Some(shutdown) = &mut self.shutdown else { return Ok(()) };
+        if !shutdown.killed && now >= shutdown.deadline {
+            shutdown.killed = true;
+            signal::send_all(SIGKILL)?;
+        }
+        Ok(())
+    }
+
+    /// SIGHUP to who holds a terminal, SIGTERM to the rest, and SIGCONT so that a stopped process hears it.
+    fn begin_shutdown(&mut self, id: RequestId, grace_ms: u64) -> Result<(), LoopError> {
+        for leader in self.children.terminal_leaders() {
+            signal::send_group(leader, SIGHUP)?;
+        }
+        signal::send_all(SIGTERM)?;
+        signal::send_all(SIGCONT)?;
+        let deadline = Instant::now() + Duration::from_millis(grace_ms);
+        self.shutdown = Some(Shutdown { id, deadline, killed: false });
+        self.timers()?;
+        self.finish_shutdown()
+    }
+
+    /// The VM is empty when PID 1 has no child left: orphans become its children.
+    fn finish_shutdown(&mut self) -> Result<(), LoopError> {
+        let Some(shutdown) = &self.shutdown else { return Ok(()) };
+        if signal::has_children() {
+            return Ok(());
+        }
+        self.answer(shutdown.id, Ok(Response::Done), &[])?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Shutdown {
+    fn next_step(&self) -> Option<Instant> {
+        (!self.killed).then_some(self.deadline)
+    }
+}
+
+const SIGHUP: i32 = 1;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+const SIGCONT: i32 = 18;
+
+const _: () = assert!(seqpacket::MAX_DESCRIPTORS == agentos_guest_protocol::frame::MAX_DESCRIPTORS);

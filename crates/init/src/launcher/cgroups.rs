@@ -1,0 +1,352 @@
+//! Control groups by plain file calls, version 1 and 2.
+//!
+//! ```text
+//! <hierarchy>/<own group>/agentos/<launcher pid>-<start time>/<vm>
+//! ```
+//! The hierarchies are opened before the launcher hides /sys. A directory of a launcher that is gone is removed by
+//! the next one. Version 2 takes the clone in at birth; in version 1 the clone writes `0` into the `tasks` files it
+//! inherits, because a pid written from outside waits for a grace period of the kernel.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use agentos_guest_protocol::launcher::{BootFailure, Cgroups, IdMode, Limits};
+use agentos_linux::Errno;
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::wire::failure;
+
+/// The hierarchies in which this launcher may make groups.
+#[derive(Debug, Default)]
+pub(crate) struct Hierarchies {
+    memory: Option<OwnedFd>,
+    cpu: Option<OwnedFd>,
+    processes: Option<OwnedFd>,
+    unified: Option<OwnedFd>,
+    /// Where a reader outside of this mount namespace finds the directories.
+    paths: BTreeMap<&'static str, PathBuf>,
+}
+
+/// The groups of one VM.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    name: String,
+    /// Files the clone writes `0` to.
+    pub tasks: Vec<OwnedFd>,
+    /// The group the clone is born into.
+    pub unified: Option<OwnedFd>,
+    pub readable: Cgroups,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Hierarchies {
+    /// Finds what can be used. What can't is absent, and the sidecar refuses limits that would need it.
+    pub(super) fn open(_ids: IdMode) -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut hierarchies = Self::default();
+        for (key, version, path) in find(&mounts, &own) {
+            let Some((directory, place)) = prepare_parent(&path, version) else { continue };
+            hierarchies.paths.insert(key, place);
+            match key {
+                "memory" => hierarchies.memory = Some(directory),
+                "cpu" => hierarchies.cpu = Some(directory),
+                "pids" => hierarchies.processes = Some(directory),
+                _ => hierarchies.unified = Some(directory),
+            }
+        }
+        hierarchies
+    }
+
+    pub(super) fn has_memory(&self) -> bool {
+        self.memory.is_some() || self.unified.is_some()
+    }
+
+    pub(super) fn has_cpu(&self) -> bool {
+        self.cpu.is_some() || self.unified.is_some()
+    }
+
+    pub(super) fn has_processes(&self) -> bool {
+        self.processes.is_some() || self.unified.is_some()
+    }
+
+    /// Makes the groups of one VM with its limits set.
+    pub(super) fn create(&self, limits: &Limits) -> Result<Groups, BootFailure> {
+        let name = limits.cgroup_name.clone();
+        let mut groups = Groups { name, ..Groups::default() };
+        let result = self.fill(&mut groups, limits);
+        if result.is_err() {
+            self.remove(&groups);
+        }
+        result.map(|()| groups)
+    }
+
+    fn fill(&self, groups: &mut Groups, limits: &Limits) -> Result<(), BootFailure> {
+        let name = groups.name.clone();
+        if let Some(parent) = &self.unified {
+            let group = make_group(parent, &name)?;
+            for (file, value) in unified_values(limits) {
+                set(&group, &name, file, &value)?;
+            }
+            groups.readable.oom_events = self.readable("unified", &name, "memory.events");
+            groups.unified = Some(group);
+        }
+        if let (Some(parent), Some(bytes)) = (&self.memory, limits.memory_bytes) {
+            let group = make_group(parent, &name)?;
+            set(&group, &name, "memory.limit_in_bytes", &bytes.to_string())?;
+            groups.readable.oom_events = self.readable("memory", &name, "memory.oom_control");
+            groups.tasks.push(open_tasks(&group, &name)?);
+        }
+        if let (Some(parent), Some(millis)) = (&self.cpu, limits.cpu_millis) {
+            let group = make_group(parent, &name)?;
+            let quota = u64::from(millis) * CPU_PERIOD_US / 1000;
+            set(&group, &name, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+            set(&group, &name, "cpu.cfs_quota_us", &quota.to_string())?;
+            groups.tasks.push(open_tasks(&group, &name)?);
+        }
+        if let Some(parent) = &self.processes {
+            let group = make_group(parent, &name)?;
+            set(&group, &name, "pids.max", &process_budget(limits).to_string())?;
+            groups.tasks.push(open_tasks(&group, &name)?);
+        }
+        Ok(())
+    }
+
+    fn readable(&self, key: &str, name: &str, file: &str) -> Option<agentos_guest_protocol::Bytes> {
+        let path = self.paths.get(key)?.join(name).join(file);
+        Some(agentos_guest_protocol::Bytes::from(path.into_os_string().into_encoded_bytes()))
+    }
+
+    /// Removes the groups of a VM that is gone. False while the kernel still counts one of its processes.
+    pub(super) fn remove(&self, groups: &Groups) -> bool {
+        let parents = [&self.memory, &self.cpu, &self.processes, &self.unified];
+        parents.into_iter().flatten().all(|parent| {
+            !matches!(
+                rustix::fs::unlinkat(parent, groups.name.as_str(), AtFlags::REMOVEDIR),
+                Err(Errno::BUSY)
+            )
+        })
+    }
+
+    /// Removes the launcher's own directories, once it has no VM.
+    pub(super) fn remove_own(&self) {
+        for path in self.paths.values() {
+            // Nothing depends on it: the next launcher cleans up what is left.
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// PID 1 and the threads that serve files count too, and are not the guest's.
+fn process_budget(limits: &Limits) -> u64 {
+    u64::from(limits.processes) + 40
+}
+
+fn unified_values(limits: &Limits) -> Vec<(&'static str, String)> {
+    let mut values = vec![("pids.max", process_budget(limits).to_string())];
+    if let Some(bytes) = limits.memory_bytes {
+        values.push(("memory.max", bytes.to_string()));
+        values.push(("memory.swap.max", "0".to_owned()));
+    }
+    if let Some(millis) = limits.cpu_millis {
+        values.push(("cpu.max", format!("{} {CPU_PERIOD_US}", u64::from(millis) * CPU_PERIOD_US / 1000)));
+    }
+    values
+}
+
+fn make_group(parent: &OwnedFd, name: &str) -> Result<OwnedFd, BootFailure> {
+    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(failure("mkdir control group", name, errno)),
+    }
+    rustix::fs::openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| failure("open control group", name, errno))
+}
+
+fn open_tasks(group: &OwnedFd, name: &str) -> Result<OwnedFd, BootFailure> {
+    rustix::fs::openat(group, "tasks", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| failure("open tasks of control group", name, errno))
+}
+
+/// Sets one value. A kernel without that file (no swap accounting) has nothing to set.
+fn set(group: &OwnedFd, name: &str, file: &str, value: &str) -> Result<(), BootFailure> {
+    let opened =
+        rustix::fs::openat(group.as_fd(), file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    match opened {
+        Ok(file_descriptor) => rustix::io::write(&file_descriptor, value.as_bytes())
+            .map(drop)
+            .map_err(|errno| failure("set limit", format!("{name}/{file}"), errno)),
+        Err(Errno::NOENT) if file == "memory.swap.max" => Ok(()),
+        Err(errno) => Err(failure("set limit", format!("{name}/{file}"), errno)),
+    }
+}
+
+/// The usable hierarchies: key, version, and the directory of the caller's own group.
+fn find(mounts: &str, own: &str) -> Vec<(&'static str, Version, PathBuf)> {
+    let mut found = Vec::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let Some(dash) = fields.iter().position(|field| *field == "-") else { continue };
+        let (Some(&root), Some(&place), Some(&kind)) = (fields.get(3), fields.get(4), fields.get(dash + 1))
+        else {
+            continue;
+        };
+        let options = fields.get(dash + 3).copied().unwrap_or_default();
+        if kind == "cgroup" {
+            for key in ["memory", "cpu", "pids"] {
+                if options.split(',').any(|option| option == key)
+                    && let Some(path) = own_group(own, key)
+                {
+                    found.push((key, Version::One, below(place, root, path)));
+                }
+            }
+        } else if kind == "cgroup2"
+            && let Some(path) = own_group(own, "")
+        {
+            found.push(("unified", Version::Two, below(place, root, path)));
+        }
+    }
+    found
+}
+
+/// The caller's group in the hierarchy with this controller, from /proc/self/cgroup.
+fn own_group<'a>(own: &'a str, controller: &str) -> Option<&'a str> {
+    own.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
+}
+
+/// A group's directory below a mount that shows the hierarchy from `root` on.
+fn below(place: &str, root: &str, group: &str) -> PathBuf {
+    let inside = group.strip_prefix(root.trim_end_matches('/')).unwrap_or(group);
+    Path::new(place).join(inside.trim_start_matches('/'))
+}
+
+/// Makes this launcher's directory in a hierarchy and removes those of launchers that are gone.
+fn prepare_parent(own: &Path, version: Version) -> Option<(OwnedFd, PathBuf)> {
+    if version == Version::Two && !delegate(own) {
+        return None;
+    }
+    let shared = own.join("agentos");
+    make_directory(&shared)?;
+    remove_stale(&shared);
+    if version == Version::Two && !delegate(&shared) {
+        return None;
+    }
+    let mine = shared.join(launcher_name(std::process::id())?);
+    make_directory(&mine)?;
+    if version == Version::Two && !delegate(&mine) {
+        return None;
+    }
+    let directory =
+        rustix::fs::open(&mine, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    Some((directory, mine))
+}
+
+fn make_directory(path: &Path) -> Option<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Some(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Some(()),
+        Err(_) => None,
+    }
+}
+
+/// Lets groups below this one of version 2 limit what a VM needs limited. False where the hierarchy has not all of
+/// it: version 1 has it then, or nobody.
+fn delegate(group: &Path) -> bool {
+    let available = std::fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    let all = ["memory", "cpu", "pids"]
+        .iter()
+        .all(|wanted| available.split_whitespace().any(|controller| controller == *wanted));
+    all && std::fs::write(group.join("cgroup.subtree_control"), "+memory +cpu +pids").is_ok()
+}
+
+/// A launcher's name: its pid and when it was started, so that a pid used again is another name.
+fn launcher_name(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything; the start time is the 20th after.
+    let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
+    Some(format!("{pid}-{start}"))
+}
+
+fn remove_stale(shared: &Path) {
+    let Ok(entries) = std::fs::read_dir(shared) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Some(pid) = name.split('-').next().and_then(|pid| pid.parse().ok()) else { continue };
+        if launcher_name(pid).as_deref() == Some(name.as_str()) {
+            continue;
+        }
+        let Ok(groups) = std::fs::read_dir(entry.path()) else { continue };
+        for group in groups.filter_map(Result::ok) {
+            // Only directories can be removed, and only empty groups; what is left is somebody's.
+            let _ = std::fs::remove_dir(group.path());
+        }
+        let _ = std::fs::remove_dir(entry.path());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      31 25 0:27 /docker/x /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+                      32 25 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n";
+
+    #[test]
+    fn hierarchies_of_version_1_are_found_with_the_callers_own_group() {
+        let own = "5:memory:/user\n4:pids:/docker/x/y\n3:cpu,cpuacct:/\n";
+        assert_eq!(
+            find(V1, own),
+            vec![
+                ("memory", Version::One, PathBuf::from("/sys/fs/cgroup/memory/user")),
+                ("pids", Version::One, PathBuf::from("/sys/fs/cgroup/pids/y")),
+                ("cpu", Version::One, PathBuf::from("/sys/fs/cgroup/cpu/")),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_unified_hierarchy_is_found() {
+        let mounts = "35 25 0:30 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        let own = "0::/user.slice/session.scope\n";
+        let place = PathBuf::from("/sys/fs/cgroup/user.slice/session.scope");
+        assert_eq!(find(mounts, own), vec![("unified", Version::Two, place)]);
+    }
+
+    #[test]
+    fn a_unified_hierarchy_without_controllers_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("cgroup.controllers"), "\n").unwrap();
+        assert!(!delegate(directory.path()));
+    }
+
+    #[test]
+    fn a_launchers_name_changes_with_its_start_time() {
+        let own = launcher_name(std::process::id()).unwrap();
+        assert!(own.starts_with(&format!("{}-", std::process::id())));
+        assert_eq!(launcher_name(u32::MAX), None);
+    }
+
+    #[test]
+    fn directories_of_launchers_that_are_gone_are_removed_and_those_of_live_ones_stay() {
+        let shared = tempfile::tempdir().unwrap();
+        let live = shared.path().join(launcher_name(std::process::id()).unwrap());
+        let gone = shared.path().join("1-999999999999");
+        std::fs::create_dir_all(live.join("vm")).unwrap();
+        std::fs::create_dir_all(gone.join("vm")).unwrap();
+        remove_stale(shared.path());
+        assert!(live.join("vm").exists() && !gone.exists());
+    }
+}

@@ -1,0 +1,294 @@
+//! The VMs of this launcher, from clone to reaping.
+//!
+//! ```text
+//! boot ─► Staging ─"unshared"─► Running ─ exit ─► reaped ─ cgroups removed ─► Exited sent
+//!   └ a step fails: the clone is killed, reaped, and BootFailed sent instead
+//! ```
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agentos_guest_protocol::launcher::{BootFailure, BootPlan, IdRange, LauncherEvent, VmNumber};
+use agentos_guest_protocol::mount::HostDir;
+use agentos_guest_protocol::process::Status;
+use agentos_linux::clone::{Cloned, Namespaces, SingleThreaded, clone_namespaces};
+use agentos_linux::signal::Ended;
+use agentos_linux::{Errno, credentials, seqpacket, signal};
+use rustix::event::{Timespec, epoll};
+
+use super::prepare::Prepared;
+use super::{Source, Staged, cgroups, idmap, stage};
+use crate::boot;
+use crate::wire::{self, WireError, failure};
+
+pub(super) struct Clones {
+    control: BorrowedFd<'static>,
+    poll: OwnedFd,
+    prepared: Prepared,
+    alone: SingleThreaded,
+    live: HashMap<u64, Clone>,
+    /// Exited VMs whose control groups the kernel still holds.
+    leaving: Vec<(VmNumber, LauncherEvent, cgroups::Groups)>,
+}
+
+/// One VM's clone.
+struct Clone {
+    pid: i32,
+    pidfd: OwnedFd,
+    /// Both are present until the clone has left the stage.
+    boot: Option<OwnedFd>,
+    staged: Option<Staged>,
+    groups: cgroups::Groups,
+    plan: BootPlan,
+    /// Why it is being killed, where the launcher failed to finish its part.
+    failed: Option<BootFailure>,
+}
+
+/// How often the kernel is asked again to let a control group go.
+const CGROUP_RETRY_MS: i64 = 1;
+
+impl Clones {
+    pub(super) fn new(
+        control: BorrowedFd<'static>,
+        poll: OwnedFd,
+        prepared: Prepared,
+        alone: SingleThreaded,
+    ) -> Result<Self, Errno> {
+        if rustix::process::geteuid().is_root() {
+            credentials::keep_capabilities_across_ids()?;
+        }
+        Ok(Self { control, poll, prepared, alone, live: HashMap::new(), leaving: Vec::new() })
+    }
+
+    /// Waits for something to do.
+    pub(super) fn wait(&self) -> Result<Vec<Source>, Errno> {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: CGROUP_RETRY_MS * 1_000_000 };
+        let mut events = Vec::with_capacity(64);
+        loop {
+            let timeout = (!self.leaving.is_empty()).then_some(&timeout);
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout) {
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+                Ok(_) => break,
+            }
+        }
+        let mut sources: Vec<Source> =
+            events.iter().map(|event: &epoll::Event| Source::unpack(event.data.u64())).collect();
+        if !self.leaving.is_empty() {
+            sources.push(Source::Timer);
+        }
+        Ok(sources)
+    }
+
+    /// Clones a VM and does the launcher's part of its boot.
+    pub(super) fn boot(
+        &mut self,
+        vm: VmNumber,
+        plan: BootPlan,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), WireError> {
+        let Some(init_socket) = descriptors.into_iter().next() else {
+            return Err(WireError::NoDescriptor);
+        };
+        match self.clone_vm(vm, plan, init_socket) {
+            Ok(event) => wire::send(self.control, &event, &[]),
+            Err(failure) => wire::send(self.control, &LauncherEvent::BootFailed { vm, failure }, &[]),
+        }
+    }
+
+    fn clone_vm(
+        &mut self,
+        vm: VmNumber,
+        plan: BootPlan,
+        init_socket: OwnedFd,
+    ) -> Result<LauncherEvent, BootFailure> {
+        let groups = self.prepared.cgroups.create(&plan.limits)?;
+        let (boot, boot_of_clone) =
+            seqpacket::pair().map_err(|errno| failure("socketpair", "boot", errno))?;
+        let staged = Staged::new(vm, &plan, &self.prepared.host_directories);
+        let cloned = self.clone_as_owner(&plan, groups.unified.as_ref().map(AsFd::as_fd));
+        let (pid, pidfd) = match cloned {
+            Ok(Cloned::Child) => boot::run(boot::Inheritance {
+                alone: &self.alone,
+                control: init_socket,
+                launcher: boot_of_clone,
+                tasks: &groups.tasks,
+                plan: &plan,
+                staged: &staged,
+            }),
+            Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),
+            Err(errno) => {
+                self.prepared.cgroups.remove(&groups);
+                return Err(failure("clone3", "", errno));
+            }
+        };
+        let event = LauncherEvent::Cloned { vm, pid, cgroups: groups.readable.clone() };
+        let mut clone = Clone { pid, pidfd, boot: Some(boot), staged: Some(staged), groups, plan, failed: None };
+        clone.failed = self.finish(vm, &clone).err();
+        if clone.failed.is_some() {
+            clone.kill();
+        }
+        self.live.insert(vm.0, clone);
+        Ok(event)
+    }
+
+    /// Clones as the VM's own user of the host: otherwise all VMs of a root sidecar would share one user's budget of
+    /// inotify instances, pending signals and processes.
+    fn clone_as_owner(&self, plan: &BootPlan, group: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+        let IdRange::Range { base } = plan.ids else {
+            return clone_namespaces(&self.alone, Namespaces::VM, group);
+        };
+        credentials::set_effective_uid(base)?;
+        let cloned = clone_namespaces(&self.alone, Namespaces::VM, group);
+        // The clone sets its ids itself, once they are mapped.
+        if !matches!(cloned, Ok(Cloned::Child)) {
+            credentials::set_effective_uid(0)?;
+        }
+        cloned
+    }
+
+    /// Maps, mounts and the word to go on.
+    fn finish(&self, vm: VmNumber, clone: &Clone) -> Result<(), BootFailure> {
+        let add = |fd: BorrowedFd<'_>, source: Source| {
+            epoll::add(&self.poll, fd, epoll::EventData::new_u64(source.pack()), epoll::EventFlags::IN)
+                .map_err(|errno| failure("epoll_ctl", "", errno))
+        };
+        // First of all: whatever fails from here on, the exit must be seen.
+        add(clone.pidfd.as_fd(), Source::Exit(vm.0))?;
+        let (users, groups) = maps(&clone.plan);
+        idmap::write_maps(clone.pid, &users, &groups)
+            .map_err(|errno| failure("write uid_map", users.as_bytes(), errno))?;
+        let namespace = idmap::open_user_namespace(clone.pid)
+            .map_err(|errno| failure("open user namespace", "", errno))?;
+        if let Some(staged) = &clone.staged {
+            staged.build(&self.alone, &clone.plan, namespace.as_fd())?;
+        }
+        if let Some(boot) = &clone.boot {
+            add(boot.as_fd(), Source::Boot(vm.0))?;
+            seqpacket::send(boot.as_fd(), boot::GO, &[]).map_err(|errno| failure("send", "go", errno))?;
+        }
+        Ok(())
+    }
+
+    /// The clone has its own mounts now, or hangs up: it has left the stage, or died on the way.
+    pub(super) fn boot_message(&mut self, vm: u64) -> Result<(), WireError> {
+        let Some(clone) = self.live.get_mut(&vm) else { return Ok(()) };
+        let received = match &clone.boot {
+            Some(boot) => seqpacket::receive(boot.as_fd(), &mut [0; 16])?,
+            None => return Ok(()),
+        };
+        if let Some(staged) = &clone.staged {
+            staged.unmount();
+        }
+        if received.len == 0 {
+            self.leave_stage(vm)?;
+        }
+        Ok(())
+    }
+
+    /// The stage of a VM is done with. Closing alone would not end the watch: a clone made meanwhile may hold a copy
+    /// of the socket for a moment.
+    fn leave_stage(&mut self, vm: u64) -> Result<(), WireError> {
+        let Some(clone) = self.live.get_mut(&vm) else { return Ok(()) };
+        if let Some(staged) = clone.staged.take() {
+            staged.unmount();
+            staged.remove();
+        }
+        if let Some(boot) = clone.boot.take() {
+            epoll::delete(&self.poll, &boot).or_else(ignore_absent)?;
+        }
+        Ok(())
+    }
+}
+
+impl Clones {
+    /// Reaps a VM's init. Its PID namespace is empty by now: the kernel has killed and reaped what was left.
+    pub(super) fn exited(&mut self, vm: u64) -> Result<(), WireError> {
+        self.leave_stage(vm)?;
+        let Some(clone) = self.live.remove(&vm) else { return Ok(()) };
+        epoll::delete(&self.poll, &clone.pidfd)?;
+        let status = match signal::reap(clone.pid) {
+            Some(Ended::Exited(code)) => Status::Exited(code),
+            Some(Ended::Signaled(signal)) => Status::Signaled(signal),
+            None => Status::Signaled(SIGKILL),
+        };
+        let vm = VmNumber(vm);
+        let event = match clone.failed {
+            Some(failure) => LauncherEvent::BootFailed { vm, failure },
+            None => LauncherEvent::Exited { vm, status },
+        };
+        if self.prepared.cgroups.remove(&clone.groups) {
+            return wire::send(self.control, &event, &[]);
+        }
+        self.leaving.push((vm, event, clone.groups));
+        Ok(())
+    }
+
+    /// Asks again for the control groups that were busy.
+    pub(super) fn retry_cgroups(&mut self) -> Result<(), WireError> {
+        let mut left = Vec::new();
+        for (vm, event, groups) in self.leaving.drain(..) {
+            if self.prepared.cgroups.remove(&groups) {
+                wire::send(self.control, &event, &[])?;
+            } else {
+                left.push((vm, event, groups));
+            }
+        }
+        self.leaving = left;
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self, vm: VmNumber) {
+        if let Some(clone) = self.live.get(&vm.0) {
+            clone.kill();
+        }
+    }
+
+    pub(super) fn open_host_dir(
+        &mut self,
+        vm: VmNumber,
+        token: u32,
+        host_dir: &HostDir,
+    ) -> Result<(), WireError> {
+        let opened = match self.live.get(&vm.0) {
+            Some(clone) => stage::open_host_dir(&self.alone, &clone.plan, host_dir),
+            None => Err(failure("find VM", vm.0.to_string(), Errno::SRCH)),
+        };
+        match opened {
+            Ok(tree) => {
+                wire::send(self.control, &LauncherEvent::HostDirOpened { token }, &[tree.as_fd()])
+            }
+            Err(failure) => {
+                wire::send(self.control, &LauncherEvent::HostDirFailed { token, failure }, &[])
+            }
+        }
+    }
+}
+
+impl Drop for Clones {
+    fn drop(&mut self) {
+        self.prepared.cgroups.remove_own();
+    }
+}
+
+impl Clone {
+    fn kill(&self) {
+        // Gone already is as good as killed: its exit is on the way.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+const SIGKILL: i32 = 9;
+
+fn ignore_absent(errno: Errno) -> Result<(), Errno> {
+    if errno == Errno::NOENT { Ok(()) } else { Err(errno) }
+}
+
+/// The id maps of a VM: users, groups. Without root the launcher is 0 in its own user namespace.
+fn maps(plan: &BootPlan) -> (String, String) {
+    let map = match plan.ids {
+        IdRange::Range { base } => format!("0 {base} 65536"),
+        IdRange::Single => format!("{} 0 1", boot::user_id(plan)),
+    };
+    (map.clone(), map)
+}

@@ -1,0 +1,210 @@
+//! A VM's mounts before it has a mount namespace: detached trees, restricted and idmapped, attached where only the
+//! launcher sees them. The clone then leaves for a copy of the launcher's namespace, which locks their flags for good.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use agentos_guest_protocol::launcher::{Base, BootFailure, BootPlan, IdRange, PlannedMountKind, VmNumber};
+use agentos_guest_protocol::mount::HostDir;
+use agentos_linux::Errno;
+use agentos_linux::clone::SingleThreaded;
+use agentos_linux::mount::{self, Restrictions};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::mount::UnmountFlags;
+
+use super::idmap::{self, Pair};
+use super::prepare::{DEVICES, STAGE, TEMPLATE};
+use crate::wire::failure;
+
+/// Where the clone finds its trees. Computed alike on both sides of the clone, from the plan alone.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub directory: PathBuf,
+    /// The lower layer of the root directory.
+    pub root: PathBuf,
+    pub devices: PathBuf,
+    /// Lower layers of directories below the root, by name.
+    pub bases: Vec<(String, PathBuf)>,
+    pub mounts: Vec<StagedMount>,
+}
+
+/// A mount of the plan that is a directory of the host.
+#[derive(Debug)]
+pub(crate) struct StagedMount {
+    /// Its position in the plan.
+    pub index: usize,
+    pub path: PathBuf,
+}
+
+impl Staged {
+    pub(super) fn new(vm: VmNumber, plan: &BootPlan, host_directories: &[String]) -> Self {
+        let directory = Path::new(STAGE).join(vm.0.to_string());
+        let bases = match plan.base {
+            Base::Host { .. } => host_directories
+                .iter()
+                .map(|name| (name.clone(), directory.join(format!("base-{name}"))))
+                .collect(),
+            Base::Directory { .. } => Vec::new(),
+        };
+        let mounts = plan
+            .mounts
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| matches!(mount.kind, PlannedMountKind::HostDir(_)))
+            .map(|(index, _)| StagedMount { index, path: directory.join(format!("mount-{index}")) })
+            .collect();
+        Self { root: directory.join("root"), devices: directory.join("dev"), directory, bases, mounts }
+    }
+
+    /// Makes and attaches every tree.
+    pub(super) fn build(
+        &self,
+        alone: &SingleThreaded,
+        plan: &BootPlan,
+        vm_namespace: BorrowedFd<'_>,
+    ) -> Result<(), BootFailure> {
+        make_directory(&self.directory)?;
+        let whole = (plan.ids != IdRange::Single).then_some(vm_namespace);
+        match &plan.base {
+            Base::Host { .. } => {
+                place(Path::new(TEMPLATE), &self.root, LOWER, whole)?;
+                for (name, path) in &self.bases {
+                    place(&Path::new("/").join(name), path, LOWER, whole)?;
+                }
+            }
+            Base::Directory { path } => place(as_path(path), &self.root, LOWER, whole)?,
+        }
+        place(Path::new(DEVICES), &self.devices, DEVICE_TREE, whole)?;
+        for staged in &self.mounts {
+            if let Some(PlannedMountKind::HostDir(host_dir)) =
+                plan.mounts.get(staged.index).map(|mount| &mount.kind)
+            {
+                let tree = open_host_dir(alone, plan, host_dir)?;
+                attach(tree.as_fd(), &staged.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the mounts out of this namespace. The clone has its own copy of them, or is gone.
+    pub(super) fn unmount(&self) {
+        for path in self.paths() {
+            // A tree that was never attached, after a failure, has nothing to take away.
+            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
+        }
+    }
+
+    /// Removes the directories. Not before the clone has left them for its own root: the kernel takes a mount away
+    /// from every namespace when the directory below it is removed in one.
+    pub(super) fn remove(&self) {
+        for path in self.paths() {
+            let _ = rustix::fs::rmdir(path);
+        }
+        let _ = rustix::fs::rmdir(&self.directory);
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let mounts = self.mounts.iter().map(|mount| &mount.path);
+        let bases = self.bases.iter().map(|(_, path)| path);
+        [&self.root, &self.devices].into_iter().chain(bases).chain(mounts)
+    }
+}
+
+/// A lower layer is only ever read.
+const LOWER: Restrictions = Restrictions { read_only: true, no_exec: false, devices: false };
+const DEVICE_TREE: Restrictions = Restrictions { read_only: true, no_exec: true, devices: true };
+
+fn make_directory(path: &Path) -> Result<(), BootFailure> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).map_err(|errno| fail("mkdir", path, errno))
+}
+
+/// Shows `source` at `target`, both as the launcher sees them.
+fn place(
+    source: &Path,
+    target: &Path,
+    restrictions: Restrictions,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<(), BootFailure> {
+    let tree = mount::open_tree(source).map_err(|errno| fail("open_tree", source, errno))?;
+    mount::restrict(tree.as_fd(), restrictions, idmap)
+        .map_err(|errno| fail("mount_setattr", source, errno))?;
+    attach(tree.as_fd(), target)
+}
+
+fn attach(tree: BorrowedFd<'_>, target: &Path) -> Result<(), BootFailure> {
+    make_directory(target)?;
+    mount::attach_path(tree, target).map_err(|errno| fail("move_mount", target, errno))
+}
+
+/// A detached tree of a directory of the host, restricted as asked, with its owner shown as the VM's user.
+pub(super) fn open_host_dir(
+    alone: &SingleThreaded,
+    plan: &BootPlan,
+    host_dir: &HostDir,
+) -> Result<OwnedFd, BootFailure> {
+    let source = as_path(&host_dir.source);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let directory =
+        rustix::fs::open(source, flags, Mode::empty()).map_err(|errno| fail("open", source, errno))?;
+    if !host_dir.allow_sockets {
+        refuse_sockets(directory.as_fd(), source)?;
+    }
+    let tree = mount::open_tree_at(directory.as_fd()).map_err(|errno| fail("open_tree", source, errno))?;
+    let restrictions = Restrictions { read_only: host_dir.read_only, ..Restrictions::default() };
+    let IdRange::Range { base } = plan.ids else {
+        mount::restrict(tree.as_fd(), restrictions, None)
+            .map_err(|errno| fail("mount_setattr", source, errno))?;
+        return Ok(tree);
+    };
+    let owner = rustix::fs::fstat(&directory).map_err(|errno| fail("fstat", source, errno))?;
+    let shown = base + if plan.root { 0 } else { crate::boot::USER_ID };
+    let namespace = idmap::one_pair(
+        alone,
+        Pair { on_disk: owner.st_uid, shown },
+        Pair { on_disk: owner.st_gid, shown },
+    )
+    .map_err(|errno| fail("make idmap", source, errno))?;
+    match mount::restrict(tree.as_fd(), restrictions, Some(namespace.as_fd())) {
+        Ok(()) => Ok(tree),
+        // This file system knows no idmaps: its owners show as nobody, which does no harm where nothing is written.
+        Err(Errno::INVAL) if host_dir.read_only => {
+            mount::restrict(tree.as_fd(), restrictions, None)
+                .map_err(|errno| fail("mount_setattr", source, errno))?;
+            Ok(tree)
+        }
+        Err(errno) => Err(fail("mount_setattr idmap", source, errno)),
+    }
+}
+
+/// A unix socket or FIFO is a way to a process of the host, through a read-only mount and from another network
+/// namespace too.
+fn refuse_sockets(directory: BorrowedFd<'_>, source: &Path) -> Result<(), BootFailure> {
+    let entries = rustix::fs::Dir::read_from(directory).map_err(|errno| fail("readdir", source, errno))?;
+    for entry in entries {
+        let entry = entry.map_err(|errno| fail("readdir", source, errno))?;
+        let file_type = match entry.file_type() {
+            FileType::Unknown => {
+                let stat = rustix::fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+                stat.map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
+            }
+            known => known,
+        };
+        if matches!(file_type, FileType::Socket | FileType::Fifo) {
+            let socket = source.join(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
+            return Err(fail(SOCKET_STEP, &socket, Errno::PERM));
+        }
+    }
+    Ok(())
+}
+
+/// The step of a refusal that is ours, not the kernel's.
+pub(crate) const SOCKET_STEP: &str = "refuse socket or FIFO";
+
+fn as_path(bytes: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+fn fail(step: &str, path: &Path, errno: Errno) -> BootFailure {
+    failure(step, path.as_os_str().as_encoded_bytes(), errno)
+}

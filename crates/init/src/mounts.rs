@@ -1,0 +1,154 @@
+//! Mounts in the VM: at boot, and live ones through PID 1, which alone has the right to mount.
+//!
+//! Targets are resolved without following any link, and attached to by descriptor: a guest that swaps a directory for
+//! a link between the two finds the mount where the directory was.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use agentos_guest_protocol::init::{Failure, Response};
+use agentos_guest_protocol::mount::MountRequest;
+use agentos_linux::Errno;
+use agentos_linux::mount::{self, Restrictions};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::mount::UnmountFlags;
+
+use crate::wire::failure;
+
+/// A directory by descriptor, for paths below it.
+pub(crate) fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, DIRECTORY, Mode::empty())
+}
+
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Opens the directory at an absolute path below `root`, making what is missing.
+pub(crate) fn make_target(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let mut current = open_below(root, Path::new("."))?;
+    for component in path.components() {
+        let name = match component {
+            Component::RootDir => continue,
+            Component::Normal(name) => Path::new(name),
+            Component::CurDir | Component::ParentDir | Component::Prefix(_) => return Err(Errno::INVAL),
+        };
+        current = match open_below(current.as_fd(), name) {
+            Err(Errno::NOENT) => {
+                match rustix::fs::mkdirat(&current, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
+                open_below(current.as_fd(), name)?
+            }
+            other => other?,
+        };
+    }
+    Ok(current)
+}
+
+fn open_below(directory: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(directory, name, DIRECTORY, Mode::empty(), resolve)
+}
+
+/// A tmpfs that belongs to the VM's user.
+pub(crate) fn memory(max_bytes: u64, read_only: bool, user: u32) -> Result<OwnedFd, Errno> {
+    let tree = mount::tmpfs(max_bytes, 0, 0o755)?;
+    let (uid, gid) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(user));
+    rustix::fs::chownat(&tree, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    if read_only {
+        mount::restrict(tree.as_fd(), Restrictions { read_only, ..Restrictions::default() }, None)?;
+    }
+    Ok(tree)
+}
+
+/// A live mount or unmount.
+pub(crate) fn handle(
+    request: &MountRequest,
+    descriptors: Vec<OwnedFd>,
+    user: u32,
+) -> Result<Response, Failure> {
+    match request {
+        MountRequest::Attach { target } => {
+            let tree = descriptors
+                .into_iter()
+                .next()
+                .ok_or_else(|| Failure::System(failure("receive", "mount", Errno::BADF)))?;
+            attach(tree, target)
+        }
+        MountRequest::Memory { target, max_bytes, read_only } => {
+            let tree = memory(*max_bytes, *read_only, user)
+                .map_err(|errno| Failure::System(failure("mount tmpfs", target.as_slice(), errno)))?;
+            attach(tree, target)
+        }
+        MountRequest::Unmount { target } => unmount(target),
+    }
+}
+
+fn attach(tree: OwnedFd, target: &[u8]) -> Result<Response, Failure> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(target));
+    let call = || -> Result<(), Errno> {
+        let root = open_directory(Path::new("/"))?;
+        let directory = make_target(root.as_fd(), path)?;
+        mount::attach(tree.as_fd(), directory.as_fd())
+    };
+    call().map_err(|errno| Failure::System(failure("mount", target, errno)))?;
+    Ok(Response::Done)
+}
+
+/// Takes the topmost mount at a path away, or at least out of sight where somebody still uses it.
+///
+/// The guest may have moved a parent away and put a link in its place, to have a mask of /proc taken off instead. So
+/// the parent is opened without following links and the last name is taken relative to it: that holds no reference to
+/// the mount itself, which would make it busy.
+fn unmount(target: &[u8]) -> Result<Response, Failure> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(target));
+    let fail = |errno| Failure::System(failure("umount", target, errno));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(fail(Errno::INVAL));
+    };
+    let root = open_directory(Path::new("/")).map_err(fail)?;
+    let below = parent.strip_prefix("/").unwrap_or(parent);
+    let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+    let parent = open_below(root.as_fd(), below).map_err(fail)?;
+    rustix::process::fchdir(&parent).map_err(fail)?;
+    let result = match rustix::mount::unmount(name, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(Response::Done),
+        Err(Errno::BUSY) => rustix::mount::unmount(name, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+            .map(|()| Response::UnmountedBusy),
+        Err(errno) => Err(errno),
+    };
+    rustix::process::fchdir(&root).map_err(fail)?;
+    result.map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_parents_of_a_target_are_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = open_directory(directory.path()).unwrap();
+        make_target(root.as_fd(), Path::new("/a/b/c")).unwrap();
+        assert!(directory.path().join("a/b/c").is_dir());
+    }
+
+    #[test]
+    fn a_link_on_the_way_to_a_target_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), directory.path().join("link")).unwrap();
+        let root = open_directory(directory.path()).unwrap();
+        assert_eq!(make_target(root.as_fd(), Path::new("/link/x")).unwrap_err(), Errno::LOOP);
+        assert!(!outside.path().join("x").exists());
+    }
+
+    #[test]
+    fn a_file_is_no_target() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let root = open_directory(directory.path()).unwrap();
+        assert_eq!(make_target(root.as_fd(), Path::new("/file")).unwrap_err(), Errno::NOTDIR);
+    }
+}

@@ -1,0 +1,233 @@
+//! Processes of the VM: PID 1 starts them for the sidecar, reaps every orphan, and lists what is there.
+
+mod list;
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agentos_guest_protocol::process::{SpawnFailure, SpawnRequest, SpawnStep, Status, Stdio};
+use agentos_linux::signal::{self, Ended};
+use agentos_linux::spawn::{self, Identity, Program, Report, Step};
+use agentos_linux::{Errno, terminal};
+use rustix::pipe::PipeFlags;
+
+use crate::event_loop::Guest;
+pub(crate) use list::list;
+
+/// The processes the sidecar asked for that are not reaped yet.
+#[derive(Debug, Default)]
+pub(crate) struct Children {
+    by_pid: HashMap<i32, Child>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Child {
+    /// Open until exec has succeeded or failed.
+    pub report: Option<OwnedFd>,
+    terminal: bool,
+    /// The program below a supervisor, once known; signals go to it.
+    program: Option<i32>,
+    supervised: bool,
+}
+
+/// A process that was just forked, and the descriptors that the sidecar gets.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub pid: i32,
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl Children {
+    /// Forks a process on its way to exec.
+    pub(crate) fn spawn(&mut self, guest: &Guest, request: &SpawnRequest) -> Result<Spawned, SpawnFailure> {
+        let at = |step| move |errno: Errno| SpawnFailure { step, errno: errno.raw_os_error() };
+        let strings = Strings::new(request).map_err(at(SpawnStep::Setup))?;
+        let stdio = make_stdio(request.stdio).map_err(at(SpawnStep::Stdio))?;
+        let program = Program {
+            candidates: &strings.candidates,
+            argv: &strings.argv,
+            env: &strings.env,
+            cwd: &strings.cwd,
+            stdio: stdio.guest_side(guest.null.as_fd()),
+            terminal: matches!(request.stdio, Stdio::Terminal { .. }),
+            identity: Identity {
+                uid: guest.user,
+                gid: guest.user,
+                drop_groups: guest.drop_groups,
+                capabilities: guest.capabilities,
+            },
+            open_files: guest.open_files,
+        };
+        let child = guest
+            .with_guest_oom_score(|| {
+                if request.supervised { spawn::spawn_supervised(&program) } else { spawn::spawn(&program) }
+            })
+            .map_err(at(SpawnStep::Fork))?;
+        let record = Child {
+            report: Some(child.report),
+            terminal: program.terminal,
+            program: None,
+            supervised: request.supervised,
+        };
+        self.by_pid.insert(child.pid, record);
+        Ok(Spawned { pid: child.pid, descriptors: stdio.into_host_side() })
+    }
+
+    /// The report pipe of a process, if it is still open.
+    pub(crate) fn report(&self, pid: i32) -> Option<BorrowedFd<'_>> {
+        self.by_pid.get(&pid)?.report.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Looks whether exec is done. The report pipe comes back with the answer: it is done with.
+    pub(crate) fn exec_done(&mut self, pid: i32) -> Option<(Result<(), SpawnFailure>, OwnedFd)> {
+        let child = self.by_pid.get_mut(&pid)?;
+        let result = loop {
+            match spawn::read_report(child.report.as_ref()?.as_fd()) {
+                Report::Pending => return None,
+                Report::Started(program) => child.program = Some(program),
+                Report::Executed => break Ok(()),
+                Report::Failed(step, errno) => {
+                    let step = match step {
+                        Step::Setup => SpawnStep::Setup,
+                        Step::Cwd => SpawnStep::Cwd,
+                        Step::Exec => SpawnStep::Exec,
+                    };
+                    break Err(SpawnFailure { step, errno: errno.raw_os_error() });
+                }
+            }
+        };
+        Some((result, child.report.take()?))
+    }
+
+    /// Reaps one process, ours or an orphan.
+    pub(crate) fn reap(&mut self, pid: i32) -> Option<Status> {
+        let ended = signal::reap(pid)?;
+        self.by_pid.remove(&pid)?;
+        Some(match ended {
+            Ended::Exited(code) => Status::Exited(code),
+            Ended::Signaled(signal) => Status::Signaled(signal),
+        })
+    }
+
+    pub(crate) fn is_ours(&self, pid: i32) -> bool {
+        self.by_pid.contains_key(&pid)
+    }
+
+    /// Who a signal for this process is meant for, if it is not reaped: until then its pid is nobody else's.
+    pub(crate) fn signal_target(&self, pid: i32) -> Option<i32> {
+        self.by_pid.get(&pid).map(|child| child.program.unwrap_or(pid))
+    }
+
+    pub(crate) fn supervisors(&self) -> Vec<i32> {
+        self.by_pid.iter().filter(|(_, child)| child.supervised).map(|(pid, _)| *pid).collect()
+    }
+
+    pub(crate) fn terminal_leaders(&self) -> Vec<i32> {
+        self.by_pid.iter().filter(|(_, child)| child.terminal).map(|(pid, _)| *pid).collect()
+    }
+}
+
+/// The C strings of a request.
+struct Strings {
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    cwd: CString,
+}
+
+impl Strings {
+    fn new(request: &SpawnRequest) -> Result<Self, Errno> {
+        let name = request.argv.first().filter(|name| !name.is_empty()).ok_or(Errno::NOENT)?;
+        let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_| Errno::INVAL);
+        Ok(Self {
+            candidates: candidates(name, &request.env)
+                .into_iter()
+                .map(|path| c_string(&path))
+                .collect::<Result<_, _>>()?,
+            argv: request.argv.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
+            env: request.env.iter().map(|entry| c_string(entry)).collect::<Result<_, _>>()?,
+            cwd: c_string(&request.cwd)?,
+        })
+    }
+}
+
+/// Where a program may be: a name without a slash is looked for in the PATH of its own environment.
+fn candidates(name: &[u8], env: &[agentos_guest_protocol::Bytes]) -> Vec<Vec<u8>> {
+    if name.contains(&b'/') {
+        return vec![name.to_vec()];
+    }
+    let path = env.iter().rev().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
+    path.split(|byte| *byte == b':')
+        // An empty entry would mean the current directory; nobody who is asked would want that.
+        .filter(|directory| !directory.is_empty())
+        .map(|directory| [directory, b"/", name].concat())
+        .collect()
+}
+
+/// Both sides of a new process's stdio.
+enum Ends {
+    Pipes { stdin: Option<(OwnedFd, OwnedFd)>, stdout: (OwnedFd, OwnedFd), stderr: (OwnedFd, OwnedFd) },
+    Terminal { master: OwnedFd, terminal: OwnedFd },
+}
+
+/// Pipes belong to the VM's user, as everything that PID 1 creates: a program may open /dev/stdout again.
+fn make_stdio(stdio: Stdio) -> Result<Ends, Errno> {
+    match stdio {
+        Stdio::Pipes { stdin } => Ok(Ends::Pipes {
+            stdin: if stdin { Some(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?) } else { None },
+            stdout: rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?,
+            stderr: rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?,
+        }),
+        Stdio::Terminal { cols, rows } => {
+            let (master, terminal) = terminal::open(cols, rows)?;
+            Ok(Ends::Terminal { master, terminal })
+        }
+    }
+}
+
+impl Ends {
+    fn guest_side<'a>(&'a self, null: BorrowedFd<'a>) -> [BorrowedFd<'a>; 3] {
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => {
+                let stdin = stdin.as_ref().map_or(null, |(read, _)| read.as_fd());
+                [stdin, stdout.1.as_fd(), stderr.1.as_fd()]
+            }
+            Self::Terminal { terminal, .. } => [terminal.as_fd(); 3],
+        }
+    }
+
+    /// What the sidecar gets; the guest's ends close here, so that the sidecar sees their end.
+    fn into_host_side(self) -> Vec<OwnedFd> {
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => {
+                let mut ends: Vec<OwnedFd> = stdin.into_iter().map(|(_, write)| write).collect();
+                ends.extend([stdout.0, stderr.0]);
+                ends
+            }
+            Self::Terminal { master, .. } => vec![master],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agentos_guest_protocol::Bytes;
+
+    fn env(path: &str) -> Vec<Bytes> {
+        vec![Bytes::from(format!("PATH={path}").into_bytes())]
+    }
+
+    #[test]
+    fn a_bare_name_is_looked_for_in_the_path_of_the_request() {
+        assert_eq!(candidates(b"ls", &env("/a:/b")), vec![b"/a/ls".to_vec(), b"/b/ls".to_vec()]);
+        assert_eq!(candidates(b"ls", &env("::/b")), vec![b"/b/ls".to_vec()]);
+        assert_eq!(candidates(b"ls", &[]), vec![b"/usr/bin/ls".to_vec(), b"/bin/ls".to_vec()]);
+    }
+
+    #[test]
+    fn a_name_with_a_slash_is_taken_as_it_is() {
+        assert_eq!(candidates(b"./x", &env("/a")), vec![b"./x".to_vec()]);
+    }
+}
