@@ -1,8 +1,8 @@
 //! `cargo xtask test`: build once, run everything, count honestly.
 //!
 //! ```text
-//! build ──► test executables ──► run as the caller ──► run as an unprivileged user ──► doc tests ──► totals
-//!                                 (root or not)          (only when the caller is root)
+//! build ──► test executables as the caller ──► as an unprivileged user ──► further suites, once ──► totals
+//!            (root or not)                       (only when the caller is root)
 //! ```
 //!
 //! A sidecar behaves differently as root and as a plain user, and both are supported, so every test executable
@@ -25,6 +25,17 @@ pub(crate) use artifacts::Built;
 use execute::Tally;
 pub(crate) use sandbox::{Runner, Sandbox};
 use std::process::ExitCode;
+
+/// A suite besides the test executables. It runs once, as the caller.
+struct Suite {
+    name: &'static str,
+    run: fn(&Sandbox, &Built, &skips::Allowed) -> Result<Tally, Failure>,
+}
+
+const FURTHER_SUITES: &[Suite] = &[
+    Suite { name: "examples", run: execute::examples },
+    Suite { name: "doc tests", run: execute::doc_tests },
+];
 
 /// The choices of one call.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -76,12 +87,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
         sandbox.remove();
         runs.push((format!("as {runner}"), tally));
     }
-    if selection.is_everything() {
-        println!("\n== doc tests");
+    let further = FURTHER_SUITES.iter().filter(|_| selection.is_everything());
+    for suite in further {
+        println!("\n== {}", suite.name);
         let sandbox = Sandbox::prepare(&root, &built, Runner::caller())?;
-        let tally = execute::doc_tests(&sandbox, &root, &allowed)?;
+        let tally = (suite.run)(&sandbox, &built, &allowed)?;
         sandbox.remove();
-        runs.push(("doc tests".to_owned(), tally));
+        runs.push((suite.name.to_owned(), tally));
     }
     Ok(conclude(&runs, selection.is_everything()))
 }

@@ -1,6 +1,6 @@
-//! One build for everything: the `agentos` binary and every test executable.
+//! One build for everything: the `agentos` binary, every test executable, every example.
 //!
-//! `cargo build --bins --tests` resolves features once, so nothing is compiled twice as it would be by a build of
+//! `cargo build --bins --tests --examples` resolves features once, so nothing is compiled twice as it would be by a build of
 //! the binary followed by a build of the tests.
 
 use crate::{Failure, workspace};
@@ -21,14 +21,15 @@ pub(crate) struct Built {
     /// The `agentos` binary; none when only chores are tested.
     pub(crate) agentos: Option<PathBuf>,
     pub(crate) executables: Vec<Executable>,
+    pub(crate) examples: Vec<Executable>,
 }
 
-/// One test executable.
+/// One test executable or example.
 #[derive(Debug)]
 pub(crate) struct Executable {
     pub(crate) package: String,
-    /// Name of an integration test; none for the unit tests of a library or binary.
-    pub(crate) integration: Option<String>,
+    /// Name of an integration test or example; none for the unit tests of a library or binary.
+    pub(crate) target: Option<String>,
     pub(crate) path: PathBuf,
     /// The package's directory, relative to the root of the source tree.
     pub(crate) directory: PathBuf,
@@ -38,7 +39,7 @@ pub(crate) struct Executable {
 impl Executable {
     /// The prefix of its tests' full names, as `tests/allowed-skips.toml` knows them.
     pub(crate) fn label(&self) -> String {
-        match &self.integration {
+        match &self.target {
             Some(name) => format!("{}::{name}", self.package),
             None => self.package.clone(),
         }
@@ -47,7 +48,7 @@ impl Executable {
 
 pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> {
     let mut command = workspace::cargo(root);
-    command.args(["build", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
+    command.args(["build", "--bins", "--tests", "--examples", "--message-format=json-render-diagnostics"]);
     if packages.is_empty() {
         command.arg("--workspace");
     } else {
@@ -72,40 +73,44 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
 
 fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
     let mut agentos = None;
-    let mut executables = Vec::new();
+    let (mut executables, mut examples) = (Vec::new(), Vec::new());
     for message in messages {
         let (Some(path), Some(manifest)) =
             (message["executable"].as_str(), message["manifest_path"].as_str())
         else {
             continue;
         };
-        let target = &message["target"];
-        let name = target["name"].as_str().unwrap_or_default();
-        if message["profile"]["test"] == Value::Bool(true) {
-            let directory = Path::new(manifest).parent().and_then(|path| path.strip_prefix(root).ok());
-            let directory =
-                directory.ok_or_else(|| format!("{manifest} is outside of {}", root.display()))?;
-            let package = package_name(message["package_id"].as_str().unwrap_or_default()).to_owned();
-            if !packages.is_empty() && !packages.contains(&package) {
-                continue;
-            }
-            let is_integration = target["kind"][0].as_str() == Some("test");
-            executables.push(Executable {
-                integration: is_integration.then(|| name.to_owned()),
-                runs_once: RUN_ONCE.contains(&package.as_str()),
-                path: path.into(),
-                directory: directory.to_path_buf(),
-                package,
-            });
-        } else if name == "agentos" {
+        let name = message["target"]["name"].as_str().unwrap_or_default();
+        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
+        let is_test = message["profile"]["test"] == Value::Bool(true);
+        if !is_test && kind == "bin" && name == "agentos" {
             agentos = Some(PathBuf::from(path));
+        }
+        let directory = Path::new(manifest).parent().and_then(|path| path.strip_prefix(root).ok());
+        let directory = directory.ok_or_else(|| format!("{manifest} is outside of {}", root.display()))?;
+        let package = package_name(message["package_id"].as_str().unwrap_or_default()).to_owned();
+        if !packages.is_empty() && !packages.contains(&package) {
+            continue;
+        }
+        let executable = Executable {
+            target: ["test", "example"].contains(&kind).then(|| name.to_owned()),
+            runs_once: RUN_ONCE.contains(&package.as_str()),
+            path: path.into(),
+            directory: directory.to_path_buf(),
+            package,
+        };
+        match (is_test, kind) {
+            (true, _) => executables.push(executable),
+            (false, "example") => examples.push(executable),
+            (false, _) => {}
         }
     }
     executables.sort_by_key(Executable::label);
+    examples.sort_by_key(Executable::label);
     if agentos.is_none() && needs_product(packages) {
         return Err("the build made no `agentos` binary".into());
     }
-    Ok(Built { agentos, executables })
+    Ok(Built { agentos, executables, examples })
 }
 
 /// Only a selection of nothing but chores does without the product.
@@ -148,12 +153,14 @@ mod tests {
             artifact("p#agentos-vm@0.1.0", "test", "boot", true),
             artifact("p#agentos-vm@0.1.0", "lib", "agentos_vm", true),
             artifact("p#agentos-cli@0.1.0", "bin", "agentos", false),
+            artifact("p#agentos#0.1.0", "example", "quickstart", false),
             json!({"reason": "build-finished", "success": true}),
         ];
         let built = collect(Path::new("/x"), &[], &messages).unwrap();
         assert_eq!(built.agentos.unwrap(), Path::new("/x/target/agentos-false"));
         let labels: Vec<String> = built.executables.iter().map(Executable::label).collect();
         assert_eq!(labels, ["agentos-vm", "agentos-vm::boot"]);
+        assert_eq!(built.examples.len(), 1);
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
     }
 

@@ -83,9 +83,28 @@ pub(crate) fn executables(
     Ok(total)
 }
 
+/// An example is documentation that claims to run: it passes when it does.
+pub(crate) fn examples(sandbox: &Sandbox, built: &Built, _allowed: &Allowed) -> Result<Tally, Failure> {
+    let mut total = Tally::default();
+    for example in &built.examples {
+        let label = format!("example {}", example.label());
+        let finished = watch(&label, &mut sandbox.command(example)?)?;
+        let mut tally = Tally::default();
+        match finished.status {
+            Some(status) if status.success() => tally.passed = 1,
+            Some(status) => tally.failed.push(format!("{label}: {status}")),
+            None => tally.failed.push(format!("{label}: killed after {} s", DEADLINE.as_secs())),
+        }
+        show(&label, &tally, &finished);
+        total.add(&tally);
+    }
+    total.failed.extend(leftovers(sandbox.directory()));
+    Ok(total)
+}
+
 /// Doc tests are compiled by rustdoc, so cargo runs them: once, as the caller.
-pub(crate) fn doc_tests(sandbox: &Sandbox, root: &Path, allowed: &Allowed) -> Result<Tally, Failure> {
-    let mut command = sandbox.cargo(root);
+pub(crate) fn doc_tests(sandbox: &Sandbox, _built: &Built, allowed: &Allowed) -> Result<Tally, Failure> {
+    let mut command = sandbox.cargo();
     command.args(["test", "--doc", "--workspace"]);
     let finished = watch("doc tests", &mut command)?;
     let report = libtest::parse(&finished.output);

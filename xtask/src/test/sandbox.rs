@@ -197,8 +197,8 @@ impl Sandbox {
     }
 
     /// Cargo itself, with the caller's toolchain and everything else of this place.
-    pub(crate) fn cargo(&self, root: &Path) -> Command {
-        let mut command = workspace::cargo(root);
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = workspace::cargo(&self.source);
         self.set_environment(&mut command);
         keep_toolchain(&mut command);
         command.stdin(Stdio::null());
