@@ -61,7 +61,7 @@ pub struct Meta {
 pub struct Event {
     pub name: Option<&'static str>,
     pub data: Data,
-    /// It carries words or arguments: a slow answer waits before it.
+    /// It carries words or arguments: a slow answer waits between these.
     pub paced: bool,
 }
 

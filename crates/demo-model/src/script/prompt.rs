@@ -30,8 +30,8 @@ pub(super) struct Clause<'a> {
     pub(super) masked: &'a Masked<'a>,
     /// What follows the verb, without the connecting words at its end.
     pub(super) object: Range<usize>,
-    /// The verb was followed by a colon.
-    pub(super) colon: bool,
+    /// The object is a command to be taken as it stands.
+    pub(super) verbatim: bool,
 }
 
 const CONNECTING: &[&str] = &[
@@ -100,12 +100,11 @@ fn clauses<'a>(masked: &'a Masked<'a>) -> Vec<Clause<'a>> {
                 .map_or(masked.text.len(), |i| all[i].outer.start),
         };
         next = (start + 1..all.len()).find(|i| all[*i].outer.start >= end).unwrap_or(all.len());
-        let object = match verbatim {
-            Some(command) => command,
-            None => trim_connecting(&all, from..end, end == masked.text.len()),
+        let (object, verbatim) = match verbatim {
+            Some(command) => (command, true),
+            None => (trim_connecting(&all, from..end, end == masked.text.len()), false),
         };
-        let colon = colon && verb == Verb::Run;
-        clauses.push(Clause { verb, masked, object, colon });
+        clauses.push(Clause { verb, masked, object, verbatim });
     }
     clauses
 }

@@ -36,6 +36,9 @@ const DESCRIPTIVE: &[&str] =
 
 pub(super) fn read(clause: &Clause<'_>, written: Option<&str>) -> Option<Step> {
     let masked = clause.masked;
+    if clause.verbatim {
+        return command(&masked.text[clause.object.clone()]);
+    }
     let words = words(masked, clause.object.clone());
     if let Some(path) = written
         && names_what_was_written(&words)
@@ -44,8 +47,7 @@ pub(super) fn read(clause: &Clause<'_>, written: Option<&str>) -> Option<Step> {
     }
     let fillers = words.iter().take_while(|w| FILLERS.contains(&w.text)).count();
     let first = words.get(fillers)?;
-    let announced =
-        clause.colon || words[..fillers].iter().any(|w| w.text.starts_with("command") || w.text == "cmd");
+    let announced = words[..fillers].iter().any(|w| w.text.starts_with("command") || w.text == "cmd");
     // `run bash "a b"` starts a program with a quoted argument; `run the "a b"` quotes a command.
     let only_articles =
         !words[..fillers].iter().any(|w| matches!(w.text, "shell" | "bash" | "terminal" | "line"));

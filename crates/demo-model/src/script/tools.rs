@@ -47,13 +47,13 @@ const COMMAND_KEYS: &[&str] = &["command", "cmd", "commands", "script", "shell_c
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unfit {
     #[error("the agent offers neither a write tool nor a shell tool")]
-    NoWriteTool,
+    WriteToolMissing,
     #[error("the agent offers no shell tool")]
-    NoShellTool,
+    ShellToolMissing,
     #[error("the agent offers no tool of that name")]
-    NoSuchTool,
+    ToolUnknown,
     #[error("the schema of the agent's tool has no place for what the step needs")]
-    NoSuchParameter,
+    SchemaUnfit,
 }
 
 /// The call that carries out this step.
@@ -61,15 +61,15 @@ pub(super) fn call(step: &Step, conversation: &Conversation) -> Result<ToolCall,
     match step {
         Step::Write { path, content } => write(path, content, conversation),
         Step::Run { command } => {
-            let tool = named(&conversation.tools, SHELL).ok_or(Unfit::NoShellTool)?;
+            let tool = named(&conversation.tools, SHELL).ok_or(Unfit::ShellToolMissing)?;
             shell_call(tool, command)
         }
         Step::Tool { name, arguments } => {
-            let tool = by_name(&conversation.tools, name).ok_or(Unfit::NoSuchTool)?;
+            let tool = by_name(&conversation.tools, name).ok_or(Unfit::ToolUnknown)?;
             Ok(addressed(tool, direct_arguments(tool, arguments)))
         }
         Step::Search { name } => {
-            let tool = search_tool(conversation).ok_or(Unfit::NoSuchTool)?;
+            let tool = search_tool(conversation).ok_or(Unfit::ToolUnknown)?;
             let arguments = json!({ "query": format!("select:{name}"), "max_results": 5 });
             Ok(addressed(tool, direct_arguments(tool, &arguments)))
         }
@@ -97,12 +97,12 @@ fn search_tool(conversation: &Conversation) -> Option<&Tool> {
 
 fn write(path: &str, content: &str, conversation: &Conversation) -> Result<ToolCall, Unfit> {
     let Some(tool) = named(&conversation.tools, WRITE) else {
-        let shell = named(&conversation.tools, SHELL).ok_or(Unfit::NoWriteTool)?;
+        let shell = named(&conversation.tools, SHELL).ok_or(Unfit::WriteToolMissing)?;
         return shell_call(shell, &write_command(path, content));
     };
     let schema = schema(tool);
-    let path_key = key(schema, PATH_KEYS).ok_or(Unfit::NoSuchParameter)?;
-    let content_key = key(schema, CONTENT_KEYS).ok_or(Unfit::NoSuchParameter)?;
+    let path_key = key(schema, PATH_KEYS).ok_or(Unfit::SchemaUnfit)?;
+    let content_key = key(schema, CONTENT_KEYS).ok_or(Unfit::SchemaUnfit)?;
     let mut arguments = Map::new();
     let path =
         if demands_absolute(schema, &path_key) { absolute(path, conversation) } else { path.to_owned() };
@@ -128,7 +128,7 @@ fn shell_call(tool: &Tool, command: &str) -> Result<ToolCall, Unfit> {
     let ToolInput::Schema(schema) = &tool.input else {
         return Ok(addressed(tool, Arguments::Text(command.to_owned())));
     };
-    let key = key(schema, COMMAND_KEYS).ok_or(Unfit::NoSuchParameter)?;
+    let key = key(schema, COMMAND_KEYS).ok_or(Unfit::SchemaUnfit)?;
     let value = if type_is(&schema["properties"][key.as_str()], "array") {
         json!(["sh", "-c", command])
     } else {

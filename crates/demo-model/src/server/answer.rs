@@ -192,13 +192,13 @@ fn encode(wire: Wire, streaming: Streaming, answer: &Answer, meta: &Meta) -> Res
             if answer.spread.is_none() && !answer.cut {
                 return response(StatusCode::OK, "application/json", body::whole(text));
             }
-            // In two pieces, so that a cut falls into the middle.
+            // In two pieces, so that a cut or a wait falls into the middle.
             let mut middle = text.len() / 2;
             while !text.is_char_boundary(middle) {
                 middle += 1;
             }
             let (first, second) = text.split_at(middle);
-            ("application/json", vec![piece(first.to_owned(), true), piece(second.to_owned(), false)])
+            ("application/json", vec![piece(first.to_owned(), true), piece(second.to_owned(), true)])
         }
     };
     let mut response = response(StatusCode::OK, kind, body::streamed(pieces, answer.spread, answer.cut));

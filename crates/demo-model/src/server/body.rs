@@ -49,25 +49,30 @@ pub(super) fn whole(bytes: impl Into<Bytes>) -> Body {
 /// One piece of a streamed body.
 pub(super) struct Piece {
     pub(super) bytes: Bytes,
-    /// A slow answer waits before it.
+    /// A slow answer waits between these.
     pub(super) paced: bool,
 }
 
 /// A body that comes piece by piece, spread over a time, and is cut in its middle when asked.
 pub(super) fn streamed(pieces: Vec<Piece>, spread: Option<Duration>, cut: bool) -> Body {
     let paced = u32::try_from(pieces.iter().filter(|piece| piece.paced).count()).unwrap_or(u32::MAX);
-    let gap = spread.unwrap_or_default() / paced.max(1);
+    let gap = spread.unwrap_or_default() / paced.saturating_sub(1).max(1);
     let kept = if cut { pieces.len() / 2 } else { pieces.len() };
     let left: VecDeque<Piece> = pieces.into_iter().take(kept).collect();
-    let frames = stream::unfold((left, cut), move |(mut left, cut)| async move {
+    let begun = false;
+    let frames = stream::unfold((left, begun, cut), move |(mut left, begun, cut)| async move {
         match left.pop_front() {
             Some(piece) => {
-                if piece.paced && !gap.is_zero() {
+                if piece.paced && begun && !gap.is_zero() {
                     tokio::time::sleep(gap).await;
                 }
-                Some((Ok(Frame::data(piece.bytes)), (left, cut)))
+                Some((Ok(Frame::data(piece.bytes)), (left, begun || piece.paced, cut)))
             }
-            None if cut => Some((Err(Cut), (left, false))),
+            None if cut => {
+                // hyper flushes what it has when a body isn't ready; without this the client would see nothing at all.
+                tokio::task::yield_now().await;
+                Some((Err(Cut), (left, begun, false)))
+            }
             None => None,
         }
     });
