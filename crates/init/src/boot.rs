@@ -116,11 +116,7 @@ fn await_go(launcher: BorrowedFd<'_>) -> Result<(), BootFailure> {
     let mut buffer = [0; 16];
     let received =
         seqpacket::receive(launcher, &mut buffer).map_err(|errno| failure("receive", "go", errno))?;
-    if buffer.get(..received.len) == Some(GO) {
-        Ok(())
-    } else {
-        Err(failure("receive", "go", Errno::PIPE))
-    }
+    if buffer.get(..received.len) == Some(GO) { Ok(()) } else { Err(failure("receive", "go", Errno::PIPE)) }
 }
 
 /// Becomes the root of the new user namespace; where only the user's id is mapped, the clone is that user already and
@@ -153,13 +149,11 @@ fn harden(plan: &BootPlan) -> Result<Guest, BootFailure> {
     }
     // Readable for its owner only while the process is dumpable.
     credentials::set_dumpable(true).map_err(|errno| failure("prctl", "PR_SET_DUMPABLE", errno))?;
-    let oom_score = rustix::fs::open(
-        "/proc/self/oom_score_adj",
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| failure("open", "/proc/self/oom_score_adj", errno))?;
+    let oom_score =
+        rustix::fs::open("/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| failure("open", "/proc/self/oom_score_adj", errno))?;
     credentials::set_dumpable(false).map_err(|errno| failure("prctl", "PR_SET_DUMPABLE", errno))?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let processes = u64::from(plan.limits.processes);
     let limit = Rlimit { current: Some(processes), maximum: Some(processes) };
     rustix::process::setrlimit(Resource::Nproc, limit)
@@ -168,16 +162,20 @@ fn harden(plan: &BootPlan) -> Result<Guest, BootFailure> {
     credentials::keep_capabilities_across_ids()
         .map_err(|errno| failure("prctl", "PR_SET_SECUREBITS", errno))?;
     credentials::create_files_as(user_id(plan), user_id(plan));
+    let capabilities = if plan.root {
+        credentials::guest_root_capabilities()
+    } else {
+        rustix::thread::CapabilitySet::empty()
+    };
+    // PID 1 never execs, so it loses nothing; whoever it forks can't gain more.
+    credentials::cut_bounding_set(capabilities)
+        .map_err(|errno| failure("prctl", "PR_CAPBSET_DROP", errno))?;
     Ok(Guest {
         null,
         oom_score,
         user: user_id(plan),
         drop_groups: plan.ids != IdRange::Single,
-        capabilities: if plan.root {
-            credentials::guest_root_capabilities()
-        } else {
-            rustix::thread::CapabilitySet::empty()
-        },
+        capabilities,
         open_files: u64::from(plan.limits.open_files),
     })
 }

@@ -152,8 +152,10 @@ impl<'a> EventLoop<'a> {
         loop {
             match wire::send(self.control, message, descriptors) {
                 Err(WireError::System(Errno::AGAIN)) => {
-                    let mut writable =
-                        [rustix::event::PollFd::from_borrowed_fd(self.control, rustix::event::PollFlags::OUT)];
+                    let mut writable = [rustix::event::PollFd::from_borrowed_fd(
+                        self.control,
+                        rustix::event::PollFlags::OUT,
+                    )];
                     match rustix::event::poll(&mut writable, None) {
                         Ok(_) | Err(Errno::INTR) => {}
                         Err(errno) => return Err(errno.into()),

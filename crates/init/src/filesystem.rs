@@ -40,6 +40,8 @@ mod stat;
 mod streams;
 mod write;
 
+#[cfg(test)]
+mod tests;
 
 pub(crate) use calls::{FileSystem, Outcome};
 pub(crate) use pool::{Answer, Pool, PoolError};

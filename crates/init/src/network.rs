@@ -15,10 +15,12 @@ const BACKLOG: i32 = 128;
 
 pub(crate) fn handle(request: &NetworkRequest) -> Result<OwnedFd, Failure> {
     match request {
-        NetworkRequest::Connect { port } => connect(*port)
-            .map_err(|errno| Failure::System(failure("connect", format!("port {port}"), errno))),
-        NetworkRequest::Listen { address } => listen(*address)
-            .map_err(|errno| Failure::System(failure("listen", address.to_string(), errno))),
+        NetworkRequest::Connect { port } => {
+            connect(*port).map_err(|errno| Failure::System(failure("connect", format!("port {port}"), errno)))
+        }
+        NetworkRequest::Listen { address } => {
+            listen(*address).map_err(|errno| Failure::System(failure("listen", address.to_string(), errno)))
+        }
     }
 }
 
@@ -86,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_listener_is_read_from_the_kernels_table() {
-        let line = "   0: 0200007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000 0 1 1 0 100 0";
+        let line =
+            "   0: 0200007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000 0 1 1 0 100 0";
         assert_eq!(listener(line, 3000), Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2))));
         assert_eq!(listener(line, 3001), None);
         assert_eq!(listener(&line.replace(" 0A ", " 01 "), 3000), None);

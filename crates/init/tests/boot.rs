@@ -2,6 +2,13 @@
 //!
 //! The launcher is the `agentos` binary, found by AGENTOS_SIDECAR or beside the test's own directory.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;

@@ -34,7 +34,8 @@ pub struct Program<'a> {
     pub open_files: u64,
 }
 
-/// Who the program runs as.
+/// Who the program runs as. The caller has cut its own bounding set to `capabilities` before: forty calls that every
+/// child would repeat.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     pub uid: u32,
@@ -380,7 +381,6 @@ fn set_limits(open_files: u64) -> Result<(), Errno> {
 }
 
 fn drop_privileges(identity: Identity) -> Result<(), Errno> {
-    credentials::cut_bounding_set(identity.capabilities)?;
     if identity.drop_groups {
         credentials::drop_groups()?;
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use agentos_guest_protocol::launcher::{Base, BootFailure, BootPlan, IdRange, PlannedMountKind};
 use agentos_linux::mount;
-use rustix::fs::{CWD, Mode, XattrFlags};
+use rustix::fs::Mode;
 use rustix::mount::MountFlags;
 
 use super::{fail, proc, user_id};
@@ -23,16 +23,27 @@ pub(super) fn build(plan: &BootPlan, staged: &Staged) -> Result<(), BootFailure>
     mount::attach_path(disk.as_fd(), Path::new(VM_DISK))
         .map_err(|errno| fail("move_mount", VM_DISK, errno))?;
     rustix::process::chdir(VM_DISK).map_err(|errno| fail("chdir", VM_DISK, errno))?;
-    for (name, mode) in [(ROOT, 0o755), ("tmp", 0o1777), ("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777), ("empty", 0o555)] {
+    // Modes are meant as they stand here; the VM's own umask is set at the end of the boot.
+    rustix::process::umask(Mode::empty());
+    for (name, mode) in [
+        (ROOT, 0o755),
+        ("tmp", 0o1777),
+        ("run", 0o755),
+        ("run/lock", 0o1777),
+        ("shm", 0o1777),
+        ("empty", 0o555),
+    ] {
         make_directory(name, mode)?;
     }
-    overlay("root", &staged.root, ROOT)?;
+    overlay("root", &staged.root.to_string_lossy(), ROOT)?;
     for (name, lower) in &staged.bases {
         let target = format!("{ROOT}/{name}");
         if name == "usr" && !shows_usr_local(plan) {
-            overlay_without_local(name, lower, &target)?;
+            // The upper of the two lower layers hides the host's local directory.
+            let lower = format!("{}:{}", staged.usr_local.display(), lower.display());
+            overlay(name, &lower, &target)?;
         } else {
-            overlay(name, lower, &target)?;
+            overlay(name, &lower.to_string_lossy(), &target)?;
         }
     }
     if let Base::Directory { .. } = plan.base {
@@ -47,24 +58,15 @@ pub(super) fn build(plan: &BootPlan, staged: &Staged) -> Result<(), BootFailure>
 }
 
 fn make_directory(name: &str, mode: u32) -> Result<(), BootFailure> {
-    let mode = Mode::from_raw_mode(mode);
-    rustix::fs::mkdir(name, mode).map_err(|errno| fail("mkdir", name, errno))?;
-    // mkdir honours the launcher's umask.
-    rustix::fs::chmodat(CWD, name, mode, rustix::fs::AtFlags::empty())
-        .map_err(|errno| fail("chmod", name, errno))
+    rustix::fs::mkdir(name, Mode::from_raw_mode(mode)).map_err(|errno| fail("mkdir", name, errno))
 }
 
-/// Copy on write over a staged layer. The upper and the work directory are on the VM's disk.
-fn overlay(name: &str, lower: &Path, target: &str) -> Result<(), BootFailure> {
+/// Copy on write over staged layers. The upper and the work directory are on the VM's disk.
+fn overlay(name: &str, lowers: &str, target: &str) -> Result<(), BootFailure> {
     let (upper, work) = (format!("upper-{name}"), format!("work-{name}"));
     make_directory(&upper, 0o755)?;
     make_directory(&work, 0o755)?;
-    mount_overlay(lower, (&upper, &work), target)
-}
-
-fn mount_overlay(lower: &Path, (upper, work): (&str, &str), target: &str) -> Result<(), BootFailure> {
-    let lower = lower.to_string_lossy();
-    let options = format!("userxattr,lowerdir={lower},upperdir={upper},workdir={work}");
+    let options = format!("userxattr,lowerdir={lowers},upperdir={upper},workdir={work}");
     let options = std::ffi::CString::new(options)
         .map_err(|_| fail("mount overlay", target, agentos_linux::Errno::INVAL))?;
     rustix::mount::mount("overlay", target, "overlay", PLAIN, Some(options.as_c_str()))
@@ -73,21 +75,6 @@ fn mount_overlay(lower: &Path, (upper, work): (&str, &str), target: &str) -> Res
 
 fn shows_usr_local(plan: &BootPlan) -> bool {
     matches!(plan.base, Base::Host { host_usr_local: true })
-}
-
-/// The same for /usr, with an empty local/ of the VM's own in place of the host's.
-fn overlay_without_local(name: &str, lower: &Path, target: &str) -> Result<(), BootFailure> {
-    let (upper, work) = (format!("upper-{name}"), format!("work-{name}"));
-    make_directory(&upper, 0o755)?;
-    make_directory(&work, 0o755)?;
-    let local = format!("{upper}/local");
-    make_directory(&local, 0o755)?;
-    rustix::fs::setxattr(local.as_str(), "user.overlay.opaque", b"y", XattrFlags::empty())
-        .map_err(|errno| fail("setxattr user.overlay.opaque", &local, errno))?;
-    for directory in ["bin", "etc", "games", "include", "lib", "sbin", "share", "src"] {
-        make_directory(&format!("{local}/{directory}"), 0o755)?;
-    }
-    mount_overlay(lower, (&upper, &work), target)
 }
 
 /// /dev is one read-only tree for all VMs, with a terminal file system and shared memory of the VM's own.
@@ -120,7 +107,15 @@ fn bind_tree(source: &Path, target: &str) -> Result<(), BootFailure> {
 
 /// The directories and files that a VM needs and a root file system made for other purposes may lack.
 fn complete_foreign_root() -> Result<(), BootFailure> {
-    for (name, mode) in [("dev", 0o755), ("proc", 0o555), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777), ("etc", 0o755), ("home", 0o755)] {
+    for (name, mode) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("run", 0o755),
+        ("sys", 0o555),
+        ("tmp", 0o1777),
+        ("etc", 0o755),
+        ("home", 0o755),
+    ] {
         let path = format!("{ROOT}/{name}");
         match rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(mode)) {
             Ok(()) | Err(agentos_linux::Errno::EXIST) => {}
@@ -135,7 +130,8 @@ fn planned_mounts(plan: &BootPlan, staged: &Staged) -> Result<(), BootFailure> {
     let root = mounts::open_directory(Path::new(ROOT)).map_err(|errno| fail("open", ROOT, errno))?;
     for (index, planned) in plan.mounts.iter().enumerate() {
         let path = Path::new(std::ffi::OsStr::from_bytes(&planned.target));
-        let target = mounts::make_target(root.as_fd(), path).map_err(|errno| fail("make mount point", path, errno))?;
+        let target =
+            mounts::make_target(root.as_fd(), path).map_err(|errno| fail("make mount point", path, errno))?;
         let tree = match &planned.kind {
             PlannedMountKind::Memory { max_bytes, read_only } => {
                 mounts::memory(*max_bytes, *read_only, user_id(plan))

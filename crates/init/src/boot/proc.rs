@@ -12,7 +12,15 @@ use super::{disk, fail};
 
 /// Files that show the host, or act on it. Covered by /dev/null.
 const MASKED_FILES: [&str; 9] = [
-    "kcore", "keys", "key-users", "kallsyms", "kmsg", "kpagecount", "sysrq-trigger", "timer_list", "sched_debug",
+    "kcore",
+    "keys",
+    "key-users",
+    "kallsyms",
+    "kmsg",
+    "kpagecount",
+    "sysrq-trigger",
+    "timer_list",
+    "sched_debug",
 ];
 
 /// Directories that show the host's hardware. Covered by an empty one.

@@ -83,20 +83,20 @@ struct State {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct WorkerId(u64);
 
-type Work = Box<dyn FnOnce(&FileSystem, &Progress) -> Result<Outcome, FileFailure> + Send>;
+pub(super) type Work = Box<dyn FnOnce(&FileSystem, &Progress) -> Result<Outcome, FileFailure> + Send>;
 
-struct Job {
-    id: RequestId,
-    subject: Subject,
-    submitted: Instant,
-    work: Work,
+pub(super) struct Job {
+    pub(super) id: RequestId,
+    pub(super) subject: Subject,
+    pub(super) submitted: Instant,
+    pub(super) work: Work,
 }
 
 /// What a message about a call names.
 #[derive(Debug, Clone)]
-struct Subject {
-    call: FileCall,
-    path: Vec<u8>,
+pub(super) struct Subject {
+    pub(super) call: FileCall,
+    pub(super) path: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -148,7 +148,7 @@ impl Pool {
         self.submit_work(Job { id, subject, submitted: now, work: Box::new(work) });
     }
 
-    fn submit_work(&self, job: Job) {
+    pub(super) fn submit_work(&self, job: Job) {
         let mut state = self.shared.lock();
         let refusal = if state.stuck() >= MAX_STUCK {
             Some(Failure::TooManyStuck)
@@ -188,6 +188,17 @@ impl Pool {
             Pace::Stuck => None,
         });
         running.chain(state.queue.front().map(|job| job.submitted + STUCK_AFTER)).min()
+    }
+
+    /// Calls that were answered without their threads having come back.
+    #[cfg(test)]
+    pub(super) fn stuck(&self) -> usize {
+        self.shared.lock().stuck()
+    }
+
+    #[cfg(test)]
+    pub(super) fn threads(&self) -> usize {
+        self.shared.lock().workers.len()
     }
 
     /// Answers what is overdue and finds new hands for what waits.

@@ -178,8 +178,7 @@ fn open_tasks(group: &OwnedFd, name: &str) -> Result<OwnedFd, BootFailure> {
 
 /// Sets one value. A kernel without that file (no swap accounting) has nothing to set.
 fn set(group: &OwnedFd, name: &str, file: &str, value: &str) -> Result<(), BootFailure> {
-    let opened =
-        rustix::fs::openat(group.as_fd(), file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let opened = rustix::fs::openat(group.as_fd(), file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     match opened {
         Ok(file_descriptor) => rustix::io::write(&file_descriptor, value.as_bytes())
             .map(drop)

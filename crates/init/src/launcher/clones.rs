@@ -123,7 +123,8 @@ impl Clones {
             }
         };
         let event = LauncherEvent::Cloned { vm, pid, cgroups: groups.readable.clone() };
-        let mut clone = Clone { pid, pidfd, boot: Some(boot), staged: Some(staged), groups, plan, failed: None };
+        let mut clone =
+            Clone { pid, pidfd, boot: Some(boot), staged: Some(staged), groups, plan, failed: None };
         clone.failed = self.finish(vm, &clone).err();
         if clone.failed.is_some() {
             clone.kill();
@@ -255,12 +256,8 @@ impl Clones {
             None => Err(failure("find VM", vm.0.to_string(), Errno::SRCH)),
         };
         match opened {
-            Ok(tree) => {
-                wire::send(self.control, &LauncherEvent::HostDirOpened { token }, &[tree.as_fd()])
-            }
-            Err(failure) => {
-                wire::send(self.control, &LauncherEvent::HostDirFailed { token, failure }, &[])
-            }
+            Ok(tree) => wire::send(self.control, &LauncherEvent::HostDirOpened { token }, &[tree.as_fd()]),
+            Err(failure) => wire::send(self.control, &LauncherEvent::HostDirFailed { token, failure }, &[]),
         }
     }
 }

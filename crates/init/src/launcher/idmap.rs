@@ -19,8 +19,12 @@ pub(super) fn one_pair(alone: &SingleThreaded, user: Pair, group: Pair) -> Resul
         Cloned::Child => wait_for_death(),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
-    let result = write_maps(pid, &format!("{} {} 1", user.on_disk, user.shown), &format!("{} {} 1", group.on_disk, group.shown))
-        .and_then(|()| open_user_namespace(pid));
+    let result = write_maps(
+        pid,
+        &format!("{} {} 1", user.on_disk, user.shown),
+        &format!("{} {} 1", group.on_disk, group.shown),
+    )
+    .and_then(|()| open_user_namespace(pid));
     // The namespace lives on in its descriptor.
     rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL)?;
     agentos_linux::signal::reap_waiting(pid);
@@ -39,11 +43,8 @@ fn wait_for_death() -> ! {
 
 pub(super) fn write_maps(pid: i32, users: &str, groups: &str) -> Result<(), Errno> {
     for (name, map) in [("uid_map", users), ("gid_map", groups)] {
-        let file = rustix::fs::open(
-            format!("/proc/{pid}/{name}"),
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let file =
+            rustix::fs::open(format!("/proc/{pid}/{name}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         // A map is taken whole, in one write.
         rustix::io::write(&file, map.as_bytes())?;
     }

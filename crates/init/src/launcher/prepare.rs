@@ -79,7 +79,8 @@ fn leave_host() -> Result<OwnedFd, BootFailure> {
 /// The running executable in a form that no guest can write to. A process of a VM reaches its program's file through
 /// /proc/PID/exe; where the guest's user is the host's user, a plain path would let it replace the host's binary.
 fn own_executable() -> Result<OwnedFd, BootFailure> {
-    let running = File::open("/proc/self/exe").map_err(|error| io_failure("open", "/proc/self/exe", &error))?;
+    let running =
+        File::open("/proc/self/exe").map_err(|error| io_failure("open", "/proc/self/exe", &error))?;
     let path = std::fs::read_link("/proc/self/exe")
         .map_err(|error| io_failure("readlink", "/proc/self/exe", &error))?;
     let same = match (running.metadata(), std::fs::metadata(&path)) {
@@ -159,8 +160,9 @@ fn build_devices(ids: IdMode) -> Result<(), BootFailure> {
     let tree = devices_tmpfs().map_err(|errno| failure("fsmount tmpfs", DEVICES, errno))?;
     mount::attach_path(tree.as_fd(), Path::new(DEVICES))
         .map_err(|errno| failure("move_mount", DEVICES, errno))?;
-    let devices = rustix::fs::open(DEVICES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| failure("open", DEVICES, errno))?;
+    let devices =
+        rustix::fs::open(DEVICES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| failure("open", DEVICES, errno))?;
     for (name, major, minor) in NODES {
         let result = match ids {
             IdMode::Range => make_node(&devices, name, rustix::fs::makedev(major, minor)),

@@ -15,14 +15,19 @@ use rustix::mount::UnmountFlags;
 
 use super::idmap::{self, Pair};
 use super::prepare::{DEVICES, STAGE, TEMPLATE};
+use super::template;
 use crate::wire::failure;
 
 /// Where the clone finds its trees. Computed alike on both sides of the clone, from the plan alone.
 #[derive(Debug)]
 pub(crate) struct Staged {
     pub directory: PathBuf,
+    /// What is attached for the root directory; on Base::Host more than its layer.
+    root_tree: PathBuf,
     /// The lower layer of the root directory.
     pub root: PathBuf,
+    /// On Base::Host, the layer that hides the host's /usr/local.
+    pub usr_local: PathBuf,
     pub devices: PathBuf,
     /// Lower layers of directories below the root, by name.
     pub bases: Vec<(String, PathBuf)>,
@@ -54,7 +59,13 @@ impl Staged {
             .filter(|(_, mount)| matches!(mount.kind, PlannedMountKind::HostDir(_)))
             .map(|(index, _)| StagedMount { index, path: directory.join(format!("mount-{index}")) })
             .collect();
-        Self { root: directory.join("root"), devices: directory.join("dev"), directory, bases, mounts }
+        let root_tree = directory.join("root");
+        let root = match plan.base {
+            Base::Host { .. } => root_tree.join(template::ROOT),
+            Base::Directory { .. } => root_tree.clone(),
+        };
+        let usr_local = root_tree.join(template::USR_LOCAL);
+        Self { root, usr_local, root_tree, devices: directory.join("dev"), directory, bases, mounts }
     }
 
     /// Makes and attaches every tree.
@@ -68,12 +79,12 @@ impl Staged {
         let whole = (plan.ids != IdRange::Single).then_some(vm_namespace);
         match &plan.base {
             Base::Host { .. } => {
-                place(Path::new(TEMPLATE), &self.root, LOWER, whole)?;
+                place(Path::new(TEMPLATE), &self.root_tree, LOWER, whole)?;
                 for (name, path) in &self.bases {
                     place(&Path::new("/").join(name), path, LOWER, whole)?;
                 }
             }
-            Base::Directory { path } => place(as_path(path), &self.root, LOWER, whole)?,
+            Base::Directory { path } => place(as_path(path), &self.root_tree, LOWER, whole)?,
         }
         place(Path::new(DEVICES), &self.devices, DEVICE_TREE, whole)?;
         for staged in &self.mounts {
@@ -107,7 +118,7 @@ impl Staged {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let mounts = self.mounts.iter().map(|mount| &mount.path);
         let bases = self.bases.iter().map(|(_, path)| path);
-        [&self.root, &self.devices].into_iter().chain(bases).chain(mounts)
+        [&self.root_tree, &self.devices].into_iter().chain(bases).chain(mounts)
     }
 }
 
@@ -159,12 +170,9 @@ pub(super) fn open_host_dir(
     };
     let owner = rustix::fs::fstat(&directory).map_err(|errno| fail("fstat", source, errno))?;
     let shown = base + if plan.root { 0 } else { crate::boot::USER_ID };
-    let namespace = idmap::one_pair(
-        alone,
-        Pair { on_disk: owner.st_uid, shown },
-        Pair { on_disk: owner.st_gid, shown },
-    )
-    .map_err(|errno| fail("make idmap", source, errno))?;
+    let namespace =
+        idmap::one_pair(alone, Pair { on_disk: owner.st_uid, shown }, Pair { on_disk: owner.st_gid, shown })
+            .map_err(|errno| fail("make idmap", source, errno))?;
     match mount::restrict(tree.as_fd(), restrictions, Some(namespace.as_fd())) {
         Ok(()) => Ok(tree),
         // This file system knows no idmaps: its owners show as nobody, which does no harm where nothing is written.

@@ -12,6 +12,10 @@ use agentos_guest_protocol::launcher::{BootFailure, IdMode};
 
 use crate::wire::io_failure;
 
+/// The layers in the template's directory: the root directory, and what hides the host's /usr/local in /usr.
+pub(super) const ROOT: &str = "root";
+pub(super) const USR_LOCAL: &str = "usr-local";
+
 /// The VM's user on disk, before any idmap.
 const USER: u32 = 1000;
 
@@ -43,8 +47,12 @@ const DIRECTORIES: [(&str, u32); 24] = [
     ("var/tmp", 0o1777),
 ];
 
-const LINKS: [(&str, &str); 4] =
-    [("var/run", "/run"), ("var/lock", "/run/lock"), ("etc/mtab", "/proc/self/mounts"), ("etc/os-release", "../usr/lib/os-release")];
+const LINKS: [(&str, &str); 4] = [
+    ("var/run", "/run"),
+    ("var/lock", "/run/lock"),
+    ("etc/mtab", "/proc/self/mounts"),
+    ("etc/os-release", "../usr/lib/os-release"),
+];
 
 /// Written as they are; the host's own would name its users, its network and its services.
 const FILES: [(&str, &str); 9] = [
@@ -88,11 +96,49 @@ const FILES: [(&str, &str); 9] = [
 
 /// Names in the host's /etc that programs of /usr read and anybody may: exact, or a prefix where they end with `*`.
 const PUBLIC: [&str; 43] = [
-    "ssl", "ca-certificates*", "pki", "crypto-policies", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
-    "localtime", "timezone", "mime.types", "mailcap*", "services", "protocols", "networks", "rpc", "ethertypes",
-    "java*", "maven*", "gradle*", "python3*", "python", "perl", "ruby*", "php*", "lua*", "fonts", "terminfo",
-    "magic*", "inputrc", "bash.bashrc", "bash_completion*", "vim", "nanorc", "wgetrc", "gai.conf", "locale*",
-    "environment.d", "ImageMagick-*", "glvnd", "gtk-3.0", "xdg", "login.defs",
+    "ssl",
+    "ca-certificates*",
+    "pki",
+    "crypto-policies",
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "timezone",
+    "mime.types",
+    "mailcap*",
+    "services",
+    "protocols",
+    "networks",
+    "rpc",
+    "ethertypes",
+    "java*",
+    "maven*",
+    "gradle*",
+    "python3*",
+    "python",
+    "perl",
+    "ruby*",
+    "php*",
+    "lua*",
+    "fonts",
+    "terminfo",
+    "magic*",
+    "inputrc",
+    "bash.bashrc",
+    "bash_completion*",
+    "vim",
+    "nanorc",
+    "wgetrc",
+    "gai.conf",
+    "locale*",
+    "environment.d",
+    "ImageMagick-*",
+    "glvnd",
+    "gtk-3.0",
+    "xdg",
+    "login.defs",
 ];
 
 /// Never copied, wherever it stands.
@@ -104,10 +150,15 @@ const MAX_BYTES: u64 = 64 << 20;
 const MAX_DEPTH: usize = 16;
 
 /// Builds the template and says which directories of the host belong below the base.
-pub(super) fn build(root: &Path, ids: IdMode) -> Result<Vec<String>, BootFailure> {
+pub(super) fn build(template: &Path, ids: IdMode) -> Result<Vec<String>, BootFailure> {
+    let local = template.join(USR_LOCAL);
+    build_usr_local(&local)
+        .map_err(|error| io_failure("make layer", local.as_os_str().as_encoded_bytes(), &error))?;
+    let root = &template.join(ROOT);
     let fail = |step: &str, path: &Path, error: io::Error| {
         io_failure(step, path.as_os_str().as_encoded_bytes(), &error)
     };
+    make_directory(root, 0o755).map_err(|error| fail("mkdir", root, error))?;
     for (name, mode) in DIRECTORIES {
         let path = root.join(name);
         make_directory(&path, mode).map_err(|error| fail("mkdir", &path, error))?;
@@ -116,7 +167,8 @@ pub(super) fn build(root: &Path, ids: IdMode) -> Result<Vec<String>, BootFailure
         let path = root.join(name);
         symlink(target, &path).map_err(|error| fail("symlink", &path, error))?;
     }
-    copy_public(Path::new("/etc"), &root.join("etc")).map_err(|error| fail("copy", Path::new("/etc"), error))?;
+    copy_public(Path::new("/etc"), &root.join("etc"))
+        .map_err(|error| fail("copy", Path::new("/etc"), error))?;
     for (name, content) in FILES {
         let path = root.join(name);
         write_public(&path, content.as_bytes()).map_err(|error| fail("write", &path, error))?;
@@ -127,6 +179,18 @@ pub(super) fn build(root: &Path, ids: IdMode) -> Result<Vec<String>, BootFailure
         chown(&home, Some(USER), Some(USER)).map_err(|error| fail("chown", &home, error))?;
     }
     link_system_directories(root).map_err(|error| fail("symlink", root, error))
+}
+
+/// A layer with an opaque local/: nothing of the host's shows through it.
+fn build_usr_local(layer: &Path) -> io::Result<()> {
+    make_directory(layer, 0o755)?;
+    let local = layer.join("local");
+    make_directory(&local, 0o755)?;
+    rustix::fs::setxattr(&local, "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())?;
+    for name in ["bin", "etc", "games", "include", "lib", "sbin", "share", "src"] {
+        make_directory(&local.join(name), 0o755)?;
+    }
+    Ok(())
 }
 
 fn make_directory(path: &Path, mode: u32) -> io::Result<()> {

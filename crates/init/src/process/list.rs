@@ -115,7 +115,10 @@ mod tests {
 
     #[test]
     fn arguments_are_split_at_nul_and_an_empty_one_is_kept() {
-        assert_eq!(arguments(b"sh\0-c\0\0", b"sh"), ["sh", "-c", ""].map(|a| Bytes::from(a.as_bytes().to_vec())));
+        assert_eq!(
+            arguments(b"sh\0-c\0\0", b"sh"),
+            ["sh", "-c", ""].map(|a| Bytes::from(a.as_bytes().to_vec()))
+        );
         assert_eq!(arguments(b"", b"defunct"), [Bytes::from(b"[defunct]".to_vec())]);
     }
 }

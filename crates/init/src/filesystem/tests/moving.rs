@@ -92,7 +92,10 @@ fn a_tree_moves_to_another_file_system_as_it_is() {
     assert!(tree(one.path()).is_empty(), "the source is gone");
     assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 1, "nothing temporary is left");
     let file = to.join("file").metadata().unwrap();
-    assert_eq!((file.mode() & 0o7777, file.mtime(), file.nlink(), file.len()), (0o640, 1_000_000_000, 3, 700_000));
+    assert_eq!(
+        (file.mode() & 0o7777, file.mtime(), file.nlink(), file.len()),
+        (0o640, 1_000_000_000, 3, 700_000)
+    );
     assert_eq!(file.ino(), to.join("sub/deeper/third").metadata().unwrap().ino());
     let mut value = [0; 8];
     assert_eq!(getxattr(to.join("file"), "user.note", &mut value).unwrap(), 4);
@@ -120,14 +123,20 @@ fn files_and_links_move_to_another_file_system_and_replace() {
     vm.rename(&path(&one, "file"), &path(&other, "file")).unwrap();
     vm.rename(&path(&one, "link"), &path(&other, "link")).unwrap();
     assert_eq!(std::fs::read(other.path().join("link")).unwrap(), b"new");
-    assert_eq!(other.path().join("file").metadata().unwrap().mode() & 0o7777, 0o755, "set-id bits stay behind");
+    assert_eq!(
+        other.path().join("file").metadata().unwrap().mode() & 0o7777,
+        0o755,
+        "set-id bits stay behind"
+    );
     assert!(tree(one.path()).is_empty());
     assert_eq!(tree(other.path()), ["file", "link"]);
 }
 
 #[test]
 fn a_copy_that_has_no_place_leaves_the_source_whole() {
-    let Some((one, other)) = two_file_systems("a_copy_that_has_no_place_leaves_the_source_whole") else { return };
+    let Some((one, other)) = two_file_systems("a_copy_that_has_no_place_leaves_the_source_whole") else {
+        return;
+    };
     let (from, to) = (one.path().join("tree"), other.path().join("full"));
     furnish(&from);
     std::fs::create_dir(&to).unwrap();

@@ -295,9 +295,11 @@ pub(super) fn make_deep(top: &Path, levels: usize) {
     let name = CString::new("d").unwrap();
     for _ in 0..levels {
         rustix::fs::mkdirat(&dir, &name, Mode::from_raw_mode(0o755)).unwrap();
-        dir = openat(&dir, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        dir =
+            openat(&dir, &name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     }
-    let file = openat(&dir, "f", OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644));
+    let file =
+        openat(&dir, "f", OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644));
     drop(file.unwrap());
 }
 
