@@ -1,5 +1,7 @@
 //! The model over real sockets, with a client made by hand: what a wire capture of an agent would show.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "the helpers of a test fail like the test")]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -53,7 +53,7 @@ pub(super) enum Unfit {
     #[error("the agent offers no tool of that name")]
     ToolUnknown,
     #[error("the schema of the agent's tool has no place for what the step needs")]
-    SchemaUnfit,
+    NoPlace,
 }
 
 /// The call that carries out this step.
@@ -101,8 +101,8 @@ fn write(path: &str, content: &str, conversation: &Conversation) -> Result<ToolC
         return shell_call(shell, &write_command(path, content));
     };
     let schema = schema(tool);
-    let path_key = key(schema, PATH_KEYS).ok_or(Unfit::SchemaUnfit)?;
-    let content_key = key(schema, CONTENT_KEYS).ok_or(Unfit::SchemaUnfit)?;
+    let path_key = key(schema, PATH_KEYS).ok_or(Unfit::NoPlace)?;
+    let content_key = key(schema, CONTENT_KEYS).ok_or(Unfit::NoPlace)?;
     let mut arguments = Map::new();
     let path =
         if demands_absolute(schema, &path_key) { absolute(path, conversation) } else { path.to_owned() };
@@ -128,7 +128,7 @@ fn shell_call(tool: &Tool, command: &str) -> Result<ToolCall, Unfit> {
     let ToolInput::Schema(schema) = &tool.input else {
         return Ok(addressed(tool, Arguments::Text(command.to_owned())));
     };
-    let key = key(schema, COMMAND_KEYS).ok_or(Unfit::SchemaUnfit)?;
+    let key = key(schema, COMMAND_KEYS).ok_or(Unfit::NoPlace)?;
     let value = if type_is(&schema["properties"][key.as_str()], "array") {
         json!(["sh", "-c", command])
     } else {
