@@ -1,0 +1,179 @@
+//! One HTTP/2 connection to one sidecar.
+//!
+//! ```text
+//! dial ──► Connection ──► (socket gone, or closed by us) ──► every later call fails
+//! ```
+//!
+//! The generated clients run directly on hyper's connection handle: a call costs one hand-over to the connection's
+//! task and one back. tonic's own channel would put a second queue and a reconnecting task between them; a new
+//! connection means new leases and so new VMs, so reconnecting below the handles would only hide that they are gone.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use agentos_proto::v1::filesystem_service_client::FilesystemServiceClient;
+use agentos_proto::v1::mount_service_client::MountServiceClient;
+use agentos_proto::v1::network_service_client::NetworkServiceClient;
+use agentos_proto::v1::process_service_client::ProcessServiceClient;
+use agentos_proto::v1::session_service_client::SessionServiceClient;
+use agentos_proto::v1::session_store_service_client::SessionStoreServiceClient;
+use agentos_proto::v1::shell_service_client::ShellServiceClient;
+use agentos_proto::v1::sidecar_service_client::SidecarServiceClient;
+use agentos_proto::v1::vm_service_client::VmServiceClient;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tonic::body::Body;
+
+/// What one stream may have in flight towards us: a whole 4 MiB file, with room to spare, without waiting.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// Readers that are slow hold their stream's window; all together they must not stop the other calls.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+const _: () = assert!(CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES >= 128);
+/// Fewer, larger frames: a 1 MiB chunk of a file is one.
+const FRAME_BYTES: u32 = 1 << 20;
+/// What hyper buffers of one request before it waits for the socket.
+const SEND_BUFFER_BYTES: usize = 2 << 20;
+
+#[derive(Debug, Error)]
+pub(crate) enum DialError {
+    #[error("cannot connect to the sidecar's socket {path}")]
+    Connect { path: String, source: std::io::Error },
+    #[error("the process behind the socket {path} does not speak HTTP/2")]
+    Handshake { path: String, source: hyper::Error },
+}
+
+impl DialError {
+    /// Nobody serves this socket: it is absent, or its sidecar has ended.
+    pub(crate) fn nobody_home(&self) -> bool {
+        use std::io::ErrorKind;
+        matches!(self, Self::Connect { source, .. }
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused))
+    }
+}
+
+/// A connection to a sidecar; clones share it, and it closes when the last clone is gone.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    transport: Transport,
+    origin: http::Uri,
+    closed_by_us: AtomicBool,
+    gone: watch::Receiver<bool>,
+    driver: tokio::task::AbortHandle,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Connection {
+    pub(crate) async fn dial(socket: &Path) -> Result<Self, DialError> {
+        let path = || socket.display().to_string();
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|source| DialError::Connect { path: path(), source })?;
+        let (send, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| DialError::Handshake { path: path(), source })?;
+        let (announce, gone) = watch::channel(false);
+        let driver = tokio::spawn(async move {
+            // Why it ended is told by each call that was in flight.
+            let _ = connection.await;
+            announce.send_replace(true);
+        });
+        Ok(Self {
+            shared: Arc::new(Shared {
+                transport: Transport { send },
+                origin: http::Uri::from_static("http://agentos"),
+                closed_by_us: AtomicBool::new(false),
+                gone,
+                driver: driver.abort_handle(),
+            }),
+        })
+    }
+
+    /// Ends every call in flight. Later calls fail as closed, not as the sidecar's death.
+    pub(crate) fn close(&self) {
+        self.shared.closed_by_us.store(true, Ordering::Release);
+        self.shared.driver.abort();
+    }
+
+    pub(crate) fn was_closed(&self) -> bool {
+        self.shared.closed_by_us.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.was_closed() || *self.shared.gone.borrow() || self.shared.transport.send.is_closed()
+    }
+
+    pub(crate) fn gone(&self) -> watch::Receiver<bool> {
+        self.shared.gone.clone()
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("gone", &self.is_gone()).finish_non_exhaustive()
+    }
+}
+
+/// One method per service. Message size is bounded by what the calls allow, not by tonic's 4 MiB default.
+macro_rules! clients {
+    ($($name:ident: $client:ident),* $(,)?) => {
+        impl Connection {
+            $(pub(crate) fn $name(&self) -> $client<Transport> {
+                $client::with_origin(self.shared.transport.clone(), self.shared.origin.clone())
+                    .max_decoding_message_size(usize::MAX)
+            })*
+        }
+    };
+}
+
+clients! {
+    sidecar: SidecarServiceClient,
+    vm: VmServiceClient,
+    mount: MountServiceClient,
+    filesystem: FilesystemServiceClient,
+    process: ProcessServiceClient,
+    shell: ShellServiceClient,
+    network: NetworkServiceClient,
+    session: SessionServiceClient,
+    session_store: SessionStoreServiceClient,
+}
+
+/// hyper's connection handle as the service the generated clients call.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    send: http2::SendRequest<Body>,
+}
+
+impl tower_service::Service<http::Request<Body>> for Transport {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.send.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.send.send_request(request))
+    }
+}

@@ -1,0 +1,442 @@
+//! What a caller may wish for when creating VMs and sidecars: values only, nothing is checked here. The sidecar
+//! validates a VM's wishes as a whole and its errors name the option.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::mount::Mount;
+use crate::sidecar::AgentOsSidecar;
+
+/// The pool that is used where none is named.
+const DEFAULT_POOL: &str = "default";
+
+/// How a VM is made.
+///
+/// ```
+/// use agentos::{AgentOsOptions, Limits, Mount};
+///
+/// let options = AgentOsOptions::default()
+///     .mount("/work", Mount::host_dir("./src").read_write())
+///     .env("RUST_LOG", "debug")
+///     .limits(Limits::default().memory_bytes(512 << 20));
+/// ```
+#[derive(Clone, Default)]
+pub struct AgentOsOptions {
+    pub(crate) mounts: Vec<(String, Mount)>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) command_dirs: Vec<PathBuf>,
+    pub(crate) loopback_exempt_ports: Vec<u16>,
+    pub(crate) additional_instructions: Option<String>,
+    pub(crate) model: Option<ModelChoice>,
+    pub(crate) limits: Limits,
+    pub(crate) sidecar: AgentOsSidecarConfig,
+    pub(crate) detached: Option<String>,
+    pub(crate) dispose_grace: Option<Duration>,
+    pub(crate) base: Base,
+    pub(crate) root: bool,
+    pub(crate) agents: BTreeMap<String, AgentConfig>,
+}
+
+impl AgentOsOptions {
+    /// Shows a directory of the host, or fresh memory, at a path of the VM.
+    #[must_use]
+    pub fn mount(mut self, path: impl Into<String>, mount: Mount) -> Self {
+        self.mounts.push((path.into(), mount));
+        self
+    }
+
+    /// Sets a variable for every process of the VM.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets several variables.
+    #[must_use]
+    pub fn envs<K: Into<String>, V: Into<String>>(mut self, vars: impl IntoIterator<Item = (K, V)>) -> Self {
+        self.env.extend(vars.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
+    /// Mounts a host directory of executables read-only and puts it first on `PATH`.
+    #[must_use]
+    pub fn command_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.command_dirs.push(directory.into());
+        self
+    }
+
+    /// Lets 127.0.0.1:`port` inside the VM reach 127.0.0.1:`port` of the host.
+    #[must_use]
+    pub fn loopback_exempt_port(mut self, port: u16) -> Self {
+        self.loopback_exempt_ports.push(port);
+        self
+    }
+
+    /// Text added to the OS instructions that agents in this VM are given.
+    #[must_use]
+    pub fn additional_instructions(mut self, text: impl Into<String>) -> Self {
+        self.additional_instructions = Some(text.into());
+        self
+    }
+
+    /// Which model agents talk to; [`ModelChoice::Auto`] by default.
+    #[must_use]
+    pub fn model(mut self, model: ModelChoice) -> Self {
+        self.model = Some(model);
+        self
+    }
+
+    /// Bounds what the VM may use.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The sidecar that hosts the VM: a handle, or a shared pool. The default pool otherwise.
+    #[must_use]
+    pub fn sidecar(mut self, sidecar: impl Into<AgentOsSidecarConfig>) -> Self {
+        self.sidecar = sidecar.into();
+        self
+    }
+
+    /// Lets the VM outlive this client; [`AgentOs::attach`](crate::AgentOs::attach) finds it again under `name`.
+    #[must_use]
+    pub fn detached(mut self, name: impl Into<String>) -> Self {
+        self.detached = Some(name.into());
+        self
+    }
+
+    /// The time between SIGTERM and SIGKILL when the VM is disposed; 500 ms by default.
+    #[must_use]
+    pub fn dispose_grace(mut self, grace: Duration) -> Self {
+        self.dispose_grace = Some(grace);
+        self
+    }
+
+    /// What the VM's root file system is made from; the host's programs by default.
+    #[must_use]
+    pub fn base(mut self, base: Base) -> Self {
+        self.base = base;
+        self
+    }
+
+    /// Runs the VM's processes as its root, with a reduced set of capabilities, instead of its plain user.
+    #[must_use]
+    pub fn root(mut self, root: bool) -> Self {
+        self.root = root;
+        self
+    }
+
+    /// Describes an agent; it wins over a built-in one of the same id.
+    #[must_use]
+    pub fn agent(mut self, id: impl Into<String>, agent: AgentConfig) -> Self {
+        self.agents.insert(id.into(), agent);
+        self
+    }
+}
+
+/// Names of variables are shown, values never: they may be secrets.
+impl fmt::Debug for AgentOsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentOsOptions")
+            .field("mounts", &self.mounts)
+            .field("env", &self.env.keys())
+            .field("command_dirs", &self.command_dirs)
+            .field("loopback_exempt_ports", &self.loopback_exempt_ports)
+            .field("additional_instructions", &self.additional_instructions)
+            .field("model", &self.model)
+            .field("limits", &self.limits)
+            .field("sidecar", &self.sidecar)
+            .field("detached", &self.detached)
+            .field("dispose_grace", &self.dispose_grace)
+            .field("base", &self.base)
+            .field("root", &self.root)
+            .field("agents", &self.agents)
+            .finish()
+    }
+}
+
+/// Which model agents talk to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ModelChoice {
+    /// A provider where the session's environment or configuration names a key the agent looks for, else the demo.
+    #[default]
+    Auto,
+    /// The offline scripted model.
+    Demo,
+    /// Whatever the agent's own configuration says.
+    Provider,
+}
+
+/// Bounds on what one VM uses. What is not set has the documented default.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Limits {
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) cpu: Option<f64>,
+    pub(crate) processes: Option<u32>,
+    pub(crate) open_files: Option<u32>,
+    pub(crate) disk_bytes: Option<u64>,
+}
+
+impl Limits {
+    /// Memory of all processes together.
+    #[must_use]
+    pub fn memory_bytes(mut self, bytes: u64) -> Self {
+        self.memory_bytes = Some(bytes);
+        self
+    }
+
+    /// CPUs, in fractions of one: 1.5 is one and a half.
+    #[must_use]
+    pub fn cpu(mut self, cpus: f64) -> Self {
+        self.cpu = Some(cpus);
+        self
+    }
+
+    /// Processes and threads alive at once.
+    #[must_use]
+    pub fn processes(mut self, count: u32) -> Self {
+        self.processes = Some(count);
+        self
+    }
+
+    /// Open files of one process.
+    #[must_use]
+    pub fn open_files(mut self, count: u32) -> Self {
+        self.open_files = Some(count);
+        self
+    }
+
+    /// Everything the VM writes outside of mounts of the host.
+    #[must_use]
+    pub fn disk_bytes(mut self, bytes: u64) -> Self {
+        self.disk_bytes = Some(bytes);
+        self
+    }
+}
+
+/// What a VM's root file system is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Base {
+    /// The host's programs, read-only below what the VM writes.
+    Host {
+        /// Show the host's /usr/local instead of an empty one.
+        host_usr_local: bool,
+    },
+    /// A directory of the host that holds a whole root file system.
+    Directory(PathBuf),
+}
+
+impl Default for Base {
+    fn default() -> Self {
+        Self::host()
+    }
+}
+
+impl Base {
+    /// The host's programs.
+    #[must_use]
+    pub fn host() -> Self {
+        Self::Host { host_usr_local: false }
+    }
+
+    /// A directory of the host that holds a whole root file system.
+    #[must_use]
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self::Directory(path.into())
+    }
+}
+
+/// An agent described by the caller.
+#[derive(Clone, Default)]
+pub struct AgentConfig {
+    pub(crate) acp_adapter: String,
+    pub(crate) agent_package: String,
+    pub(crate) launch_args: Vec<String>,
+    pub(crate) default_env: BTreeMap<String, String>,
+}
+
+impl AgentConfig {
+    /// An agent whose ACP adapter and own package have these names.
+    #[must_use]
+    pub fn new(acp_adapter: impl Into<String>, agent_package: impl Into<String>) -> Self {
+        Self { acp_adapter: acp_adapter.into(), agent_package: agent_package.into(), ..Self::default() }
+    }
+
+    /// Adds an argument to the adapter's command line.
+    #[must_use]
+    pub fn launch_arg(mut self, argument: impl Into<String>) -> Self {
+        self.launch_args.push(argument.into());
+        self
+    }
+
+    /// Sets a variable of the agent's process unless the session sets it.
+    #[must_use]
+    pub fn default_env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.default_env.insert(name.into(), value.into());
+        self
+    }
+}
+
+impl fmt::Debug for AgentConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentConfig")
+            .field("acp_adapter", &self.acp_adapter)
+            .field("agent_package", &self.agent_package)
+            .field("launch_args", &self.launch_args)
+            .field("default_env", &self.default_env.keys())
+            .finish()
+    }
+}
+
+/// Which sidecar hosts a VM.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum AgentOsSidecarConfig {
+    /// The sidecar of a pool, started where it does not run.
+    Shared(AgentOsSharedSidecarOptions),
+    /// This one.
+    Explicit(AgentOsSidecar),
+}
+
+impl Default for AgentOsSidecarConfig {
+    fn default() -> Self {
+        Self::Shared(AgentOsSharedSidecarOptions::default())
+    }
+}
+
+impl AgentOsSidecarConfig {
+    /// The sidecar of this pool.
+    #[must_use]
+    pub fn shared(pool: impl Into<String>) -> Self {
+        Self::Shared(AgentOsSharedSidecarOptions::default().pool(pool))
+    }
+
+    /// The sidecar behind this handle.
+    #[must_use]
+    pub fn explicit(handle: AgentOsSidecar) -> Self {
+        Self::Explicit(handle)
+    }
+}
+
+impl From<AgentOsSidecar> for AgentOsSidecarConfig {
+    fn from(handle: AgentOsSidecar) -> Self {
+        Self::Explicit(handle)
+    }
+}
+
+impl From<&AgentOsSidecar> for AgentOsSidecarConfig {
+    fn from(handle: &AgentOsSidecar) -> Self {
+        Self::Explicit(handle.clone())
+    }
+}
+
+impl From<AgentOsSharedSidecarOptions> for AgentOsSidecarConfig {
+    fn from(options: AgentOsSharedSidecarOptions) -> Self {
+        Self::Shared(options)
+    }
+}
+
+/// Which pool's sidecar, and how to find or start it.
+#[derive(Debug, Clone)]
+pub struct AgentOsSharedSidecarOptions {
+    pub(crate) pool: String,
+    pub(crate) runtime_dir: Option<PathBuf>,
+    pub(crate) binary: Option<PathBuf>,
+}
+
+impl Default for AgentOsSharedSidecarOptions {
+    fn default() -> Self {
+        Self { pool: DEFAULT_POOL.to_owned(), runtime_dir: None, binary: None }
+    }
+}
+
+impl AgentOsSharedSidecarOptions {
+    /// The pool's name, `default` unless set: letters, digits, `.`, `_` and `-`.
+    #[must_use]
+    pub fn pool(mut self, name: impl Into<String>) -> Self {
+        self.pool = name.into();
+        self
+    }
+
+    /// The directory of sockets, instead of `$XDG_RUNTIME_DIR/agentos`, `/run/agentos` or `/tmp/agentos-UID`.
+    #[must_use]
+    pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(directory.into());
+        self
+    }
+
+    /// The `agentos` binary to start a sidecar with, instead of the one found.
+    #[must_use]
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = Some(path.into());
+        self
+    }
+}
+
+/// How a sidecar of one's own is started.
+#[derive(Debug, Clone, Default)]
+pub struct AgentOsCreateSidecarOptions {
+    pub(crate) sidecar_id: Option<String>,
+    pub(crate) runtime_dir: Option<PathBuf>,
+    pub(crate) binary: Option<PathBuf>,
+}
+
+impl AgentOsCreateSidecarOptions {
+    /// The id, `agent-os-sidecar-UUID` unless set: letters, digits, `.`, `_` and `-`.
+    #[must_use]
+    pub fn sidecar_id(mut self, id: impl Into<String>) -> Self {
+        self.sidecar_id = Some(id.into());
+        self
+    }
+
+    /// The directory of sockets, as in [`AgentOsSharedSidecarOptions::runtime_dir`].
+    #[must_use]
+    pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(directory.into());
+        self
+    }
+
+    /// The `agentos` binary to start the sidecar with, instead of the one found.
+    #[must_use]
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = Some(path.into());
+        self
+    }
+}
+
+/// What `exec`, `spawn` and `open_shell` have in common.
+#[derive(Clone, Default)]
+pub(crate) struct ProcessOptions {
+    pub(crate) env: BTreeMap<String, OsString>,
+    pub(crate) cwd: Option<crate::GuestPath>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl ProcessOptions {
+    pub(crate) fn set_env(&mut self, name: impl Into<String>, value: impl AsRef<OsStr>) {
+        self.env.insert(name.into(), value.as_ref().to_owned());
+    }
+}
+
+impl fmt::Debug for ProcessOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessOptions")
+            .field("env", &self.env.keys())
+            .field("cwd", &self.cwd)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+/// Host paths are the client's, so they are made absolute with the client's working directory.
+pub(crate) fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    std::path::absolute(path)
+}

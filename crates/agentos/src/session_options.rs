@@ -1,0 +1,287 @@
+//! How a session is made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::builder::into_future;
+use crate::convert;
+use crate::convert::error::CallError;
+use crate::convert::session::CreateProgress;
+use crate::error::Error;
+use crate::options::ModelChoice;
+use crate::session::{ModelKind, Session};
+use crate::vm::AgentOs;
+
+/// Who decides what the agent may do inside its VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PermissionPolicy {
+    /// Whoever reads [`Session::permission_requests`](crate::Session::permission_requests); nobody there means no.
+    #[default]
+    Ask,
+    /// The agent itself: the VM is the sandbox.
+    AllowAll,
+    /// Nobody: every request is rejected.
+    RejectAll,
+}
+
+/// What happens when a built-in agent is not installed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AgentInstall {
+    /// It is installed, once.
+    #[default]
+    Auto,
+    /// Creating the session fails with `AgentNotInstalled`, which names the command.
+    Never,
+}
+
+/// How far an installation is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InstallProgress {
+    /// The package being fetched.
+    pub package: String,
+    /// Bytes of it so far.
+    pub received_bytes: u64,
+    /// Its size, where that is known.
+    pub total_bytes: Option<u64>,
+    /// Where on the host it is installed.
+    pub place: String,
+}
+
+/// An MCP server for the agent to use.
+#[derive(Clone)]
+pub struct McpServer {
+    pub(crate) kind: McpServerKind,
+}
+
+#[derive(Clone)]
+pub(crate) enum McpServerKind {
+    Local { command: String, args: Vec<String>, env: BTreeMap<String, String> },
+    Remote { url: String, headers: BTreeMap<String, String> },
+}
+
+impl McpServer {
+    /// A program that runs in the VM and speaks MCP on its standard input and output.
+    #[must_use]
+    pub fn local<A: Into<String>>(command: impl Into<String>, args: impl IntoIterator<Item = A>) -> Self {
+        let args = args.into_iter().map(Into::into).collect();
+        Self { kind: McpServerKind::Local { command: command.into(), args, env: BTreeMap::new() } }
+    }
+
+    /// A server the agent reaches by URL, subject to the VM's egress policy.
+    #[must_use]
+    pub fn remote(url: impl Into<String>) -> Self {
+        Self { kind: McpServerKind::Remote { url: url.into(), headers: BTreeMap::new() } }
+    }
+
+    /// Sets a variable of a local server. No effect on a remote one.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        if let McpServerKind::Local { env, .. } = &mut self.kind {
+            env.insert(name.into(), value.into());
+        }
+        self
+    }
+
+    /// Sets a header of requests to a remote server. No effect on a local one.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        if let McpServerKind::Remote { headers, .. } = &mut self.kind {
+            headers.insert(name.into(), value.into());
+        }
+        self
+    }
+}
+
+/// Names of variables and headers are shown, values never: they may be secrets.
+impl fmt::Debug for McpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            McpServerKind::Local { command, args, env } => f
+                .debug_struct("McpServer")
+                .field("command", command)
+                .field("args", args)
+                .field("env", &env.keys())
+                .finish(),
+            McpServerKind::Remote { url, headers } => {
+                f.debug_struct("McpServer").field("url", url).field("headers", &headers.keys()).finish()
+            }
+        }
+    }
+}
+
+/// What a session is to be, in values.
+#[derive(Default)]
+pub(crate) struct SessionWish {
+    pub(crate) agent_type: String,
+    pub(crate) cwd: Option<String>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) mcp_servers: Vec<McpServer>,
+    pub(crate) skip_os_instructions: bool,
+    pub(crate) additional_instructions: Option<String>,
+    pub(crate) permission_policy: PermissionPolicy,
+    pub(crate) model: Option<ModelChoice>,
+    pub(crate) agent_install: Option<AgentInstall>,
+}
+
+/// A session to make; await it for the [`Session`]. Dropping the future undoes what it began.
+///
+/// Fails with `NotFound` (`Unknown agent type: X`), `AgentNotInstalled`, `AgentFailed` with what the agent's log says,
+/// or `NoModel` with the variables to set.
+pub struct CreateSession {
+    vm: AgentOs,
+    wish: SessionWish,
+    on_install_progress: Option<Box<dyn FnMut(InstallProgress) + Send>>,
+}
+
+impl CreateSession {
+    pub(crate) fn new(vm: AgentOs, agent_type: String) -> Self {
+        Self { vm, wish: SessionWish { agent_type, ..SessionWish::default() }, on_install_progress: None }
+    }
+
+    /// The agent's working directory; the user's home by default.
+    #[must_use]
+    pub fn cwd(mut self, path: impl Into<String>) -> Self {
+        self.wish.cwd = Some(path.into());
+        self
+    }
+
+    /// Sets a variable of the agent's process.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.wish.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets several variables of the agent's process.
+    #[must_use]
+    pub fn envs<K: Into<String>, V: Into<String>>(mut self, vars: impl IntoIterator<Item = (K, V)>) -> Self {
+        self.wish.env.extend(vars.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
+    /// Gives the agent an MCP server.
+    #[must_use]
+    pub fn mcp_server(mut self, server: McpServer) -> Self {
+        self.wish.mcp_servers.push(server);
+        self
+    }
+
+    /// Leaves out the base part of the OS instructions. The VM's and the session's additional text stay.
+    #[must_use]
+    pub fn skip_os_instructions(mut self) -> Self {
+        self.wish.skip_os_instructions = true;
+        self
+    }
+
+    /// Text added to the OS instructions for this session.
+    #[must_use]
+    pub fn additional_instructions(mut self, text: impl Into<String>) -> Self {
+        self.wish.additional_instructions = Some(text.into());
+        self
+    }
+
+    /// Who decides what the agent may do; [`PermissionPolicy::Ask`] by default.
+    #[must_use]
+    pub fn permission_policy(mut self, policy: PermissionPolicy) -> Self {
+        self.wish.permission_policy = policy;
+        self
+    }
+
+    /// Which model the agent talks to; the VM's choice by default.
+    #[must_use]
+    pub fn model(mut self, model: ModelChoice) -> Self {
+        self.wish.model = Some(model);
+        self
+    }
+
+    /// Whether a missing agent may be installed; as `AGENTOS_AGENT_INSTALL` says by default, else yes.
+    #[must_use]
+    pub fn agent_install(mut self, install: AgentInstall) -> Self {
+        self.wish.agent_install = Some(install);
+        self
+    }
+
+    /// Called as an installation proceeds.
+    #[must_use]
+    pub fn on_install_progress(mut self, handler: impl FnMut(InstallProgress) + Send + 'static) -> Self {
+        self.on_install_progress = Some(Box::new(handler));
+        self
+    }
+
+    async fn run(self) -> Result<Session, Error> {
+        let vm = self.vm.clone();
+        vm.live()?;
+        let (mut reply, answer) = tokio::sync::oneshot::channel();
+        // A task of its own: when the caller goes away while the sidecar answers, somebody must be left to undo.
+        tokio::spawn(async move {
+            let vm = self.vm.clone();
+            let made = tokio::select! {
+                // Dropping the call tells the sidecar to undo.
+                () = reply.closed() => return,
+                made = self.make() => made,
+            };
+            if let Err(Ok(unwanted)) = reply.send(made)
+                && let Err(error) = vm.close_session(unwanted.id(), false).await
+            {
+                tracing::debug!(%error, "closing a session nobody waited for");
+            }
+        });
+        answer.await.map_err(|_| CallError::Incomplete { call: "CreateSession" })?
+    }
+
+    async fn make(self) -> Result<Session, Error> {
+        let Self { vm, wish, mut on_install_progress } = self;
+        let agent_type = wish.agent_type.clone();
+        let request = convert::session::create_request(vm.id(), wish);
+        let reply = vm.live()?.session().create_session(request).await.map_err(|status| vm.failed(status))?;
+        let mut events = reply.into_inner();
+        while let Some(event) = events.message().await.map_err(|status| vm.failed(status))? {
+            match convert::session::create_event(event, &agent_type)? {
+                CreateProgress::Install(progress) => {
+                    if let Some(handler) = &mut on_install_progress {
+                        handler(progress);
+                    }
+                }
+                CreateProgress::Created(data) => {
+                    let session = vm.adopt_session(data);
+                    warn_of_demo(&session);
+                    return Ok(session);
+                }
+            }
+        }
+        Err(CallError::Incomplete { call: "CreateSession" }.into())
+    }
+}
+
+/// A demo session must never be taken for a real one; once per process is enough to be seen.
+fn warn_of_demo(session: &Session) {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    if session.model() == ModelKind::Demo {
+        WARNED.call_once(|| {
+            tracing::warn!(
+                session = session.id(),
+                reason = session.model_reason(),
+                "this session talks to the offline demo model, which follows a script and understands little; \
+                 set a provider's key for real answers"
+            );
+        });
+    }
+}
+
+into_future!(CreateSession => Session);
+
+impl fmt::Debug for CreateSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateSession")
+            .field("agent_type", &self.wish.agent_type)
+            .field("cwd", &self.wish.cwd)
+            .field("env", &self.wish.env.keys())
+            .field("mcp_servers", &self.wish.mcp_servers)
+            .field("permission_policy", &self.wish.permission_policy)
+            .field("model", &self.wish.model)
+            .finish_non_exhaustive()
+    }
+}
