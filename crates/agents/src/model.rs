@@ -1,0 +1,191 @@
+//! Which model a session talks to: the user's provider, or the offline demo model.
+//!
+//! A pure rule over names, never over values: it is told which variables exist and answers with a kind and the
+//! sentence that explains it. The sentence is shown to the user (`_agentos/model`), so it names its evidence.
+
+use crate::registry::Agent;
+
+/// What the caller asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ModelWish {
+    /// The provider when something names one, else the demo model.
+    #[default]
+    Auto,
+    /// The demo model, whatever is set.
+    Demo,
+    /// The agent's own configuration, untouched.
+    Provider,
+}
+
+/// What a session talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// The offline scripted model.
+    Demo,
+    /// Whatever the agent is configured for.
+    Provider,
+}
+
+impl ModelKind {
+    /// The word for it in events and results.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Demo => "demo",
+            Self::Provider => "provider",
+        }
+    }
+}
+
+/// A decision and its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelChoice {
+    /// What was chosen.
+    pub kind: ModelKind,
+    /// Why, as a sentence for the user.
+    pub reason: String,
+}
+
+/// What the decision rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelRequest<'a> {
+    /// What the caller asked for.
+    pub wish: ModelWish,
+    /// The agent, for the variables it looks for.
+    pub agent: &'a Agent,
+    /// The names in the session's environment.
+    pub env_names: &'a [&'a str],
+    /// The names of the secrets declared on the VM.
+    pub declared: &'a [&'a str],
+    /// Where the agent's own configuration in a mount names a provider, if it does.
+    pub configured: Option<&'a str>,
+    /// `AGENTOS_MODEL=provider`: the demo model is never a fallback.
+    pub provider_required: bool,
+}
+
+/// A provider is required and nothing names one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no model for {agent}: AGENTOS_MODEL=provider is set and nothing names one; set one of {}", variables.join(", "))]
+pub struct NoModel {
+    /// The agent's id.
+    pub agent: String,
+    /// The variables that would name one.
+    pub variables: Vec<&'static str>,
+}
+
+/// How many variables a sentence to the user names; pi alone looks for more than thirty.
+const NAMED_VARIABLES: usize = 6;
+
+/// Decides which model a session talks to.
+pub fn choose(request: &ModelRequest<'_>) -> Result<ModelChoice, NoModel> {
+    let agent = request.agent;
+    match request.wish {
+        ModelWish::Demo => return Ok(demo("the demo model was asked for".to_owned())),
+        ModelWish::Provider => return Ok(provider("the provider was asked for".to_owned())),
+        ModelWish::Auto => {}
+    }
+    let looked_for = || agent.keys.iter().chain(&agent.base_urls);
+    if let Some(name) = looked_for().find(|name| request.env_names.contains(name)) {
+        return Ok(provider(format!("{name} is set in the session's environment")));
+    }
+    if let Some(name) = looked_for().find(|name| request.declared.contains(name)) {
+        return Ok(provider(format!("the secret {name} is declared on the VM")));
+    }
+    if let Some(place) = request.configured {
+        return Ok(provider(format!("{place} configures a provider")));
+    }
+    let variables: Vec<&'static str> = looked_for().take(NAMED_VARIABLES).copied().collect();
+    if request.provider_required {
+        return Err(NoModel { agent: agent.id.clone(), variables });
+    }
+    Ok(demo(format!(
+        "no key for {} was found; to use a real model set one of {}",
+        agent.id,
+        variables.join(", ")
+    )))
+}
+
+fn demo(reason: String) -> ModelChoice {
+    ModelChoice { kind: ModelKind::Demo, reason }
+}
+
+fn provider(reason: String) -> ModelChoice {
+    ModelChoice { kind: ModelKind::Provider, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+
+    fn check(change: impl FnOnce(&mut ModelRequest<'_>)) -> Result<ModelChoice, NoModel> {
+        let registry = Registry::built_in();
+        let agent = registry.find("pi").unwrap();
+        let mut request = ModelRequest {
+            wish: ModelWish::Auto,
+            agent,
+            env_names: &[],
+            declared: &[],
+            configured: None,
+            provider_required: false,
+        };
+        change(&mut request);
+        choose(&request)
+    }
+
+    #[test]
+    fn without_any_key_the_demo_model_answers_and_says_how_to_change_that() {
+        let choice = check(|_| {}).unwrap();
+        assert_eq!(choice.kind, ModelKind::Demo);
+        assert!(choice.reason.contains("ANTHROPIC_API_KEY"), "{}", choice.reason);
+    }
+
+    #[test]
+    fn a_key_a_base_url_a_secret_or_a_configuration_names_the_provider() {
+        for (choice, evidence) in [
+            (check(|r| r.env_names = &["PATH", "OPENAI_API_KEY"]), "OPENAI_API_KEY"),
+            (check(|r| r.env_names = &["AZURE_OPENAI_BASE_URL"]), "AZURE_OPENAI_BASE_URL"),
+            (check(|r| r.declared = &["GEMINI_API_KEY"]), "GEMINI_API_KEY"),
+            (check(|r| r.configured = Some("/home/user/.pi/agent/models.json")), "models.json"),
+        ] {
+            let choice = choice.unwrap();
+            assert_eq!(choice.kind, ModelKind::Provider, "{evidence}");
+            assert!(choice.reason.contains(evidence), "{}", choice.reason);
+        }
+    }
+
+    #[test]
+    fn a_variable_the_agent_does_not_look_for_changes_nothing() {
+        assert_eq!(
+            check(|r| r.env_names = &["CLAUDE_CODE_OAUTH_TOKEN", "HOME"]).unwrap().kind,
+            ModelKind::Demo
+        );
+    }
+
+    #[test]
+    fn a_wish_wins_over_the_evidence() {
+        let choice = check(|r| {
+            r.wish = ModelWish::Demo;
+            r.env_names = &["OPENAI_API_KEY"];
+            r.provider_required = true;
+        });
+        assert_eq!(choice.unwrap().kind, ModelKind::Demo);
+        assert_eq!(check(|r| r.wish = ModelWish::Provider).unwrap().kind, ModelKind::Provider);
+    }
+
+    #[test]
+    fn production_refuses_the_fallback_and_names_the_variables() {
+        let error = check(|r| r.provider_required = true).unwrap_err();
+        assert!(error.variables.contains(&"ANTHROPIC_API_KEY"));
+        assert!(error.to_string().contains("OPENAI_API_KEY"), "{error}");
+        assert_eq!(
+            check(|r| {
+                r.provider_required = true;
+                r.env_names = &["OPENAI_API_KEY"];
+            })
+            .unwrap()
+            .kind,
+            ModelKind::Provider
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! How sessions fail.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::transcript::TranscriptError;
+
+/// How an agent's process ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentExit {
+    /// The code it exited with.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+}
+
+impl fmt::Display for AgentExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (_, Some(signal)) => write!(f, "was ended by signal {signal}"),
+            (Some(code), None) => write!(f, "exited with {code}"),
+            (None, None) => write!(f, "closed its output"),
+        }
+    }
+}
+
+/// Why an agent can't go on. Every further call of its session answers with it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AgentFault {
+    /// Its process is gone.
+    #[error("the agent {exit}{}", log_suffix(log))]
+    Died {
+        /// How it ended.
+        exit: AgentExit,
+        /// The end of what it wrote to stderr, and of lines that were no records.
+        log: String,
+    },
+    /// It sent more than any turn may hold.
+    #[error("the agent sent more than {limit_bytes} bytes in one turn")]
+    Flooded {
+        /// The bound.
+        limit_bytes: u64,
+    },
+    /// It sent things that are no records of its protocol.
+    #[error("the agent sent more than {limit_bytes} bytes that are no records{}", log_suffix(log))]
+    Garbage {
+        /// The bound.
+        limit_bytes: u64,
+        /// The end of it.
+        log: String,
+    },
+    /// It sent one record that is too long.
+    #[error("the agent sent a record of {length} bytes; at most {limit_bytes} are read")]
+    RecordTooLong {
+        /// Its length.
+        length: u64,
+        /// The bound.
+        limit_bytes: usize,
+    },
+    /// It doesn't take what is written to it.
+    #[error("the agent doesn't read its input")]
+    Deaf,
+    /// Its events can't be kept, so they aren't delivered either.
+    #[error("the transcript can't be written")]
+    Transcript(#[source] TranscriptError),
+    /// The session was closed.
+    #[error("the session is closed")]
+    Closed,
+}
+
+/// Why a session could not be started. Nothing of it runs then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The agent ended, or misbehaved, before it was ready.
+    #[error("agent {agent} could not be started")]
+    Agent {
+        /// The agent's id.
+        agent: String,
+        /// What happened.
+        #[source]
+        source: AgentFault,
+    },
+    /// The agent wasn't ready in time.
+    #[error("agent {agent} was not ready after {} s{}", waited.as_secs(), log_suffix(log))]
+    NotReady {
+        /// The agent's id.
+        agent: String,
+        /// How long it had.
+        waited: Duration,
+        /// The end of what it wrote to stderr.
+        log: String,
+    },
+    /// The agent refused to describe itself.
+    #[error("agent {agent} refused {command}: {reason}")]
+    Refused {
+        /// The agent's id.
+        agent: String,
+        /// What it was asked.
+        command: &'static str,
+        /// Its words.
+        reason: String,
+    },
+    /// The agent's id has no wire.
+    #[error(transparent)]
+    Unsupported(#[from] crate::registry::UnsupportedAgent),
+}
+
+/// A content block of a prompt that the agent can't be given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContentError {
+    /// A prompt says something.
+    #[error("the prompt is empty")]
+    Empty,
+    /// A block lacks what its type needs.
+    #[error("content block {index} of type {kind} lacks {field}")]
+    Incomplete {
+        /// Its place in the prompt, from 0.
+        index: usize,
+        /// Its type.
+        kind: &'static str,
+        /// What it lacks.
+        field: &'static str,
+    },
+    /// The agent doesn't take this type.
+    #[error("content block {index} is of a type the agent doesn't take: {kind}")]
+    Unsupported {
+        /// Its place in the prompt, from 0.
+        index: usize,
+        /// Its type.
+        kind: String,
+    },
+}
+
+/// Why a prompt failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PromptError {
+    /// Another prompt of this session runs, or is just being cancelled.
+    #[error("session {session} is busy with another prompt")]
+    Busy {
+        /// The session.
+        session: String,
+    },
+    /// The prompt's content can't be given to the agent.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// The agent didn't take the prompt.
+    #[error("the agent refused the prompt: {reason}")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
+    /// The model, or the way to it, failed.
+    #[error("{reason}")]
+    Model {
+        /// The agent's own words for it.
+        reason: String,
+    },
+    /// The turn ended without a word and without a tool call.
+    #[error("the agent ended its turn without text and without a tool call{}", log_suffix(log))]
+    EmptyTurn {
+        /// The end of what it wrote to stderr.
+        log: String,
+    },
+    /// Nothing came for too long, and no tool was running.
+    #[error("the agent was silent for {} s", idle.as_secs_f64())]
+    IdleTimeout {
+        /// How long.
+        idle: Duration,
+    },
+    /// The agent can't go on.
+    #[error(transparent)]
+    Agent(#[from] AgentFault),
+}
+
+/// The kinds of failure a caller tells apart; one per error kind of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Another prompt runs.
+    Busy,
+    /// The request makes no sense.
+    InvalidInput,
+    /// The model failed.
+    Model,
+    /// The turn was empty.
+    EmptyTurn,
+    /// The agent was silent.
+    Timeout,
+    /// The agent failed.
+    AgentFailed,
+    /// The session is closed.
+    Closed,
+    /// We failed.
+    Internal,
+}
+
+impl PromptError {
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Self::Busy { .. } => FaultKind::Busy,
+            Self::Content(_) => FaultKind::InvalidInput,
+            Self::Refused { .. } => FaultKind::AgentFailed,
+            Self::Model { .. } => FaultKind::Model,
+            Self::EmptyTurn { .. } => FaultKind::EmptyTurn,
+            Self::IdleTimeout { .. } => FaultKind::Timeout,
+            Self::Agent(fault) => fault.kind(),
+        }
+    }
+}
+
+impl AgentFault {
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Self::Closed => FaultKind::Closed,
+            Self::Transcript(_) => FaultKind::Internal,
+            _ => FaultKind::AgentFailed,
+        }
+    }
+}
+
+/// The agent's own words behind ours, where it had any.
+fn log_suffix(log: &str) -> String {
+    let log = log.trim();
+    if log.is_empty() { String::new() } else { format!("; its log ends: {log}") }
+}

@@ -1,0 +1,223 @@
+//! The events of one live session: kept on disk first, then shown, to any number of readers.
+//!
+//! The last 1,024 are in memory. A reader is a position in the sequence: it takes from memory what is there, from the
+//! database what is older, and waits at the end. So it may be as slow as it likes, nothing is lost and nothing comes
+//! twice. There is one publisher, the session's owner task, which is why the sequence needs no lock of its own.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::SessionId;
+use crate::transcript::{Event, TranscriptError, Transcripts};
+
+/// Events kept in memory.
+const RING_EVENTS: usize = 1024;
+/// Events of the ring are also bounded by their size: 1,024 diffs of large files would not be small.
+const RING_BYTES: usize = 8 << 20;
+/// Events read from the database at once.
+const PAGE_EVENTS: usize = 256;
+
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    bytes: usize,
+}
+
+/// Where the sequence ends, and whether it has ended for good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct End {
+    last: u64,
+    closed: bool,
+}
+
+/// One session's events.
+#[derive(Debug)]
+pub(super) struct EventLog {
+    session: SessionId,
+    transcripts: Transcripts,
+    // Held for a few copies of Arcs, never across an await.
+    ring: Mutex<Ring>,
+    end: watch::Sender<End>,
+}
+
+impl EventLog {
+    pub(super) fn new(session: SessionId, transcripts: Transcripts) -> Self {
+        Self { session, transcripts, ring: Mutex::default(), end: watch::Sender::default() }
+    }
+
+    /// Keeps and shows events, in order. Only the session's owner calls this, one call after the other.
+    pub(super) async fn publish(&self, notifications: Vec<String>) -> Result<(), TranscriptError> {
+        if notifications.is_empty() {
+            return Ok(());
+        }
+        let last = self.end.borrow().last;
+        let numbered = notifications.into_iter().zip(last + 1..);
+        let events: Vec<Event> = numbered
+            .map(|(notification, sequence)| Event { sequence, notification: notification.into() })
+            .collect();
+        self.transcripts.append(self.session.as_str(), events.clone()).await?;
+        let last = events.last().map_or(last, |event| event.sequence);
+        self.ring().extend(events);
+        self.end.send_modify(|end| end.last = last);
+        Ok(())
+    }
+
+    /// No more events come.
+    pub(super) fn close(&self) {
+        self.end.send_modify(|end| end.closed = true);
+    }
+
+    /// Resolves when no more events come.
+    pub(super) async fn closed(&self) {
+        // The sender lives in `self`, so this can't fail.
+        let _ = self.end.subscribe().wait_for(|end| end.closed).await;
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    fn extend(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.bytes += event.notification.len();
+            self.events.push_back(event);
+        }
+        while self.events.len() > RING_EVENTS || (self.bytes > RING_BYTES && self.events.len() > 1) {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= oldest.notification.len();
+        }
+    }
+
+    fn get(&self, sequence: u64) -> Option<Event> {
+        let first = self.events.front()?.sequence;
+        let at = usize::try_from(sequence.checked_sub(first)?).ok()?;
+        self.events.get(at).cloned()
+    }
+}
+
+/// A reader of one session's events, from a sequence number on. Each reader sees all of them.
+#[derive(Debug)]
+pub struct Events {
+    log: Arc<EventLog>,
+    end: watch::Receiver<End>,
+    next: u64,
+    page: VecDeque<Event>,
+}
+
+impl Events {
+    pub(super) fn new(log: Arc<EventLog>, since: u64) -> Self {
+        let end = log.end.subscribe();
+        Self { log, end, next: since.max(1), page: VecDeque::new() }
+    }
+
+    /// The next event; `None` once the session is closed and all of them were given. A dropped call loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Event, TranscriptError>> {
+        loop {
+            // The end is looked at first: an event published after this look wakes the wait below.
+            let end = *self.end.borrow_and_update();
+            if let Some(event) = self.page.pop_front() {
+                return Some(Ok(self.advance(event)));
+            }
+            if self.next <= end.last {
+                let held = self.log.ring().get(self.next);
+                if let Some(event) = held {
+                    return Some(Ok(self.advance(event)));
+                }
+                let page =
+                    self.log.transcripts.history(self.log.session.as_str(), self.next, PAGE_EVENTS).await;
+                match page {
+                    // The session was deleted under its reader.
+                    Ok(page) if page.is_empty() => return None,
+                    Ok(page) => self.page = page.into(),
+                    Err(error) => return Some(Err(error)),
+                }
+                continue;
+            }
+            if end.closed || self.end.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// The event's successor is next.
+    fn advance(&mut self, event: Event) -> Event {
+        self.next = event.sequence + 1;
+        event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transcript::{SessionRecord, now_ms};
+
+    async fn log(home: &std::path::Path) -> Arc<EventLog> {
+        let transcripts = Transcripts::open(&home.join("s.db")).unwrap();
+        let id = SessionId::new();
+        let record = SessionRecord {
+            id: id.to_string(),
+            agent_type: "pi".into(),
+            model: "demo".into(),
+            created_ms: now_ms(),
+        };
+        transcripts.begin(record).await.unwrap();
+        Arc::new(EventLog::new(id, transcripts))
+    }
+
+    async fn read_all(mut events: Events) -> Vec<u64> {
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await {
+            let event = event.unwrap();
+            assert_eq!(&*event.notification, format!("e{}", event.sequence));
+            seen.push(event.sequence);
+        }
+        seen
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn readers_of_every_age_see_every_event_once() {
+        let home = tempfile::tempdir().unwrap();
+        let log = log(home.path()).await;
+        let early = tokio::spawn(read_all(Events::new(Arc::clone(&log), 0)));
+        for batch in 0..300u64 {
+            let names = (1..=10).map(|n| format!("e{}", batch * 10 + n)).collect();
+            log.publish(names).await.unwrap();
+        }
+        let late = tokio::spawn(read_all(Events::new(Arc::clone(&log), 1)));
+        let middle = tokio::spawn(read_all(Events::new(Arc::clone(&log), 2990)));
+        log.close();
+        let all: Vec<u64> = (1..=3000).collect();
+        assert_eq!(early.await.unwrap(), all);
+        assert_eq!(late.await.unwrap(), all, "what left the memory comes from the database");
+        assert_eq!(middle.await.unwrap(), all[2989..]);
+        assert!(log.ring().events.len() <= RING_EVENTS);
+    }
+
+    #[tokio::test]
+    async fn an_event_is_on_disk_when_it_is_seen() {
+        let home = tempfile::tempdir().unwrap();
+        let log = log(home.path()).await;
+        let mut events = Events::new(Arc::clone(&log), 1);
+        let publisher = Arc::clone(&log);
+        let publish = tokio::spawn(async move { publisher.publish(vec!["e1".into()]).await });
+        let seen = events.next().await.unwrap().unwrap();
+        let other = Transcripts::open(&home.path().join("s.db")).unwrap();
+        assert_eq!(other.history(log.session.as_str(), 1, 9).await.unwrap(), [seen]);
+        publish.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_kept_is_not_shown() {
+        let home = tempfile::tempdir().unwrap();
+        let transcripts = Transcripts::open(&home.path().join("s.db")).unwrap();
+        // A session that never began: the database refuses its events.
+        let log = Arc::new(EventLog::new(SessionId::new(), transcripts));
+        assert!(log.publish(vec!["lost".into()]).await.is_err());
+        log.close();
+        assert!(Events::new(log, 1).next().await.is_none());
+    }
+}

@@ -1,0 +1,360 @@
+//! Sessions: one running agent each, its prompts, its events.
+//!
+//! ```text
+//!              start                 prompt ⇄ settled               close, exit, fault
+//! AgentProcess ─────► Starting ─────► Idle ⇄ Prompting ────────────► Closed
+//!                        │ not ready, died      │ cancel: Cancelling, at most 2 s
+//!                        └► StartError          └► Settling: answered, the agent isn't done yet (prompts are Busy)
+//! ```
+//!
+//! A session's state lives in one task ([`driver`]) behind a bounded queue; [`Session`] is a handle to it. The task
+//! reads the agent's output as fast as its events reach the disk and no faster, so an agent that floods is slowed by
+//! its own pipe. Dropping a prompt's future cancels the turn; dropping the last handle closes the session. Prompts of
+//! different sessions share nothing but the transcript writer.
+
+mod content;
+mod driver;
+mod error;
+mod link;
+mod log;
+mod process;
+mod profile;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+pub use error::{AgentExit, AgentFault, ContentError, FaultKind, PromptError, StartError};
+pub use log::Events;
+pub use process::AgentProcess;
+
+use crate::model::{ModelChoice, ModelKind};
+use crate::plan::LaunchPlan;
+use crate::registry::{Launch, UnsupportedAgent};
+use crate::store::InstallRecord;
+use crate::transcript::{SessionRecord, Transcripts, now_ms};
+use crate::wire::acp;
+use log::EventLog;
+
+/// Requests that may wait for a session's task. Each is answered within milliseconds or queued nowhere else.
+const QUEUE: usize = 32;
+/// How long an agent may be silent within a turn, where the caller says nothing else.
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A session's id: ours, unique across VMs, hosts and restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(String);
+
+impl SessionId {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(uuid::Uuid::new_v4().to_string())
+    }
+
+    /// As text: lower-case hex and dashes, fit for a file name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for SessionId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// No live session has that id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Session not found: {id}")]
+pub struct SessionNotFound {
+    /// The id that was asked for.
+    pub id: String,
+}
+
+/// What a session is started from.
+#[derive(Debug)]
+pub struct SessionStart<'a> {
+    /// Its id; the plan was made for it.
+    pub id: SessionId,
+    /// Whose it is: a VM's id. Only compared, never read.
+    pub owner: String,
+    /// The agent's id.
+    pub agent_type: String,
+    /// The plan that the process was started by.
+    pub plan: &'a LaunchPlan,
+    /// The process.
+    pub process: AgentProcess,
+    /// The model it was planned for.
+    pub model: ModelChoice,
+    /// What had to be installed for it.
+    pub install: Option<InstallRecord>,
+    /// Where its events are kept.
+    pub transcripts: Transcripts,
+}
+
+/// One prompt.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prompt {
+    /// ACP content blocks.
+    pub content: Vec<Value>,
+    /// How long the agent may be silent while no tool runs; 10 minutes where it is absent.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Prompt {
+    /// A prompt of plain text.
+    #[must_use]
+    pub fn text(text: &str) -> Self {
+        Self { content: vec![json!({ "type": "text", "text": text })], idle_timeout: None }
+    }
+}
+
+/// How a prompt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptReply {
+    /// The agent's whole text.
+    pub text: String,
+    /// ACP's stop reason.
+    pub stop_reason: &'static str,
+    /// The JSON-RPC response to `session/prompt`.
+    pub response: Value,
+    /// The model that answered.
+    pub model: ModelKind,
+    /// Questions of the agent that were declined because nobody could answer them.
+    pub rejected_permissions: u32,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, PromptError>>;
+
+/// What a handle asks of its task.
+#[derive(Debug)]
+enum Request {
+    Prompt { prompt: content::PiPrompt, idle: Duration, reply: Reply<PromptReply> },
+    Cancel { reply: oneshot::Sender<bool> },
+    Raw { method: String, params: Value, reply: Reply<Value> },
+    Close { graceful: bool },
+}
+
+/// What handles and the task share.
+#[derive(Debug)]
+struct Shared {
+    id: SessionId,
+    owner: String,
+    agent_type: String,
+    model: ModelChoice,
+    log: Arc<EventLog>,
+    /// Set once, before the log is closed.
+    fate: OnceLock<AgentFault>,
+}
+
+impl Shared {
+    fn fault(&self) -> AgentFault {
+        self.fate.get().cloned().unwrap_or(AgentFault::Closed)
+    }
+}
+
+/// A handle to a live session. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Session {
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+    answers: Arc<[Value; 2]>,
+}
+
+impl Session {
+    /// Takes over an agent's process, waits until it is ready and returns its session. The session's first events are
+    /// its model and, where something had to be installed, the installation. On failure the process is killed.
+    pub async fn start(start: SessionStart<'_>) -> Result<Self, StartError> {
+        match start.plan.launch {
+            Launch::PiRpc => {}
+            Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
+        }
+        let log = Arc::new(EventLog::new(start.id.clone(), start.transcripts.clone()));
+        let opening = Self::open_transcript(&start, &log);
+        let shared = Arc::new(Shared {
+            id: start.id.clone(),
+            owner: start.owner.clone(),
+            agent_type: start.agent_type.clone(),
+            model: start.model.clone(),
+            log: Arc::clone(&log),
+            fate: OnceLock::new(),
+        });
+        // A few hundred microseconds, in which the agent is starting.
+        if let Err(source) = opening.await {
+            start.process.kill();
+            return Err(StartError::Agent {
+                agent: start.agent_type,
+                source: AgentFault::Transcript(source),
+            });
+        }
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let version = start.plan.agent_version.as_deref();
+        let driver = driver::start(Arc::clone(&shared), start.process, &start.plan.cwd, version).await?;
+        let answers = Arc::new([driver.initialize(), driver.session_new()]);
+        tokio::spawn(driver.run(queue));
+        Ok(Self { shared, requests, answers })
+    }
+
+    async fn open_transcript(
+        start: &SessionStart<'_>,
+        log: &EventLog,
+    ) -> Result<(), crate::transcript::TranscriptError> {
+        let record = SessionRecord {
+            id: start.id.to_string(),
+            agent_type: start.agent_type.clone(),
+            model: start.model.kind.as_str().to_owned(),
+            created_ms: now_ms(),
+        };
+        start.transcripts.begin(record).await?;
+        let model = json!({ "kind": start.model.kind.as_str(), "reason": start.model.reason });
+        let mut first = vec![acp::notification("_agentos/model", &model)];
+        if let Some(install) = &start.install {
+            let params = json!({
+                "packages": install.packages,
+                "totalBytes": install.total_bytes,
+                "place": install.place,
+                "durationMs": u64::try_from(install.duration.as_millis()).unwrap_or(u64::MAX),
+            });
+            first.push(acp::notification("_agentos/install", &params));
+        }
+        log.publish(first).await
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &SessionId {
+        &self.shared.id
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        &self.shared.owner
+    }
+
+    /// The agent's id.
+    #[must_use]
+    pub fn agent_type(&self) -> &str {
+        &self.shared.agent_type
+    }
+
+    /// The model it talks to, and why.
+    #[must_use]
+    pub fn model(&self) -> &ModelChoice {
+        &self.shared.model
+    }
+
+    /// The answer to ACP's `initialize`.
+    #[must_use]
+    pub fn initialize(&self) -> &Value {
+        &self.answers[0]
+    }
+
+    /// The answer to ACP's `session/new`.
+    #[must_use]
+    pub fn session_new(&self) -> &Value {
+        &self.answers[1]
+    }
+
+    /// One turn of the agent. Dropping the future cancels the turn.
+    pub async fn prompt(&self, prompt: Prompt) -> Result<PromptReply, PromptError> {
+        let idle = prompt.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT);
+        let prompt = content::for_pi(&prompt.content)?;
+        self.ask(|reply| Request::Prompt { prompt, idle, reply }).await
+    }
+
+    /// Cancels the running turn, which then ends as `cancelled`, within two seconds even if the agent doesn't answer.
+    /// False where nothing was running.
+    pub async fn cancel(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Cancel { reply }).await.is_err() {
+            return false;
+        }
+        answer.await.unwrap_or(false)
+    }
+
+    /// An ACP request to the agent; the answer is the whole JSON-RPC response, its `error` included.
+    pub async fn raw_send(&self, method: &str, params: Value) -> Result<Value, PromptError> {
+        let method = method.to_owned();
+        self.ask(|reply| Request::Raw { method, params, reply }).await
+    }
+
+    /// Ends the session: politely (the turn is cancelled, the agent gets time to exit) or at once. Returns when all its
+    /// events are kept; its transcript stays. Closing it again is fine.
+    pub async fn close(&self, graceful: bool) {
+        // Refused when the task has ended by itself.
+        let _ = self.requests.send(Request::Close { graceful }).await;
+        self.shared.log.closed().await;
+    }
+
+    /// Resolves when the session is over, whatever ended it.
+    pub async fn closed(&self) {
+        self.shared.log.closed().await;
+    }
+
+    /// Why the session is over; `None` while it lives.
+    #[must_use]
+    pub fn fate(&self) -> Option<AgentFault> {
+        self.shared.fate.get().cloned()
+    }
+
+    /// Its events from a sequence number on: stored ones first, live ones after.
+    #[must_use]
+    pub fn events(&self, since: u64) -> Events {
+        Events::new(Arc::clone(&self.shared.log), since)
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, PromptError> {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(request(reply)).await.is_err() {
+            return Err(self.shared.fault().into());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.shared.fault().into()))
+    }
+}
+
+/// The live sessions of a sidecar. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Sessions {
+    // Held for look-ups alone, never across an await.
+    live: Arc<Mutex<HashMap<String, Session>>>,
+}
+
+impl Sessions {
+    /// Adds a session.
+    pub fn insert(&self, session: Session) {
+        self.live().insert(session.id().to_string(), session);
+    }
+
+    /// The live session with this id.
+    pub fn get(&self, id: &str) -> Result<Session, SessionNotFound> {
+        self.live().get(id).cloned().ok_or_else(|| SessionNotFound { id: id.to_owned() })
+    }
+
+    /// The live sessions of one owner, in no order.
+    #[must_use]
+    pub fn list(&self, owner: &str) -> Vec<Session> {
+        self.live().values().filter(|session| session.owner() == owner).cloned().collect()
+    }
+
+    /// Takes a session out; it is closed when its last handle goes.
+    pub fn remove(&self, id: &str) -> Option<Session> {
+        self.live().remove(id)
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

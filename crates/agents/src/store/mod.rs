@@ -1,0 +1,410 @@
+//! The agent store: exact npm packages, unpacked once per host and shared read-only by every VM.
+//!
+//! ```text
+//! <home>/agents
+//! ├── packages/NAME-VERSION                 finished: complete and verified, or absent
+//! ├── packages/AGENT+NODE.compile-cache     what a warm-up left (see crate::plan::WarmUp)
+//! ├── downloads/NAME-VERSION.tgz            a tarball on its way; a later install resumes it
+//! ├── staging/NAME-VERSION                  an unpacking on its way; a later install starts it again
+//! └── locks/NAME-VERSION                    flocked by the one install that works on it
+//! ```
+//!
+//! A package goes `absent → downloading → verified → unpacking → finished`. Only the last step, one rename, makes it
+//! visible, so whoever finds the directory may use it, and a killed install leaves nothing that looks installed. Two
+//! installs at once, of this process or of others, meet at the lock: the second one waits and finds the work done.
+//! No script of a package is ever run.
+//!
+//! Installing blocks, so [`Store::install`] runs on threads of its own, one per package: the network, the digest and
+//! the unpacking of one overlap with those of the other.
+
+mod download;
+mod npmrc;
+mod unpack;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+pub use download::DownloadError;
+pub use npmrc::{RegistrySettings, SettingsError};
+pub use unpack::UnpackError;
+
+use crate::registry::{Agent, Package};
+
+/// A host's store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    settings: Option<Arc<RegistrySettings>>,
+}
+
+/// What an install has fetched so far of one package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The package with its version.
+    pub package: String,
+    /// Bytes of its tarball that are here, those of an earlier attempt included.
+    pub received_bytes: u64,
+    /// Size of the tarball.
+    pub total_bytes: Option<u64>,
+    /// Where it will be, on the host.
+    pub place: PathBuf,
+}
+
+/// The finished packages of one agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    packages_dir: PathBuf,
+    packages: Vec<Package>,
+    needs_node: bool,
+    compile_cache: Option<String>,
+    record: Option<InstallRecord>,
+}
+
+/// What an install did, for the session's `_agentos/install` event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstallRecord {
+    /// The packages that were fetched, with their versions.
+    pub packages: Vec<String>,
+    /// The size of their tarballs.
+    pub total_bytes: u64,
+    /// The directory they are in.
+    pub place: PathBuf,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// Why an agent could not be installed. Nothing is half installed then.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// This version pins no packages for the agent.
+    #[error("agent {agent} can't be installed by this version of agentOS yet")]
+    Unsupported {
+        /// The agent's id.
+        agent: String,
+    },
+    /// npm has no Node for this processor.
+    #[error("there is no Node package for {arch}")]
+    Processor {
+        /// The processor.
+        arch: &'static str,
+    },
+    /// The user's npm configuration can't be used.
+    #[error("reading the npm configuration")]
+    Settings(#[source] SettingsError),
+    /// A directory of the store can't be made, locked or moved.
+    #[error("store: {step} {}", path.display())]
+    Directory {
+        /// What was tried.
+        step: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk or a quota is full.
+    #[error("no space left for {package} in {}", place.display())]
+    NoSpace {
+        /// The package.
+        package: String,
+        /// The store.
+        place: PathBuf,
+    },
+    /// The tarball could not be fetched, or isn't the one that was pinned.
+    #[error("fetching {package}")]
+    Download {
+        /// The package.
+        package: String,
+        /// Why.
+        #[source]
+        source: DownloadError,
+    },
+    /// The tarball could not be unpacked.
+    #[error("unpacking {package}")]
+    Unpack {
+        /// The package.
+        package: String,
+        /// Why.
+        #[source]
+        source: UnpackError,
+    },
+    /// The caller went away.
+    #[error("the installation was cancelled")]
+    Cancelled,
+    /// A thread of the install ended without an answer.
+    #[error("an installation thread ended without an answer")]
+    Vanished,
+}
+
+/// Where progress goes. A slow reader misses steps, it never slows a download.
+#[derive(Clone)]
+struct Reporter {
+    sender: mpsc::Sender<Progress>,
+    package: String,
+    place: PathBuf,
+}
+
+impl Reporter {
+    fn report(&self, received_bytes: u64, total_bytes: u64) {
+        let _ = self.sender.try_send(Progress {
+            package: self.package.clone(),
+            received_bytes,
+            total_bytes: Some(total_bytes),
+            place: self.place.clone(),
+        });
+    }
+}
+
+impl Store {
+    /// The store in a directory, which is made when something is installed. The npm configuration is read then too.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, settings: None }
+    }
+
+    /// The store in a directory with a given npm configuration instead of the user's.
+    #[must_use]
+    pub fn with_settings(root: PathBuf, settings: RegistrySettings) -> Self {
+        Self { root, settings: Some(Arc::new(settings)) }
+    }
+
+    /// The directory that VMs see.
+    #[must_use]
+    pub fn packages_dir(&self) -> PathBuf {
+        self.root.join("packages")
+    }
+
+    /// What the agent's installation is, if all of it is here.
+    #[must_use]
+    pub fn installed(&self, agent: &Agent) -> Option<Installed> {
+        let packages = agent.all_packages()?;
+        if packages.is_empty() || !packages.iter().all(|package| self.is_finished(package)) {
+            return None;
+        }
+        Some(self.describe(agent, packages, None))
+    }
+
+    /// Fetches what the agent lacks, reporting on `progress`. Dropping the future stops the downloads; what is here
+    /// by then is resumed by the next install.
+    pub async fn install(
+        &self,
+        agent: &Agent,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<Installed, InstallError> {
+        let packages =
+            agent.all_packages().ok_or(InstallError::Processor { arch: std::env::consts::ARCH })?;
+        if packages.is_empty() {
+            return Err(InstallError::Unsupported { agent: agent.id.clone() });
+        }
+        let started = Instant::now();
+        let missing: Vec<Package> = packages.iter().filter(|p| !self.is_finished(p)).cloned().collect();
+        let guard = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+        let (store, wanted, cancelled) = (self.clone(), missing.clone(), Arc::clone(&guard.0));
+        let work = tokio::task::spawn_blocking(move || store.install_all(&wanted, &progress, &cancelled));
+        work.await.map_err(|_| InstallError::Vanished)??;
+        let record = (!missing.is_empty()).then(|| InstallRecord {
+            packages: missing.iter().map(|p| format!("{}@{}", p.name, p.version)).collect(),
+            total_bytes: missing.iter().map(|p| p.tarball_bytes).sum(),
+            place: self.packages_dir(),
+            duration: started.elapsed(),
+        });
+        Ok(self.describe(agent, packages, record))
+    }
+
+    /// Whether sessions of this installation would start faster after a warm-up.
+    #[must_use]
+    pub fn needs_warm_up(&self, installed: &Installed) -> bool {
+        self.compile_cache_name(installed).is_some_and(|name| !self.packages_dir().join(name).is_dir())
+    }
+
+    /// Where a warm-up writes and where its result goes.
+    pub(crate) fn compile_cache_places(&self, installed: &Installed) -> (PathBuf, PathBuf) {
+        let name = self.compile_cache_name(installed).unwrap_or_else(|| "none.compile-cache".to_owned());
+        let scratch = self.root.join("staging").join(format!("{name}-{}", uuid::Uuid::new_v4().simple()));
+        (scratch, self.packages_dir().join(name))
+    }
+
+    fn compile_cache_name(&self, installed: &Installed) -> Option<String> {
+        let node = installed.node()?;
+        let own = installed.packages.first().filter(|own| own.name != node.name)?;
+        Some(format!("{}+{}.compile-cache", own.directory_name(), node.directory_name()))
+    }
+
+    fn describe(&self, agent: &Agent, packages: Vec<Package>, record: Option<InstallRecord>) -> Installed {
+        let mut installed = Installed {
+            packages_dir: self.packages_dir(),
+            packages,
+            needs_node: agent.needs_node,
+            compile_cache: None,
+            record,
+        };
+        installed.compile_cache =
+            self.compile_cache_name(&installed).filter(|name| self.packages_dir().join(name).is_dir());
+        installed
+    }
+
+    fn is_finished(&self, package: &Package) -> bool {
+        self.packages_dir().join(package.directory_name()).join(&package.entry).is_file()
+    }
+
+    fn install_all(
+        &self,
+        packages: &[Package],
+        progress: &mpsc::Sender<Progress>,
+        cancelled: &AtomicBool,
+    ) -> Result<(), InstallError> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        let settings = match &self.settings {
+            Some(settings) => Arc::clone(settings),
+            None => Arc::new(RegistrySettings::from_user().map_err(InstallError::Settings)?),
+        };
+        for directory in ["packages", "downloads", "staging", "locks"] {
+            make_directory(&self.root.join(directory))?;
+        }
+        let client = download::Client::new(&settings);
+        std::thread::scope(|scope| {
+            let install = |package| {
+                let client = &client;
+                scope.spawn(move || self.install_one(package, client, progress, cancelled))
+            };
+            let threads: Vec<_> = packages.iter().map(install).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(Err(InstallError::Vanished)))
+                .fold(Ok(()), Result::and)
+        })
+    }
+
+    fn install_one(
+        &self,
+        package: &Package,
+        client: &download::Client,
+        progress: &mpsc::Sender<Progress>,
+        cancelled: &AtomicBool,
+    ) -> Result<(), InstallError> {
+        let name = package.directory_name();
+        let finished = self.packages_dir().join(&name);
+        let staging = self.root.join("staging").join(&name);
+        let tarball = self.root.join("downloads").join(format!("{name}.tgz"));
+        let reporter = Reporter {
+            sender: progress.clone(),
+            package: format!("{}@{}", package.name, package.version),
+            place: finished.clone(),
+        };
+        reporter.report(0, package.tarball_bytes);
+
+        let _lock = lock(&self.root.join("locks").join(&name))?;
+        // Another install may have finished while this one waited for the lock.
+        if self.is_finished(package) {
+            reporter.report(package.tarball_bytes, package.tarball_bytes);
+            return Ok(());
+        }
+        // What is there without its entry was damaged by someone else; what is in staging by a killed install.
+        for stale in [&finished, &staging] {
+            remove_directory(stale)?;
+        }
+        let job = download::Job { package, path: &tarball, reporter: &reporter, cancelled };
+        let archive = client.fetch(&job).map_err(|source| self.download_failed(package, &tarball, source))?;
+        if let Err(source) = unpack::unpack(archive, &staging, &package.entry) {
+            let _ = fs::remove_dir_all(&staging);
+            let name = reporter.package.clone();
+            return Err(if source.is_no_space() {
+                let _ = fs::remove_file(&tarball);
+                InstallError::NoSpace { package: name, place: self.root.clone() }
+            } else {
+                InstallError::Unpack { package: name, source }
+            });
+        }
+        fs::rename(&staging, &finished).map_err(at("moving into place", &finished))?;
+        let _ = fs::remove_file(&tarball);
+        Ok(())
+    }
+
+    fn download_failed(&self, package: &Package, tarball: &Path, source: DownloadError) -> InstallError {
+        let package = format!("{}@{}", package.name, package.version);
+        if source.is_no_space() {
+            // Half a tarball on a full disk helps nobody.
+            let _ = fs::remove_file(tarball);
+            return InstallError::NoSpace { package, place: self.root.clone() };
+        }
+        match source {
+            DownloadError::Cancelled => InstallError::Cancelled,
+            source => InstallError::Download { package, source },
+        }
+    }
+}
+
+impl Installed {
+    /// The directory that VMs see.
+    #[must_use]
+    pub fn packages_dir(&self) -> &Path {
+        &self.packages_dir
+    }
+
+    /// The package of Node, where the agent needs one.
+    #[must_use]
+    pub fn node(&self) -> Option<&Package> {
+        if self.needs_node { self.packages.last() } else { None }
+    }
+
+    /// Whether it has this package in this version.
+    #[must_use]
+    pub fn holds(&self, package: &Package) -> bool {
+        self.packages.contains(package)
+    }
+
+    /// What was done to get here; `None` where everything was here already.
+    #[must_use]
+    pub fn record(&self) -> Option<InstallRecord> {
+        self.record.clone()
+    }
+
+    /// The directory in the store with compiled code for this agent on this Node.
+    #[must_use]
+    pub fn compile_cache_name(&self) -> Option<&str> {
+        self.compile_cache.as_deref()
+    }
+}
+
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn at<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> InstallError + 'a {
+    move |source| InstallError::Directory { step, path: path.to_owned(), source }
+}
+
+fn make_directory(path: &Path) -> Result<(), InstallError> {
+    fs::create_dir_all(path).map_err(at("making", path))
+}
+
+fn remove_directory(path: &Path) -> Result<(), InstallError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for the lock of one package. It is let go with the returned file, or by the kernel with the process.
+fn lock(path: &Path) -> Result<fs::File, InstallError> {
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(at("opening the lock", path))?;
+    file.lock().map_err(at("locking", path))?;
+    Ok(file)
+}
