@@ -84,7 +84,8 @@ async fn answering(vms: &[AgentOs]) -> Result<usize, Failure> {
     let mut answers = 0;
     for group in vms.chunks(AT_ONCE) {
         let mut running = tokio::task::JoinSet::new();
-        for vm in group.iter().cloned() {
+        for vm in group {
+            let vm = vm.clone();
             running.spawn(async move { vm.exec("echo alive").await });
         }
         while let Some(finished) = running.join_next().await {
@@ -107,7 +108,8 @@ async fn sleeping_shells(vms: &[AgentOs]) -> Result<Vec<Process>, Failure> {
 async fn dispose(vms: Vec<AgentOs>) -> Result<(), Failure> {
     for group in vms.chunks(AT_ONCE) {
         let mut running = tokio::task::JoinSet::new();
-        for vm in group.iter().cloned() {
+        for vm in group {
+            let vm = vm.clone();
             running.spawn(async move { vm.dispose().await });
         }
         while let Some(finished) = running.join_next().await {
