@@ -13,6 +13,8 @@ pub struct Conversation {
     /// Everything the agent said as system, developer or instruction text, in order.
     pub system: String,
     pub tools: Vec<Tool>,
+    /// The answer must be JSON of this schema, as agents ask when they classify a prompt for themselves.
+    pub json_schema: Option<Value>,
     pub turns: Vec<Turn>,
 }
 

@@ -12,7 +12,8 @@
 //!
 //! # What it understands
 //!
-//! A request without tools (titles, summaries) gets a short text. With tools, the user's last prompt is read, either as
+//! A request without tools (titles, summaries) gets a short text, or JSON of the demanded schema with such texts in it.
+//! With tools, the user's last prompt is read, either as
 //! directives or as natural language, into steps; each step becomes a call of the agent's own write or shell tool, with
 //! arguments made for the offered schema; when all results are there, the final text quotes them.
 //!

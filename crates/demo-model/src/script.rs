@@ -1,7 +1,7 @@
 //! The script: one pure rule from a [`Conversation`] to a [`Reply`].
 //!
 //! ```text
-//!  no tools offered ───────────────────────────────► a short text (titles, summaries)
+//!  no tools offered ───────────────────────────────► a short text (titles, summaries), or JSON where that is demanded
 //!  the last prompt ──► plan: steps, then an end
 //!        │   demo: lines (directive)  or  natural language (prompt)
 //!        ├── a step whose result is not in the conversation yet ──► a call of the agent's own tool (tools)
@@ -18,6 +18,7 @@ mod program;
 mod prompt;
 mod quote;
 mod run_clause;
+mod schema;
 mod text;
 mod tools;
 mod words;
@@ -29,7 +30,7 @@ use serde_json::Value;
 
 use crate::conversation::{Answer, Conversation, Reply, ToolResult, Turn};
 
-/// Every text the model says begins with this.
+/// Every text the model says begins with this; where an answer must be JSON, the texts in it do.
 pub const MARK: &str = "[demo model]";
 
 /// One thing to be done with a tool of the agent.
@@ -80,7 +81,10 @@ pub fn decide(conversation: &Conversation) -> Reply {
         return Reply::Answer(Answer::text(text::no_prompt()));
     };
     if conversation.tools.is_empty() || is_side_request(&prompt) {
-        return Reply::Answer(Answer::text(text::without_tools(conversation, &prompt)));
+        let said = text::without_tools(conversation, &prompt);
+        let shaped =
+            conversation.json_schema.as_ref().map(|schema| schema::instance(schema, &said).to_string());
+        return Reply::Answer(Answer::text(shaped.unwrap_or(said)));
     }
     let plan = match directive::plan(&prompt) {
         Some(Ok(plan)) => plan,

@@ -211,6 +211,11 @@ fn texts(content: &Value) -> Vec<String> {
     }
 }
 
+/// The schema of an answer that must be JSON: without one, any object will do.
+fn object_schema(schema: &Value) -> Value {
+    if schema.is_object() { schema.clone() } else { json!({"type": "object"}) }
+}
+
 /// Adds a paragraph to the system text.
 fn add_system(system: &mut String, texts: &[String]) {
     for text in texts {

@@ -25,6 +25,7 @@ fn asked(prompt: &str) -> Conversation {
     Conversation {
         system: "You are an agent.".into(),
         tools: pi_tools(),
+        json_schema: None,
         turns: vec![Turn::User(vec![prompt.into()])],
     }
 }
@@ -259,7 +260,9 @@ fn arguments_fit_the_schema_of_each_agent() {
         let schema = json!({"type": "object", "properties": properties, "required": required});
         let tools = vec![Tool { name: name.into(), namespace: None, input: ToolInput::Schema(schema) }];
         let turns = vec![Turn::User(vec![prompt.into()])];
-        call_of(decide(&Conversation { system: system.into(), tools, turns })).arguments.to_object()
+        call_of(decide(&Conversation { system: system.into(), tools, json_schema: None, turns }))
+            .arguments
+            .to_object()
     };
     let write = "Write \"x\" to d/a.txt";
     let absolute = json!({"type": "string", "description": "The absolute path to the file to write (must be absolute, not relative)"});

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::Step;
 use super::program::shell_quote;
+use super::schema::{self, required, type_is};
 use crate::conversation::{Arguments, Conversation, Tool, ToolCall, ToolInput};
 
 /// Names of write tools without `_` and `-`, lower case, the most usual first.
@@ -100,7 +101,7 @@ fn write(path: &str, content: &str, conversation: &Conversation) -> Result<ToolC
         let shell = named(&conversation.tools, SHELL).ok_or(Unfit::WriteToolMissing)?;
         return shell_call(shell, &write_command(path, content));
     };
-    let schema = schema(tool);
+    let schema = schema_of(tool);
     let path_key = key(schema, PATH_KEYS).ok_or(Unfit::NoPlace)?;
     let content_key = key(schema, CONTENT_KEYS).ok_or(Unfit::NoPlace)?;
     let mut arguments = Map::new();
@@ -156,7 +157,7 @@ fn direct_arguments(tool: &Tool, arguments: &Value) -> Arguments {
     }
 }
 
-fn schema(tool: &Tool) -> &Value {
+fn schema_of(tool: &Tool) -> &Value {
     match &tool.input {
         ToolInput::Schema(schema) => schema,
         ToolInput::Text => &Value::Null,
@@ -197,49 +198,12 @@ fn key(schema: &Value, known: &[&str]) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn required(schema: &Value) -> Vec<&str> {
-    schema["required"]
-        .as_array()
-        .map(|names| names.iter().filter_map(Value::as_str).collect())
-        .unwrap_or_default()
-}
-
 /// Gives every other required parameter a harmless value of its type.
 fn fill_required(schema: &Value, arguments: &mut Map<String, Value>, description: &str) {
     for name in required(schema) {
         if !arguments.contains_key(name) {
-            arguments.insert(name.to_owned(), harmless(&schema["properties"][name], description));
+            arguments.insert(name.to_owned(), schema::instance(&schema["properties"][name], description));
         }
-    }
-}
-
-fn harmless(property: &Value, description: &str) -> Value {
-    if let Some(first) = property["enum"].as_array().and_then(|values| values.first()) {
-        return first.clone();
-    }
-    if let Some(default) = property.get("default") {
-        return default.clone();
-    }
-    let is = |name| type_is(property, name);
-    if is("boolean") {
-        json!(false)
-    } else if is("integer") || is("number") {
-        property.get("minimum").cloned().unwrap_or(json!(0))
-    } else if is("array") {
-        json!([])
-    } else if is("object") {
-        json!({})
-    } else {
-        json!(description)
-    }
-}
-
-/// Gemini writes types in capitals, and a nullable type is a list.
-fn type_is(property: &Value, name: &str) -> bool {
-    let eq = |v: &Value| v.as_str().is_some_and(|t| t.eq_ignore_ascii_case(name));
-    match &property["type"] {
-        Value::Array(types) => types.iter().any(eq),
-        single => eq(single),
     }
 }
 

@@ -6,13 +6,18 @@
 use serde_json::{Value, json};
 
 use super::{
-    BadRequest, Event, MODEL, Meta, add_system, array, optional_array, pieces, string, texts, tokens,
+    BadRequest, Event, MODEL, Meta, add_system, array, object_schema, optional_array, pieces, string, texts,
+    tokens,
 };
 use crate::conversation::{Answer, Call, Content, Conversation, Tool, ToolInput, ToolResult, Turn};
 
 pub(super) fn parse(body: &Value) -> Result<Conversation, BadRequest> {
     let mut conversation = Conversation::default();
     add_system(&mut conversation.system, &texts(&body["system"]));
+    let format = body["output_config"].get("format").unwrap_or(&body["output_format"]);
+    if format["type"] == "json_schema" {
+        conversation.json_schema = Some(object_schema(&format["schema"]));
+    }
     for tool in optional_array(body, "tools")? {
         let name = tool["name"].as_str().filter(|name| !name.is_empty());
         let name = name.ok_or(BadRequest::Field { field: "tools.name", expected: "a text" })?.to_owned();

@@ -6,13 +6,17 @@
 use serde_json::{Value, json};
 
 use super::{
-    BadRequest, Event, MODEL, Meta, add_system, array, json_text, optional_array, pieces, string, texts,
-    tokens,
+    BadRequest, Event, MODEL, Meta, add_system, array, json_text, object_schema, optional_array, pieces,
+    string, texts, tokens,
 };
 use crate::conversation::{Answer, Call, Content, Conversation, Tool, ToolInput, ToolResult, Turn};
 
 pub(super) fn parse(body: &Value) -> Result<Conversation, BadRequest> {
     let mut conversation = Conversation::default();
+    let format = &body["response_format"];
+    if format["type"] == "json_schema" || format["type"] == "json_object" {
+        conversation.json_schema = Some(object_schema(&format["json_schema"]["schema"]));
+    }
     for tool in optional_array(body, "tools")? {
         // Tools of other types run at the provider and can't be called here.
         let Some(function) = tool.get("function") else { continue };

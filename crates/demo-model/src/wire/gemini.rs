@@ -7,7 +7,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    BadRequest, Event, MODEL, Meta, add_system, array, optional_array, pieces, string, texts, tokens,
+    BadRequest, Event, MODEL, Meta, add_system, array, object_schema, optional_array, pieces, string, texts,
+    tokens,
 };
 use crate::conversation::{Answer, Call, Content, Conversation, Tool, ToolInput, ToolResult, Turn};
 
@@ -15,6 +16,12 @@ pub(super) fn parse(body: &Value) -> Result<Conversation, BadRequest> {
     let mut conversation = Conversation::default();
     let system = either(body, "systemInstruction", "system_instruction");
     add_system(&mut conversation.system, &texts(system.get("parts").unwrap_or(system)));
+    let config = either(body, "generationConfig", "generation_config");
+    if either(config, "responseMimeType", "response_mime_type") == "application/json" {
+        let schema =
+            config.get("responseSchema").unwrap_or(either(config, "responseJsonSchema", "response_schema"));
+        conversation.json_schema = Some(object_schema(schema));
+    }
     for group in optional_array(body, "tools")? {
         let declarations = either(group, "functionDeclarations", "function_declarations");
         for declaration in declarations.as_array().map(Vec::as_slice).unwrap_or_default() {

@@ -7,7 +7,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    BadRequest, Event, MODEL, Meta, add_system, json_text, optional_array, pieces, string, texts, tokens,
+    BadRequest, Event, MODEL, Meta, add_system, json_text, object_schema, optional_array, pieces, string,
+    texts, tokens,
 };
 use crate::conversation::{
     Answer, Arguments, Call, Content, Conversation, Tool, ToolCall, ToolInput, ToolResult, Turn,
@@ -16,6 +17,10 @@ use crate::conversation::{
 pub(super) fn parse(body: &Value) -> Result<Conversation, BadRequest> {
     let mut conversation = Conversation::default();
     add_system(&mut conversation.system, &texts(&body["instructions"]));
+    let format = &body["text"]["format"];
+    if format["type"] == "json_schema" || format["type"] == "json_object" {
+        conversation.json_schema = Some(object_schema(&format["schema"]));
+    }
     for tool in optional_array(body, "tools")? {
         add_tool(&mut conversation.tools, tool, None)?;
     }

@@ -306,6 +306,36 @@ fn gemini_calls_a_tool_and_quotes_its_result() {
 }
 
 #[test]
+fn an_answer_that_must_be_json_is() {
+    let schema = json!({"type": "object", "required": ["title", "score"], "properties": {"title": {"type": "string"}, "score": {"type": "integer"}}});
+    let hi = json!([{"role": "user", "content": "hi"}]);
+    let contents = json!([{"role": "user", "parts": [{"text": "hi"}]}]);
+    let config = json!({"responseMimeType": "application/json", "responseJsonSchema": schema});
+    for (wire, body) in [
+        (
+            Wire::Anthropic,
+            json!({"messages": hi, "output_config": {"format": {"type": "json_schema", "schema": schema}}}),
+        ),
+        (
+            Wire::Chat,
+            json!({"messages": hi, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}),
+        ),
+        (
+            Wire::Responses,
+            json!({"input": "hi", "text": {"format": {"type": "json_schema", "schema": schema}}}),
+        ),
+        (Wire::Gemini, json!({"contents": contents, "generationConfig": config})),
+    ] {
+        let Content::Text(text) = answer(wire, &body).content else { panic!("a text") };
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            value["title"].as_str().is_some_and(|t| t.starts_with("[demo model]")) && value["score"] == 1,
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn errors_have_the_shape_of_their_wire() {
     assert_eq!(Wire::Anthropic.error(529, "x")["error"]["type"], "overloaded_error");
     assert_eq!(Wire::Chat.error(429, "x")["error"]["type"], "rate_limit_error");
