@@ -1,0 +1,210 @@
+//! From the first client to the last.
+//!
+//! ```text
+//! bind, clean up, raise NOFILE ─► threads ─► `ready PATH` ─► Serving ── idle for linger, or a signal ──► Closing
+//! Closing: no new connection, VMs disposed, clients answered ─► threads end ─► launcher ends ─► exit
+//! ```
+//! A client that connects just as an idle sidecar makes up its mind is still served: after the socket is gone from
+//! the file system the sidecar waits until it is idle once more.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Server;
+use tracing_subscriber::EnvFilter;
+
+use crate::SidecarError;
+use crate::client::Incoming;
+use crate::host::Host;
+use crate::launch::{self, Start};
+use crate::options::Config;
+use crate::socket::Socket;
+use crate::{leftovers, services};
+
+/// Who starts a sidecar has this long to connect: enough for a loaded machine, and a starter that died meanwhile
+/// leaves nothing behind for long.
+const FIRST_CLIENT: Duration = Duration::from_secs(10);
+
+/// After the socket is removed, time for a connection that was made just before to be accepted and seen.
+const LAST_CLIENT: Duration = Duration::from_millis(50);
+
+/// Answers that are on their way get this long when the daemon ends.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Two threads serve hundreds of VMs: what the daemon does per call is little.
+const WORKERS: usize = 2;
+
+/// Windows as wide as the largest thing that should not wait for an acknowledgement; see services for the limits
+/// on messages.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+const FRAME_BYTES: u32 = 1 << 20;
+
+/// One connection carries every stream of a program: readers, waits, leases of a thousand VMs.
+const CONCURRENT_STREAMS: u32 = 1 << 20;
+
+/// Resets are how calls are cancelled; the peer is our own user, so a flood of them is no attack.
+const PENDING_RESETS: usize = 1 << 16;
+
+/// Runs on the main thread until the daemon has ended.
+pub(crate) fn run(config: Config) -> Result<(), SidecarError> {
+    start_log();
+    raise_open_files();
+    let (socket, listener) = Socket::bind(&config.socket)?;
+    leftovers::clean(&config.runtime_dir);
+    let (starts, requests) = sync_channel(1);
+    let daemon = thread::Builder::new()
+        .name("agentos-daemon".to_owned())
+        .spawn(move || serve(config, socket, listener, starts))
+        .map_err(SidecarError::Threads)?;
+    launch::serve_starts(&requests);
+    daemon.join().map_err(|_| SidecarError::Panicked)?
+}
+
+fn serve(
+    config: Config,
+    socket: Socket,
+    listener: StdListener,
+    starts: SyncSender<Start>,
+) -> Result<(), SidecarError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("agentos-worker")
+        .enable_all()
+        .build()
+        .map_err(SidecarError::Threads)?;
+    let result = runtime.block_on(serve_until_idle(config, socket, listener, starts));
+    // Blocking threads may be stuck in a file of the host; nothing they do is wanted any more.
+    runtime.shutdown_timeout(DRAIN);
+    result
+}
+
+async fn serve_until_idle(
+    config: Config,
+    socket: Socket,
+    listener: StdListener,
+    starts: SyncSender<Start>,
+) -> Result<(), SidecarError> {
+    let path = config.socket.clone();
+    let linger = config.linger;
+    let host = Arc::new(Host::new(config, starts));
+    let keeper = {
+        let host = Arc::clone(&host);
+        tokio::spawn(async move { host.launchers().keep().await })
+    };
+    let listener = UnixListener::from_std(listener).map_err(SidecarError::Threads)?;
+    let incoming = Incoming::new(listener, Arc::clone(&host));
+    let (close, closed) = oneshot::channel::<()>();
+    let server = server(&host).serve_with_incoming_shutdown(incoming, async {
+        // A dropped sender is a wish to close, too.
+        let _ = closed.await;
+    });
+    let mut server = tokio::spawn(server);
+    announce(&path)?;
+
+    tokio::select! {
+        () = until_idle(&host, linger.max(FIRST_CLIENT), linger) => {
+            drop(socket);
+            until_idle(&host, LAST_CLIENT, LAST_CLIENT).await;
+        }
+        name = signalled() => {
+            tracing::info!(signal = name, "disposing every VM");
+            drop(socket);
+        }
+        ended = &mut server => return served(ended),
+    }
+    host.close().await;
+    drop(close);
+    let drained = timeout(DRAIN, &mut server).await;
+    server.abort();
+    keeper.abort();
+    // Whoever still holds the host also holds the launcher and the main thread's queue.
+    let _ = keeper.await;
+    drained.map_or(Ok(()), served)
+}
+
+fn served(
+    ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
+) -> Result<(), SidecarError> {
+    ended.map_err(|_| SidecarError::Panicked)?.map_err(SidecarError::Serve)
+}
+
+fn server(host: &Arc<Host>) -> tonic::transport::server::Router {
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(CONCURRENT_STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(PENDING_RESETS));
+    // No keep-alive pings: over a unix socket the kernel tells when a peer is gone, and a client that is merely
+    // stopped (a debugger, Ctrl-Z) shall not lose its VMs.
+    services::add_to(server, host)
+}
+
+/// Resolves when the sidecar has been idle for a while: `first` until any client was seen, then `linger`.
+async fn until_idle(host: &Host, first: Duration, linger: Duration) {
+    loop {
+        // Subscribed before the look, so that no change falls between.
+        let changed = host.changed();
+        if !host.is_idle() {
+            changed.await;
+            continue;
+        }
+        let seen = host.connections_seen();
+        sleep(if seen == 0 { first } else { linger }).await;
+        if host.is_idle() && host.connections_seen() == seen {
+            return;
+        }
+    }
+}
+
+async fn signalled() -> &'static str {
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+        tracing::warn!("signals can't be watched: SIGTERM ends the sidecar and its VMs at once");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// One line, then standard output leads nowhere: whoever started us may close its end of the pipe.
+fn announce(path: &Path) -> Result<(), SidecarError> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "ready {}", path.display())
+        .and_then(|()| stdout.flush())
+        .and_then(|()| File::options().write(true).open("/dev/null"))
+        .and_then(|null| rustix::stdio::dup2_stdout(null).map_err(io::Error::from))
+        .map_err(SidecarError::Announce)
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("AGENTOS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    if log.try_init().is_err() {
+        tracing::debug!("somebody else keeps the log");
+    }
+}
+
+/// Every process of a guest costs the sidecar up to three descriptors.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}

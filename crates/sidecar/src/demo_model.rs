@@ -1,0 +1,222 @@
+//! The offline model, where a VM can reach it.
+//!
+//! ```text
+//! agent in the VM ─► ADDRESS (init's listener) ─► forwarder ─► unix socket ─► `agentos demo-model`, a child process
+//! ```
+//! One process serves every VM. It is started for the first session that needs it and ends, by the end of its stdin,
+//! when the last forwarder of a VM is gone. One forwarder per VM, until the VM goes.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use agentos_proto::v1::ErrorKind;
+use agentos_vm::Vm;
+use agentos_vm::network::NetworkError;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::errors::{self, Failure};
+use crate::socket::LockFile;
+
+/// Fixed, so that configuration files that agents keep stay true.
+const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 41_414);
+
+/// The process binds a socket and prints a line; the rest is a loaded machine.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connections of one VM at a time: agents keep a few alive.
+const CONNECTIONS_PER_VM: usize = 64;
+
+/// A listener that fails to accept is asked again after this.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DemoModelError {
+    #[error("the demo model can't be started")]
+    Start(#[source] io::Error),
+    #[error("the demo model ended before it was ready")]
+    Ended,
+    #[error("the demo model was not ready within {} s", START_DEADLINE.as_secs())]
+    TimedOut,
+    #[error("the demo model can't be reached at {ADDRESS} in the VM")]
+    Listen(#[source] NetworkError),
+}
+
+impl From<DemoModelError> for Failure {
+    fn from(error: DemoModelError) -> Self {
+        Self::new(ErrorKind::Model, "demo model", errors::chain(&error))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct DemoModel {
+    runtime_dir: PathBuf,
+    running: tokio::sync::Mutex<Weak<Running>>,
+    /// By VM id.
+    forwarders: Mutex<HashMap<String, Forwarder>>,
+}
+
+/// Ends the forwarding with itself.
+#[derive(Debug)]
+struct Forwarder(AbortHandle);
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl DemoModel {
+    pub(crate) fn new(runtime_dir: PathBuf) -> Self {
+        Self { runtime_dir, running: Default::default(), forwarders: Mutex::default() }
+    }
+
+    /// Makes the model reachable in this VM and says where.
+    pub(crate) async fn serve(&self, vm_id: &str, vm: &Vm) -> Result<String, DemoModelError> {
+        // Held throughout: two sessions of one VM must not both listen.
+        let mut current = self.running.lock().await;
+        let url = format!("http://{ADDRESS}");
+        let model = match current.upgrade().filter(|model| model.is_alive()) {
+            Some(model) if self.is_forwarded(vm_id) => {
+                drop(model);
+                return Ok(url);
+            }
+            Some(model) => model,
+            None => {
+                let model = Arc::new(Running::start(&self.runtime_dir).await?);
+                *current = Arc::downgrade(&model);
+                // Forwarders of a model that has died lead nowhere.
+                self.forwarders().clear();
+                model
+            }
+        };
+        let listener = vm.listen(ADDRESS).await.map_err(DemoModelError::Listen)?;
+        let vm = vm.clone();
+        let task = tokio::spawn(async move {
+            // The listener holds the VM's network namespace; it must not outlive the VM.
+            tokio::select! {
+                () = forward(listener, model) => {}
+                _ = vm.gone() => {}
+            }
+        });
+        self.forwarders().insert(vm_id.to_owned(), Forwarder(task.abort_handle()));
+        Ok(url)
+    }
+
+    pub(crate) fn forget(&self, vm_id: &str) {
+        self.forwarders().remove(vm_id);
+    }
+
+    /// Ends the process. Its socket goes with it.
+    pub(crate) async fn stop(&self) {
+        self.forwarders().clear();
+        *self.running.lock().await = Weak::new();
+    }
+
+    fn is_forwarded(&self, vm_id: &str) -> bool {
+        self.forwarders().get(vm_id).is_some_and(|forwarder| !forwarder.0.is_finished())
+    }
+
+    fn forwarders(&self) -> std::sync::MutexGuard<'_, HashMap<String, Forwarder>> {
+        // Inserts and removals can't stop half-way.
+        self.forwarders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The child process. It sees the end of its stdin when this is dropped, and is killed should it not care.
+#[derive(Debug)]
+struct Running {
+    child: Mutex<Child>,
+    socket: PathBuf,
+    _lock: LockFile,
+}
+
+impl Running {
+    async fn start(runtime_dir: &Path) -> Result<Self, DemoModelError> {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let socket = runtime_dir.join(format!("demo-{}.sock", name.get(..8).unwrap_or_default()));
+        let lock = LockFile::beside(&socket)
+            .and_then(|lock| lock.ok_or_else(|| io::Error::from(io::ErrorKind::AddrInUse)))
+            .map_err(DemoModelError::Start)?;
+        let mut listen = OsString::from("unix:");
+        listen.push(&socket);
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("agentos")
+            .args(["demo-model", "--exit-with-stdin", "--listen"])
+            .arg(listen)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some(log) = std::env::var_os("AGENTOS_DEMO_MODEL_LOG").filter(|path| !path.is_empty()) {
+            command.arg("--request-log").arg(log);
+        }
+        let mut child = command.spawn().map_err(DemoModelError::Start)?;
+        let stdout = child.stdout.take().ok_or(DemoModelError::Ended)?;
+        timeout(START_DEADLINE, first_line(stdout)).await.map_err(|_| DemoModelError::TimedOut)??;
+        Ok(Self { child: Mutex::new(child), socket, _lock: lock })
+    }
+
+    fn is_alive(&self) -> bool {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            tracing::debug!(path = %self.socket.display(), %error, "the demo model took its socket with it");
+        }
+    }
+}
+
+async fn first_line(stdout: impl AsyncRead + Unpin) -> Result<(), DemoModelError> {
+    let mut line = String::new();
+    let read = BufReader::new(stdout).read_line(&mut line).await.map_err(DemoModelError::Start)?;
+    if read == 0 { Err(DemoModelError::Ended) } else { Ok(()) }
+}
+
+async fn forward(listener: TcpListener, model: Arc<Running>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_PER_VM));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let model = Arc::clone(&model);
+                connections.spawn(async move {
+                    if let Err(error) = connect(stream, &model.socket).await {
+                        tracing::debug!(%error, "a connection to the demo model ended");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the demo model's listener in a VM");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connect(mut inside: TcpStream, socket: &Path) -> io::Result<()> {
+    // Tokens are small and each one counts.
+    inside.set_nodelay(true)?;
+    let mut model = UnixStream::connect(socket).await?;
+    copy_bidirectional(&mut inside, &mut model).await?;
+    Ok(())
+}

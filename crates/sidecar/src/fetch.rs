@@ -1,0 +1,179 @@
+//! One HTTP/1.1 exchange with a server in a VM, over a socket that init has connected.
+//!
+//! The server is the guest's and so is every byte of its answer: heads are bounded, waiting is bounded, redirects are
+//! the caller's business. Dropping the response's body ends the connection.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use agentos_proto::v1::{self, ErrorKind, fetch_request};
+use bytes::Bytes;
+use futures_core::Stream;
+use http::{Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+
+use crate::errors::{self, Failure};
+
+/// A server that has not answered with a head by then never will; long polls are shorter.
+const HEAD_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Between two pieces of a body: event streams send a sign of life more often.
+const BODY_DEADLINE: Duration = Duration::from_secs(600);
+
+const MAX_HEADERS: usize = 256;
+/// Bounds the head as a whole.
+const MAX_HEAD_BYTES: usize = 256 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    #[error("no answer within {} s", HEAD_DEADLINE.as_secs())]
+    NoHead,
+    #[error("nothing more of the answer within {} s", BODY_DEADLINE.as_secs())]
+    Stalled,
+    #[error("the exchange with the server failed")]
+    Exchange(#[source] hyper::Error),
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Self {
+        let message = errors::chain(&error);
+        match error {
+            FetchError::NoHead | FetchError::Stalled => Self::new(ErrorKind::Timeout, "fetch", message),
+            FetchError::Exchange(error) => {
+                let errno = if error.is_parse() { Errno::PROTO } else { Errno::CONNRESET };
+                let name = agentos_vm::errno::name(errno.raw_os_error());
+                Self::system(errno.raw_os_error(), "fetch", format!("{name}: {message}"))
+            }
+        }
+    }
+}
+
+/// The request's body as it comes from the client.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    /// The first piece, received before the request is sent.
+    first: Option<Bytes>,
+    rest: Option<Streaming<v1::FetchRequest>>,
+}
+
+impl RequestBody {
+    /// Waits for the first piece or the end: a request without a body must not announce one, many servers would wait
+    /// for it or refuse it.
+    pub(crate) async fn new(mut parts: Streaming<v1::FetchRequest>, method: &Method) -> Result<Self, Status> {
+        let first = match parts.message().await? {
+            Some(part) => Some(body_part(part)?),
+            None => None,
+        };
+        let rest = first.is_some().then_some(parts);
+        tracing::trace!(%method, has_body = rest.is_some(), "fetch");
+        Ok(Self { first, rest })
+    }
+}
+
+fn body_part(part: v1::FetchRequest) -> Result<Bytes, Failure> {
+    match part.part {
+        Some(fetch_request::Part::Body(data)) => Ok(data),
+        Some(fetch_request::Part::Head(_)) | None => {
+            Err(Failure::invalid("head", "After its head a request has a body alone"))
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let part = match ready!(Pin::new(rest).poll_next(cx)) {
+            Some(part) => part,
+            None => {
+                self.rest = None;
+                return Poll::Ready(None);
+            }
+        };
+        let data = part.and_then(|part| body_part(part).map_err(Status::from));
+        Poll::Ready(Some(data.map(Frame::data).map_err(io::Error::other)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+/// The answer's body; dropped, its connection goes.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    body: Incoming,
+    rest: Bytes,
+    _connection: Connection,
+}
+
+#[derive(Debug)]
+struct Connection(AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl ResponseBody {
+    /// The next piece of at most `limit` bytes; `None` at the end. Trailers are dropped.
+    pub(crate) async fn next(&mut self, limit: usize) -> Result<Option<Bytes>, FetchError> {
+        while self.rest.is_empty() {
+            let frame = timeout(BODY_DEADLINE, self.body.frame()).await.map_err(|_| FetchError::Stalled)?;
+            match frame.transpose().map_err(FetchError::Exchange)? {
+                Some(frame) => self.rest = frame.into_data().unwrap_or_default(),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(self.rest.split_to(self.rest.len().min(limit))))
+    }
+}
+
+/// Sends the request and waits for the answer's head.
+pub(crate) async fn exchange<S, B>(
+    stream: S,
+    request: Request<B>,
+) -> Result<Response<ResponseBody>, FetchError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body<Data = Bytes, Error = io::Error> + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD_BYTES);
+    let (mut sender, connection) =
+        builder.handshake(TokioIo::new(stream)).await.map_err(FetchError::Exchange)?;
+    let task: JoinHandle<()> = tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            // The body's reader gets it too; a request cut short by its caller ends up here alone.
+            tracing::debug!(%error, "connection to a server in a VM ended");
+        }
+    });
+    let connection = Connection(task.abort_handle());
+    let answer = timeout(HEAD_DEADLINE, sender.send_request(request)).await;
+    let response = answer.map_err(|_| FetchError::NoHead)?.map_err(FetchError::Exchange)?;
+    Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), _connection: connection }))
+}

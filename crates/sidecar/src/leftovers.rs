@@ -1,0 +1,75 @@
+//! What a sidecar leaves when it is killed, and its removal by the next one.
+//!
+//! The kernel takes processes, mounts and namespaces with a dead sidecar, and each launcher removes the control groups
+//! of launchers that are gone. What stays is in the runtime directory: sockets, each with a lock beside it.
+//!
+//! ```text
+//! NAME.sock, NAME.sock.lock      held ──► alive, hands off
+//!                                free ──► dead: remove both
+//! ```
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::socket::{LOCK_SUFFIX, LockFile};
+
+/// Best effort: what can't be removed now is tried again at the next start.
+pub(crate) fn clean(runtime_dir: &Path) {
+    for lock in entries(runtime_dir) {
+        let name = lock.as_os_str().as_bytes();
+        let Some(socket) =
+            name.strip_suffix(LOCK_SUFFIX.as_bytes()).map(|name| Path::new(OsStr::from_bytes(name)))
+        else {
+            continue;
+        };
+        match LockFile::try_take(&lock) {
+            // The lock file goes with the lock, when this arm ends.
+            Ok(Some(_dead)) => match fs::remove_file(socket) {
+                Ok(()) => tracing::info!(path = %socket.display(), "removed a dead sidecar's socket"),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(path = %socket.display(), %error, "a dead sidecar's socket stays")
+                }
+            },
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(path = %lock.display(), %error, "can't tell whether a sidecar lives")
+            }
+        }
+    }
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let listed: io::Result<Vec<_>> = fs::read_dir(directory).and_then(Iterator::collect);
+    listed.unwrap_or_default().into_iter().map(|entry: fs::DirEntry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::socket::Socket;
+
+    #[test]
+    fn a_dead_sidecars_files_go_and_a_living_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(UnixListener::bind(dir.path().join("dead.sock")).unwrap());
+        fs::write(dir.path().join("dead.sock.lock"), "").unwrap();
+        fs::write(dir.path().join("gone.sock.lock"), "").unwrap();
+        fs::write(dir.path().join("other"), "").unwrap();
+        let (_alive, _listener) = Socket::bind(&dir.path().join("alive.sock")).unwrap();
+        clean(dir.path());
+        let mut left = entries(dir.path());
+        left.sort();
+        assert_eq!(left, ["alive.sock", "alive.sock.lock", "other"].map(|name| dir.path().join(name)));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_has_nothing_to_clean() {
+        clean(Path::new("/nonexistent/agentos"));
+    }
+}

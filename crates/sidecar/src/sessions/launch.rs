@@ -1,0 +1,171 @@
+//! A launch plan, executed in a VM, and its undoing.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use agentos_agents::plan::{LaunchPlan, PlanMount};
+use agentos_agents::{AgentExit, AgentProcess};
+use agentos_vm::spec::{MountKind, MountOptions};
+use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
+
+use super::stdio::{InputPipe, OutputPipe};
+use crate::errors::Failure;
+
+/// A started agent. Dropped, everything of it is undone, in a task of its own.
+#[derive(Debug)]
+pub(super) struct Launched {
+    vm: Vm,
+    process: Option<Process>,
+    /// Mounted for this launch alone.
+    mounts: Vec<String>,
+}
+
+impl Launched {
+    /// Mounts what the plan asks for and is not there yet, and starts the agent below a supervisor.
+    pub(super) async fn start(vm: &Vm, plan: &LaunchPlan, shared: &[PlanMount]) -> Result<Self, Failure> {
+        let mut launched = Self { vm: vm.clone(), process: None, mounts: Vec::new() };
+        for mount in plan.mounts.iter().filter(|mount| !shared.contains(mount)) {
+            // Noted first: a mount that was cut off half-way may have succeeded.
+            launched.mounts.push(mount.guest_path.clone());
+            mount_plan(vm, mount).await?;
+        }
+        let process = vm.spawn(process_spec(vm, plan)).await?;
+        launched.process = Some(process);
+        Ok(launched)
+    }
+
+    /// The agent as a session takes it.
+    pub(super) fn agent_process(&self) -> Option<AgentProcess> {
+        let process = self.process.as_ref()?;
+        let (waited, killed) = (process.clone(), process.clone());
+        let runtime = tokio::runtime::Handle::current();
+        Some(AgentProcess {
+            stdin: Box::new(InputPipe::of(process.clone())),
+            stdout: Box::new(OutputPipe::of(process.stdout())),
+            stderr: Box::new(OutputPipe::of(process.stderr())),
+            exit: Box::pin(async move { agent_exit(&waited.wait().await) }),
+            kill: Box::new(move || {
+                runtime.spawn(async move { end(&killed).await });
+            }),
+        })
+    }
+
+    /// An agent that reads the end of its input exits by itself.
+    pub(super) fn close_stdin(&self) {
+        if let Some(Err(error)) = self.process.as_ref().map(Process::close_stdin) {
+            tracing::debug!(%error, "stdin of an agent is closed already");
+        }
+    }
+
+    /// Waits until the agent itself has ended.
+    pub(super) async fn exited(&self) {
+        if let Some(process) = &self.process {
+            process.wait().await;
+        }
+    }
+
+    /// Ends every process of the launch and unmounts what was mounted for it.
+    pub(super) async fn undo(mut self) {
+        let (process, mounts) = (self.process.take(), std::mem::take(&mut self.mounts));
+        undo(&self.vm, process, mounts).await;
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        let (process, mounts) = (self.process.take(), std::mem::take(&mut self.mounts));
+        if process.is_none() && mounts.is_empty() {
+            return;
+        }
+        let vm = self.vm.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { undo(&vm, process, mounts).await });
+        }
+    }
+}
+
+async fn undo(vm: &Vm, process: Option<Process>, mounts: Vec<String>) {
+    if let Some(process) = process {
+        end(&process).await;
+    }
+    for path in mounts {
+        if let Err(error) = vm.unmount_fs(path.as_bytes()).await {
+            tracing::debug!(path, %error, "not unmounted after a session");
+        }
+    }
+}
+
+async fn end(process: &Process) {
+    if let Err(error) = process.kill_supervised().await {
+        tracing::debug!(pid = process.pid(), %error, "processes of a session can't be ended");
+    }
+}
+
+fn agent_exit(exit: &Exit) -> AgentExit {
+    match exit {
+        Exit::Signaled(signal) => AgentExit { code: None, signal: Some(*signal) },
+        other => AgentExit { code: Some(other.code()), signal: None },
+    }
+}
+
+pub(super) async fn mount_plan(vm: &Vm, mount: &PlanMount) -> Result<(), Failure> {
+    let source = path_bytes(&mount.host_path);
+    let kind = MountKind::HostDir { source, read_only: mount.read_only, allow_sockets: true };
+    vm.mount_fs(MountOptions { path: mount.guest_path.clone().into_bytes(), kind }).await?;
+    Ok(())
+}
+
+fn path_bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+fn process_spec(vm: &Vm, plan: &LaunchPlan) -> ProcessSpec {
+    let mut env = plan.env.clone();
+    let base = vm.spec().environment().get(b"PATH").map(String::from_utf8_lossy).unwrap_or_default();
+    let path = with_dirs(env.get("PATH").map_or(&*base, String::as_str), &plan.path_dirs);
+    env.insert("PATH".to_owned(), path);
+    ProcessSpec {
+        argv: plan.argv.iter().map(|arg| arg.clone().into_bytes()).collect(),
+        env: pairs(env),
+        cwd: Some(plan.cwd.clone().into_bytes()),
+        stdin: Stdin::Piped,
+        timeout: None,
+        supervised: true,
+    }
+}
+
+fn pairs(env: BTreeMap<String, String>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect()
+}
+
+/// The search path with more directories behind everything else.
+fn with_dirs(path: &str, dirs: &[String]) -> String {
+    let own = path.split(':').filter(|dir| !dir.is_empty());
+    own.chain(dirs.iter().map(String::as_str)).collect::<Vec<_>>().join(":")
+}
+
+/// Keeps a launch until its session is over, then undoes it.
+pub(super) async fn watch(session: agentos_agents::Session, launched: Launched) {
+    session.closed().await;
+    launched.undo().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_own_programs_come_last() {
+        assert_eq!(with_dirs("/usr/bin:/bin", &["/opt/node/bin".into()]), "/usr/bin:/bin:/opt/node/bin");
+        assert_eq!(with_dirs("", &["/opt/node/bin".into()]), "/opt/node/bin");
+    }
+
+    #[test]
+    fn an_agents_exit_is_a_code_or_a_signal() {
+        let code = agent_exit(&Exit::Exited(3));
+        assert_eq!((code.code, code.signal), (Some(3), None));
+        let signal = agent_exit(&Exit::Signaled(9));
+        assert_eq!((signal.code, signal.signal), (None, Some(9)));
+    }
+}
