@@ -62,6 +62,14 @@ const CONNECTING: &[&str] = &[
 
 /// Steps of a prompt; `None` where the rules don't understand it.
 pub(super) fn steps(prompt: &str) -> Option<Vec<Step>> {
+    bare_steps(prompt).or_else(|| {
+        // Some command lines (`opencode run`) hand the whole prompt over in quotation marks.
+        let quoted = prompt.trim().strip_prefix('"')?.strip_suffix('"')?;
+        bare_steps(&quoted.replace("\\\"", "\""))
+    })
+}
+
+fn bare_steps(prompt: &str) -> Option<Vec<Step>> {
     let masked = Masked::new(prompt);
     let mut steps: Vec<Step> = Vec::new();
     for clause in clauses(&masked) {

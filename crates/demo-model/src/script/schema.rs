@@ -59,7 +59,9 @@ impl Maker<'_> {
         } else if type_is(schema, "boolean") {
             json!(false)
         } else if type_is(schema, "integer") || type_is(schema, "number") {
-            schema.get("minimum").cloned().unwrap_or(json!(1))
+            // Generated schemas give the least safe integer as minimum; one is a better number.
+            let least = schema.get("minimum").filter(|least| least.as_f64().is_some_and(|least| least > 1.0));
+            least.cloned().unwrap_or(json!(1))
         } else if type_is(schema, "array") {
             let wanted = schema["minItems"].as_u64().is_some_and(|least| least > 0);
             if wanted { json!([self.make(&schema["items"], depth + 1)]) } else { json!([]) }

@@ -160,6 +160,7 @@ fn several_requests_become_several_steps() {
         &[w("a.txt", "x"), w("b.txt", "y"), r("cat a.txt b.txt")],
     );
     check("1. Write \"x\" to a.txt\n2. Run `cat a.txt`", &[w("a.txt", "x"), r("cat a.txt")]);
+    check(r#""Write \"a b\" to a.txt and then run `cat a.txt`""#, &[w("a.txt", "a b"), r("cat a.txt")]);
     let steps = prompt::steps("Write a hello world in Python to hello.py and run it").unwrap();
     assert_eq!(steps[1], r("python3 ./hello.py"));
 }

@@ -59,8 +59,7 @@ pub(super) fn without_tools(conversation: &Conversation, prompt: &str) -> String
         said(&conversation.system) || said(prompt)
     };
     if asks_for("title") || asks_for("summar") || prompt.starts_with("[SUGGESTION MODE") {
-        let topic = first_prompt(conversation).unwrap_or_default();
-        let line = topic.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let line = prompt.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         return format!("{MARK} {}", clipped(line.trim(), 40));
     }
     format!("{MARK} I am an offline script, not a language model; without tools I can only say so. {KEY}")
