@@ -1,0 +1,227 @@
+//! `agentos exec`: one command in a VM, as if it ran here.
+//!
+//! ```text
+//! spawn gate ──► both readers attached ──► gate opens, exec COMMAND ──► exit ──► what is left is printed ──► its code
+//! ```
+//! Output of a spawned process that nobody reads yet may be discarded, and between the start of a process and the
+//! first reader a fast one can print a megabyte. So a shell stands in its place first: it prints one byte to each
+//! stream, which tells us that both readers are attached, waits for a line and then becomes the command.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use agentos::{AgentOs, ErrorKind, Exit, OutputStream, Process, Stdin};
+use clap::Args;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::failure::{Failure, code_of};
+use crate::guest::{AttachArgs, Guest, VmArgs};
+use crate::signals::{SIGKILL, SIGPIPE, Signals};
+
+/// `read` takes a pipe byte by byte, so what follows the line is the command's.
+const GATE: &str = "printf . && printf . >&2 && read -r _ && exec \"$@\"";
+/// The same for a command without input.
+const GATE_WITHOUT_STDIN: &str = "printf . && printf . >&2 && read -r _ && exec \"$@\" </dev/null";
+
+/// A command that exited may leave children that hold its output: nothing more for this long is its end.
+const SILENCE_AFTER_EXIT: Duration = Duration::from_millis(250);
+/// And children that go on printing don't hold us longer than this.
+const DRAIN_AFTER_EXIT: Duration = Duration::from_secs(2);
+
+const STDIN_CHUNK_BYTES: usize = 64 << 10;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes:
+  the command's own; 128 and the number of the signal that killed it; 124 when --timeout passed;
+  125 when agentos failed and not the command; 126 and 127 when there is nothing to execute; 2 for wrong usage
+
+Examples:
+  agentos exec -- sh -c 'id; ls /'
+  agentos exec --project . -- grep -rn main .
+  tar c src | agentos exec -- sha256sum
+  agentos exec --keep=box -- touch hello
+  agentos exec --vm box --timeout 10 -- ls -l")]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    vm: VmArgs,
+    #[command(flatten)]
+    attach: AttachArgs,
+    /// Kill the command after this many seconds; the exit code is then 124
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// Fractions are fine.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+pub(crate) async fn run(args: ExecArgs) -> Result<u8, Failure> {
+    let guest = Guest::create_or_attach(&args.vm, &args.attach).await?;
+    let outcome = drive(&guest.vm, &args).await;
+    guest.leave(outcome).await
+}
+
+async fn drive(vm: &AgentOs, args: &ExecArgs) -> Result<u8, Failure> {
+    let mut signals = Signals::watch()?;
+    // A command that reads must not take what the user types for the shell behind us; `agentos shell` is for that.
+    let forward = !io::stdin().is_terminal();
+    let process = start(vm, args, forward).await?;
+    let (mut stdout, mut stderr) = (process.stdout(), process.stderr());
+    let attached = async { tokio::try_join!(past_gate(&mut stdout), past_gate(&mut stderr)) };
+    tokio::select! {
+        attached = attached => drop(attached?),
+        signal = signals.next() => return Err(Failure::Interrupted { signal }),
+    }
+    open_gate(&process).await?;
+    let stdin = tokio::spawn(feed(process.clone(), forward));
+    let (exited, watch_exit) = watch::channel(false);
+    let stdout = tokio::spawn(pump(stdout, tokio::io::stdout(), watch_exit.clone()));
+    let stderr = tokio::spawn(pump(stderr, tokio::io::stderr(), watch_exit));
+    let outcome = supervise(vm, &process, &mut signals, stdout, exited).await;
+    stdin.abort();
+    // A closed standard error hides nothing that could be told anywhere.
+    let _ = stderr.await;
+    outcome
+}
+
+async fn start(vm: &AgentOs, args: &ExecArgs, forward: bool) -> Result<Process, Failure> {
+    let gate = if forward { GATE } else { GATE_WITHOUT_STDIN };
+    let fixed = ["-c", gate, "sh"].map(OsString::from);
+    let argv = fixed.into_iter().chain(args.command.iter().cloned());
+    let mut spawn = vm.spawn("/bin/sh", argv).stdin(Stdin::Piped);
+    if args.attach.vm.is_none() || args.vm.cwd.is_some() {
+        spawn = spawn.cwd(args.vm.cwd());
+    }
+    if args.attach.vm.is_some() {
+        spawn = spawn.envs(args.vm.env.iter().map(|env| (&env.name, &env.value)));
+    }
+    if let Some(timeout) = args.timeout {
+        spawn = spawn.timeout(timeout);
+    }
+    Ok(spawn.await?)
+}
+
+/// The gate's byte: from here on the reader is attached.
+async fn past_gate(stream: &mut OutputStream) -> Result<(), Failure> {
+    match stream.next().await {
+        Some(Err(error)) => Err(error.into()),
+        // The end means that the shell is gone; how it ended tells why.
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+async fn open_gate(process: &Process) -> Result<(), Failure> {
+    match process.write_stdin("\n").await {
+        Err(error) if error.kind() != ErrorKind::Closed => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Carries our standard input to the command until either ends.
+async fn feed(process: Process, forward: bool) {
+    let mut stdin = tokio::io::stdin();
+    let mut buffer = vec![0; STDIN_CHUNK_BYTES];
+    while forward {
+        // An unreadable input, such as a directory, is one that has ended.
+        let Ok(length @ 1..) = stdin.read(&mut buffer).await else { break };
+        if process.write_stdin(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+    // It may be gone by now, and then its input is closed too.
+    let _ = process.close_stdin().await;
+}
+
+/// Prints a stream until it ends, or falls silent after the command's exit.
+async fn pump<W: AsyncWrite + Unpin>(
+    mut stream: OutputStream,
+    mut out: W,
+    mut exited: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let mut deadline = None;
+    loop {
+        let chunk = match deadline {
+            None => tokio::select! {
+                biased;
+                chunk = stream.next() => chunk,
+                // A sender that is gone means the same.
+                _ = exited.wait_for(|exited| *exited) => {
+                    deadline = Some(Instant::now() + DRAIN_AFTER_EXIT);
+                    continue;
+                }
+            },
+            Some(deadline) => tokio::select! {
+                biased;
+                () = sleep_until(deadline) => return Ok(()),
+                chunk = stream.next() => chunk,
+                () = tokio::time::sleep(SILENCE_AFTER_EXIT) => return Ok(()),
+            },
+        };
+        match chunk {
+            None => return Ok(()),
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(chunk)) => {
+                out.write_all(&chunk).await.map_err(Failure::from_stdout)?;
+                out.flush().await.map_err(Failure::from_stdout)?;
+            }
+        }
+    }
+}
+
+/// Waits for the command's end and the end of its output. Signals go to the command; nobody to read what it prints
+/// ends it, as a pipe would.
+async fn supervise(
+    vm: &AgentOs,
+    process: &Process,
+    signals: &mut Signals,
+    mut stdout: JoinHandle<Result<(), Failure>>,
+    exited: watch::Sender<bool>,
+) -> Result<u8, Failure> {
+    let mut wait = std::pin::pin!(process.wait());
+    let mut printed = None;
+    let mut asked_to_end = false;
+    let exit: Exit = loop {
+        tokio::select! {
+            exit = &mut wait => break exit?,
+            signal = signals.next() => {
+                // Whoever asks twice means it.
+                let signal = if asked_to_end { SIGKILL } else { signal };
+                asked_to_end = true;
+                signal_group(vm, process, signal).await;
+            }
+            outcome = &mut stdout, if printed.is_none() => {
+                let outcome = outcome.unwrap_or(Ok(()));
+                if matches!(outcome, Err(Failure::OutputClosed)) {
+                    signal_group(vm, process, SIGPIPE).await;
+                }
+                printed = Some(outcome);
+            }
+        }
+    };
+    exited.send_replace(true);
+    match printed {
+        Some(outcome) => outcome?,
+        None => stdout.await.unwrap_or(Ok(()))?,
+    }
+    Ok(code_of(&exit))
+}
+
+/// What a terminal does: the command and what it started get the signal. A command that left its group is on its own.
+async fn signal_group(vm: &AgentOs, process: &Process, signal: u8) {
+    let pid = process.pid();
+    let sent = vm.exec(format!("kill -{signal} -{pid}")).await;
+    if !sent.is_ok_and(|result| result.success()) {
+        // Without an answer there is nobody left to signal.
+        let _ = process.signal(i32::from(signal)).await;
+    }
+}

@@ -1,0 +1,139 @@
+//! The VM a command works in: made for it, made and kept, or kept by an earlier one.
+//!
+//! ```text
+//! --vm NAME ──► attached ──────────────► left as it is
+//! --keep ─────► created, detached ─────► left, its name printed
+//! neither ────► created, leased ───────► disposed
+//! ```
+//! Should this process die in between, the lease's end disposes a leased VM.
+
+use std::hash::{BuildHasher, RandomState};
+
+use agentos::{AgentOs, AgentOsOptions, Mount};
+use clap::Args;
+
+use crate::failure::Failure;
+use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec};
+use crate::terminal::notice;
+
+/// The user's home in every VM.
+pub(crate) const HOME: &str = "/home/user";
+
+/// What the VM shows and how its processes start.
+#[derive(Debug, Args)]
+pub(crate) struct VmArgs {
+    /// Show this directory at /work and start there; read-only unless :rw
+    #[arg(long, value_name = "DIR[:ro|:rw]")]
+    pub(crate) project: Option<ProjectSpec>,
+    /// Show a directory of the host at a path of the VM; read-only unless :rw
+    #[arg(long, value_name = "HOST:GUEST[:ro|:rw]")]
+    pub(crate) mount: Vec<MountSpec>,
+    /// Start in this directory of the VM [default: /work with --project, else /home/user]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// Set a variable; NAME alone takes its value from here
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<EnvSpec>,
+    /// Keep the VM afterwards, under this name or one that is made up and printed
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
+    pub(crate) keep: Option<Option<String>>,
+}
+
+/// For commands that can also work in a VM that was kept.
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// Work in this kept VM instead of a new one
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "keep"])]
+    pub(crate) vm: Option<String>,
+}
+
+impl VmArgs {
+    /// Every directory of the host that is shown, the project first.
+    pub(crate) fn mounts(&self) -> impl Iterator<Item = &MountSpec> {
+        self.project.iter().map(|project| &project.0).chain(&self.mount)
+    }
+
+    /// Where processes start. A relative `--cwd` is taken from where they would start without it.
+    pub(crate) fn cwd(&self) -> String {
+        let base = if self.project.is_some() { PROJECT_AT } else { HOME };
+        match self.cwd.as_deref() {
+            None => base.to_owned(),
+            Some(cwd) if cwd.starts_with('/') => cwd.to_owned(),
+            Some(cwd) => format!("{base}/{}", cwd.trim_start_matches("./")),
+        }
+    }
+
+    fn options(&self) -> AgentOsOptions {
+        let mut options = AgentOsOptions::default();
+        for spec in self.mounts() {
+            let mount = Mount::host_dir(&spec.host);
+            let mount = if spec.writable { mount.read_write() } else { mount };
+            options = options.mount(&spec.guest, mount);
+        }
+        options.envs(self.env.iter().map(|env| (&env.name, &env.value)))
+    }
+}
+
+#[derive(Debug)]
+enum Fate {
+    Dispose,
+    Keep { name: String },
+    NotOurs,
+}
+
+/// A VM, and what becomes of it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) vm: AgentOs,
+    fate: Fate,
+}
+
+impl Guest {
+    pub(crate) async fn create(args: &VmArgs) -> Result<Self, Failure> {
+        let options = args.options();
+        let name = args.keep.as_ref().map(|name| name.clone().unwrap_or_else(make_up_name));
+        let (options, fate) = match name {
+            None => (options, Fate::Dispose),
+            Some(name) => (options.detached(&name), Fate::Keep { name }),
+        };
+        Ok(Self { vm: AgentOs::create(options).await?, fate })
+    }
+
+    pub(crate) async fn create_or_attach(args: &VmArgs, attach: &AttachArgs) -> Result<Self, Failure> {
+        match &attach.vm {
+            None => Self::create(args).await,
+            Some(name) => Ok(Self { vm: AgentOs::attach(name).await?, fate: Fate::NotOurs }),
+        }
+    }
+
+    /// The name it is kept under.
+    pub(crate) fn kept_name(&self) -> Option<&str> {
+        match &self.fate {
+            Fate::Keep { name } => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Ends the VM, or says where it stays. The outcome of the work goes before a failure of this.
+    pub(crate) async fn leave<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        match &self.fate {
+            Fate::NotOurs => {}
+            Fate::Keep { name } => {
+                notice(&format!("kept VM {name}: `agentos shell --vm {name}`, `agentos dispose {name}`"));
+            }
+            Fate::Dispose => {
+                let disposed = self.vm.dispose().await;
+                let outcome = outcome?;
+                disposed?;
+                return Ok(outcome);
+            }
+        }
+        outcome
+    }
+}
+
+/// `vm-` and eight digits: enough for names that one user's kept VMs bear.
+fn make_up_name() -> String {
+    // The keys of the hasher are the standard library's way to the system's random numbers.
+    format!("vm-{:08x}", RandomState::new().hash_one(std::process::id()) >> 32)
+}

@@ -1,0 +1,183 @@
+//! What the flags of `run`, `exec` and `shell` say, parsed: `HOST:GUEST:rw`, `DIR:rw`, `K=V`, `tcp:ADDRESS`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// Where a project is shown in the VM.
+pub(crate) const PROJECT_AT: &str = "/work";
+
+/// A directory of the host at a path of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountSpec {
+    pub(crate) host: PathBuf,
+    pub(crate) guest: String,
+    pub(crate) writable: bool,
+}
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum SpecError {
+    #[error("it must be HOST:GUEST, HOST:GUEST:ro or HOST:GUEST:rw")]
+    NoGuest,
+    #[error("the path in the VM must be absolute, begin it with /")]
+    RelativeGuest,
+    #[error("the directory of the host is missing")]
+    NoHost,
+    #[error("it must be NAME=VALUE, or NAME to take the value from here")]
+    NoName,
+    #[error("{name} is not set here")]
+    NotSet { name: String },
+    #[error("the value of {name} here is not UTF-8")]
+    NotText { name: String },
+    #[error("it must be unix:PATH or tcp:ADDRESS:PORT")]
+    NoAddress,
+}
+
+/// Takes `:ro` or `:rw` off the end.
+fn split_mode(text: &str) -> (&str, bool) {
+    match text.rsplit_once(':') {
+        Some((rest, "rw")) => (rest, true),
+        Some((rest, "ro")) => (rest, false),
+        _ => (text, false),
+    }
+}
+
+impl FromStr for MountSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (rest, writable) = split_mode(text);
+        let (host, guest) = rest.rsplit_once(':').ok_or(SpecError::NoGuest)?;
+        if host.is_empty() {
+            return Err(SpecError::NoHost);
+        }
+        if !guest.starts_with('/') {
+            return Err(SpecError::RelativeGuest);
+        }
+        Ok(Self { host: host.into(), guest: guest.to_owned(), writable })
+    }
+}
+
+/// The directory shown at [`PROJECT_AT`], which becomes the working directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProjectSpec(pub(crate) MountSpec);
+
+impl FromStr for ProjectSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (host, writable) = split_mode(text);
+        if host.is_empty() {
+            return Err(SpecError::NoHost);
+        }
+        Ok(Self(MountSpec { host: host.into(), guest: PROJECT_AT.to_owned(), writable }))
+    }
+}
+
+/// A variable for the processes of the VM. Its value may be a secret: there is no `Debug` that shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct EnvSpec {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+impl std::fmt::Debug for EnvSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnvSpec").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl FromStr for EnvSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        if text.is_empty() || text.starts_with('=') {
+            return Err(SpecError::NoName);
+        }
+        if let Some((name, value)) = text.split_once('=') {
+            return Ok(Self { name: name.to_owned(), value: value.to_owned() });
+        }
+        let name = text.to_owned();
+        match std::env::var(text) {
+            Ok(value) => Ok(Self { name, value }),
+            Err(std::env::VarError::NotPresent) => Err(SpecError::NotSet { name }),
+            Err(std::env::VarError::NotUnicode(_)) => Err(SpecError::NotText { name }),
+        }
+    }
+}
+
+/// Where the offline model listens.
+#[derive(Debug, Clone)]
+pub(crate) struct ListenSpec(pub(crate) agentos_demo_model::Listen);
+
+impl FromStr for ListenSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        use agentos_demo_model::Listen;
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => Ok(Self(Listen::Unix(path.into()))),
+            Some(("tcp", address)) => {
+                address.parse().map(Listen::Tcp).map(Self).map_err(|_| SpecError::NoAddress)
+            }
+            _ => Err(SpecError::NoAddress),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(text: &str) -> Result<(String, String, bool), SpecError> {
+        let spec: MountSpec = text.parse()?;
+        Ok((spec.host.to_string_lossy().into_owned(), spec.guest, spec.writable))
+    }
+
+    #[test]
+    fn mounts_are_read_only_unless_they_say_rw() {
+        assert_eq!(mount("src:/work"), Ok(("src".into(), "/work".into(), false)));
+        assert_eq!(mount("src:/work:ro"), Ok(("src".into(), "/work".into(), false)));
+        assert_eq!(mount("src:/work:rw"), Ok(("src".into(), "/work".into(), true)));
+    }
+
+    #[test]
+    fn a_host_path_may_hold_colons() {
+        assert_eq!(mount("a:b:/work:rw"), Ok(("a:b".into(), "/work".into(), true)));
+    }
+
+    #[test]
+    fn what_is_no_mount_is_refused_with_the_reason() {
+        assert_eq!(mount("src"), Err(SpecError::NoGuest));
+        assert_eq!(mount("src:rw"), Err(SpecError::NoGuest));
+        assert_eq!(mount("src:work"), Err(SpecError::RelativeGuest));
+        assert_eq!(mount(":/work"), Err(SpecError::NoHost));
+    }
+
+    #[test]
+    fn a_project_is_shown_at_work() {
+        let spec: ProjectSpec = ".:rw".parse().unwrap();
+        assert_eq!(spec.0, MountSpec { host: ".".into(), guest: "/work".into(), writable: true });
+        let spec: ProjectSpec = "dir".parse().unwrap();
+        assert!(!spec.0.writable);
+        assert_eq!(":rw".parse::<ProjectSpec>(), Err(SpecError::NoHost));
+    }
+
+    #[test]
+    fn variables_have_a_value_or_take_ours() {
+        let spec: EnvSpec = "A=b=c".parse().unwrap();
+        assert_eq!((spec.name.as_str(), spec.value.as_str()), ("A", "b=c"));
+        let spec: EnvSpec = "PATH".parse().unwrap();
+        assert_eq!(spec.value, std::env::var("PATH").unwrap());
+        let unset = "AGENTOS_SURELY_UNSET".parse::<EnvSpec>();
+        assert_eq!(unset, Err(SpecError::NotSet { name: "AGENTOS_SURELY_UNSET".into() }));
+        assert_eq!("=x".parse::<EnvSpec>(), Err(SpecError::NoName));
+    }
+
+    #[test]
+    fn values_of_variables_are_never_shown() {
+        let spec: EnvSpec = "KEY=secret".parse().unwrap();
+        assert!(!format!("{spec:?}").contains("secret"));
+    }
+}
