@@ -12,6 +12,7 @@ const OWN_LINTS: &str = "crates/linux/Cargo.toml";
 const DUPLICATES: &[(&str, &str)] = &[
     ("base64", "tonic stays on 0.22 while ureq, which the agent store downloads with, took 0.23"),
     ("embedded-io", "optional in postcard, not built"),
+    ("foldhash", "as hashbrown"),
     ("getrandom", "ring, the cryptography of TLS, stays on 0.2"),
     ("hashbrown", "petgraph, in the generator of the wire code only"),
     ("itertools", "prost's derive macro and its generator differ, both at build time only"),
