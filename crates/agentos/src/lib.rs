@@ -45,6 +45,7 @@
 //!
 //! There is one [`Error`]. Branch on [`Error::kind`]; messages are for people.
 
+mod agent;
 mod builder;
 mod bytes_in;
 mod connection;
@@ -70,6 +71,7 @@ mod sidecar;
 mod terminal;
 mod vm;
 
+pub use agent::{AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
 pub use error::{Error, ErrorKind, JsonRpcError};
 pub use filesystem::{
@@ -86,13 +88,14 @@ pub use output::OutputStream;
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};
 pub use prompt::{Prompt, PromptResult, Prompting};
-pub use session::{AgentRegistryEntry, JsonRpcResponse, ModelKind, Session, SessionInfo};
+pub use session::{JsonRpcResponse, ModelKind, Session, SessionInfo};
 pub use session_events::{
     PermissionReply, PermissionRequest, PermissionRequests, SessionEvent, SessionEvents,
 };
 pub use session_options::{AgentInstall, CreateSession, InstallProgress, McpServer, PermissionPolicy};
 pub use session_state::{
-    AgentCapabilities, AgentInfo, AllowedValue, SessionConfigOption, SessionMode, SessionModeState,
+    AgentCapabilities, AgentInfo, AllowedValue, PromptCapabilities, SessionConfigOption, SessionMode,
+    SessionModeState,
 };
 pub use shell::{OpenShell, Shell};
 pub use sidecar::{AgentOsSidecar, AgentOsSidecarDescription, SidecarPlacement, SidecarState};

@@ -73,22 +73,6 @@ pub struct SessionInfo {
     pub agent_type: String,
 }
 
-/// An agent that can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AgentRegistryEntry {
-    /// What `create_session` takes.
-    pub id: String,
-    /// The package that speaks ACP for it.
-    pub acp_adapter: String,
-    /// The agent's own package.
-    pub agent_package: String,
-    /// Whether it is on this host.
-    pub installed: bool,
-    /// The installed version, or the one that would be installed.
-    pub version: Option<String>,
-}
-
 /// A JSON-RPC response of an agent, as it sent it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -211,18 +195,6 @@ impl AgentOs {
         let reply = self.live()?.session_store().delete_session(request).await;
         reply.map_err(|status| self.failed(status))?;
         Ok(())
-    }
-
-    /// The agents this VM can launch, with their state of installation.
-    ///
-    /// # Errors
-    ///
-    /// When the VM cannot be asked.
-    pub async fn list_agents(&self) -> Result<Vec<AgentRegistryEntry>, Error> {
-        let request = v1::ListAgentsRequest { vm_id: self.id().to_owned() };
-        let reply =
-            self.live()?.session().list_agents(request).await.map_err(|status| self.failed(status))?;
-        Ok(reply.into_inner().agents.into_iter().map(convert::session::agent).collect())
     }
 
     pub(crate) fn adopt_session(&self, data: SessionData) -> Session {

@@ -57,22 +57,52 @@ pub struct AllowedValue {
     pub label: Option<String>,
 }
 
-/// What the agent said it can do.
+/// What the agent said it can do; `None` where it said nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AgentCapabilities {
-    /// It takes images in prompts.
-    pub images: bool,
-    /// It takes audio in prompts.
-    pub audio: bool,
-    /// It takes embedded resources in prompts.
-    pub embedded_context: bool,
-    /// It can load stored sessions.
-    pub load_session: bool,
-    /// It connects to MCP servers over HTTP.
-    pub mcp_http: bool,
-    /// The agent's own words.
+    /// It asks for permission.
+    pub permissions: Option<bool>,
+    /// It has a planning mode.
+    pub plan_mode: Option<bool>,
+    /// It asks questions back.
+    pub questions: Option<bool>,
+    /// It reports its tool calls.
+    pub tool_calls: Option<bool>,
+    /// It sends text.
+    pub text_messages: Option<bool>,
+    /// It takes images.
+    pub images: Option<bool>,
+    /// It takes files.
+    pub file_attachments: Option<bool>,
+    /// It reports the life of its session.
+    pub session_lifecycle: Option<bool>,
+    /// It reports errors as events.
+    pub error_events: Option<bool>,
+    /// It reports its reasoning.
+    pub reasoning: Option<bool>,
+    /// It reports its status.
+    pub status: Option<bool>,
+    /// It sends text as it comes.
+    pub streaming_deltas: Option<bool>,
+    /// It uses tools of MCP servers.
+    pub mcp_tools: Option<bool>,
+    /// What it takes in prompts.
+    pub prompt_capabilities: PromptCapabilities,
+    /// The agent's own words, all of them.
     pub raw: Value,
+}
+
+/// What an agent takes in prompts, beside text; `None` where it said nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PromptCapabilities {
+    /// Audio.
+    pub audio: Option<bool>,
+    /// Embedded resources.
+    pub embedded_context: Option<bool>,
+    /// Images.
+    pub image: Option<bool>,
 }
 
 /// Who the agent said it is.
@@ -196,14 +226,27 @@ fn scalar(value: &Value) -> Option<String> {
 }
 
 fn capabilities(value: &Value) -> AgentCapabilities {
-    let flag = |value: &Value| value.as_bool().unwrap_or(false);
+    let flag = |name: &str| value[name].as_bool();
     let prompt = &value["promptCapabilities"];
     AgentCapabilities {
-        images: flag(&prompt["image"]),
-        audio: flag(&prompt["audio"]),
-        embedded_context: flag(&prompt["embeddedContext"]),
-        load_session: flag(&value["loadSession"]),
-        mcp_http: flag(&value["mcpCapabilities"]["http"]),
+        permissions: flag("permissions"),
+        plan_mode: flag("plan_mode"),
+        questions: flag("questions"),
+        tool_calls: flag("tool_calls"),
+        text_messages: flag("text_messages"),
+        images: flag("images"),
+        file_attachments: flag("file_attachments"),
+        session_lifecycle: flag("session_lifecycle"),
+        error_events: flag("error_events"),
+        reasoning: flag("reasoning"),
+        status: flag("status"),
+        streaming_deltas: flag("streaming_deltas"),
+        mcp_tools: flag("mcp_tools"),
+        prompt_capabilities: PromptCapabilities {
+            audio: prompt["audio"].as_bool(),
+            embedded_context: prompt["embeddedContext"].as_bool(),
+            image: prompt["image"].as_bool(),
+        },
         raw: value.clone(),
     }
 }
@@ -225,7 +268,7 @@ mod tests {
     fn state() -> SessionState {
         let initialize = json!({
             "agentInfo": { "name": "pi", "version": "1.0" },
-            "agentCapabilities": { "loadSession": true, "promptCapabilities": { "image": true } },
+            "agentCapabilities": { "plan_mode": false, "loadSession": true, "promptCapabilities": { "image": true } },
         });
         let session = json!({
             "modes": { "currentModeId": "ask", "availableModes": [{ "id": "ask", "name": "Ask" }, { "id": "code" }] },
@@ -248,7 +291,10 @@ mod tests {
         let values: Vec<&str> =
             state.config_options[0].allowed_values.iter().map(|value| value.id.as_str()).collect();
         assert_eq!(values, ["low", "high"]);
-        assert!(state.capabilities.images && state.capabilities.load_session && !state.capabilities.audio);
+        let AgentCapabilities { plan_mode, permissions, prompt_capabilities, raw, .. } = state.capabilities;
+        assert_eq!((plan_mode, permissions), (Some(false), None));
+        assert_eq!((prompt_capabilities.image, prompt_capabilities.audio), (Some(true), None));
+        assert_eq!(raw["loadSession"], true);
         assert_eq!(state.agent_info.unwrap().name, "pi");
     }
 

@@ -6,9 +6,10 @@ use agentos_proto::v1;
 use serde_json::Value;
 
 use super::AnswerError;
+use crate::agent::AgentRegistryEntry;
 use crate::error::JsonRpcError;
 use crate::prompt::PromptResult;
-use crate::session::{AgentRegistryEntry, JsonRpcResponse, ModelKind, SessionData, SessionInfo};
+use crate::session::{JsonRpcResponse, ModelKind, SessionData, SessionInfo};
 use crate::session_events::{PermissionReply, SessionEvent};
 use crate::session_options::{
     AgentInstall, InstallProgress, McpServer, McpServerKind, PermissionPolicy, SessionWish,

@@ -1,0 +1,326 @@
+//! How sidecars are found, started, shared and given up, told against a scripted sidecar.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use agentos::{
+    AgentOs, AgentOsOptions, AgentOsSharedSidecarOptions, AgentOsSidecar, ErrorKind, SidecarPlacement,
+    SidecarState, VmState,
+};
+use support::fake::{Fake, Script, VERSION};
+use support::{eventually, within};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+
+const POOL: &str = "story";
+
+struct Story {
+    directory: TempDir,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn fake(&self, script: Script) -> Fake {
+        Fake::start(self.directory.path(), POOL, script)
+    }
+
+    fn shared(&self) -> AgentOsSharedSidecarOptions {
+        AgentOsSharedSidecarOptions::default()
+            .pool(POOL)
+            .runtime_dir(self.directory.path())
+            .binary(self.directory.path().join("no-such-binary"))
+    }
+
+    async fn sidecar(&self) -> AgentOsSidecar {
+        AgentOs::get_shared_sidecar(self.shared()).await.unwrap()
+    }
+
+    fn options(&self) -> AgentOsOptions {
+        AgentOsOptions::default().sidecar(self.shared())
+    }
+
+    /// A program in place of the agentos binary.
+    fn binary(&self, script: &str) -> PathBuf {
+        let path = self.directory.path().join("agentos");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+}
+
+#[tokio::test]
+async fn a_pool_gives_everybody_the_same_handle() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let asked = (0..20).map(|_| AgentOs::get_shared_sidecar(story.shared()));
+    let handles: Vec<_> =
+        futures_util::future::join_all(asked).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(fake.script.leases.load(Ordering::SeqCst), 1);
+    let description = handles[7].describe();
+    assert_eq!(description.sidecar_id, "agent-os-shared-sidecar:story");
+    assert_eq!(description.placement, SidecarPlacement::Shared { pool: POOL.into() });
+    assert_eq!((description.state, description.active_vm_count), (SidecarState::Ready, 0));
+}
+
+#[test]
+fn every_runtime_has_a_handle_of_its_own_and_survives_the_others() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let (first, second) = (runtime(), runtime());
+    let handle = first.block_on(story.sidecar());
+    let other = second.block_on(story.sidecar());
+    drop(first);
+    assert_eq!(handle.describe().state, SidecarState::Disposed);
+    second.block_on(async {
+        assert_eq!(other.describe().state, SidecarState::Ready);
+        assert_eq!(other.list_vms().await.unwrap().len(), 1);
+    });
+    assert_eq!(fake.script.leases.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn another_version_is_refused_and_both_are_named() {
+    let story = Story::new();
+    let _fake = story.fake(Script { version: "9.9.9", ..Script::default() });
+    let error = AgentOs::get_shared_sidecar(story.shared()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SidecarVersion);
+    let text = error.to_string();
+    assert!(text.contains("9.9.9") && text.contains(VERSION), "{text}");
+}
+
+#[tokio::test]
+async fn without_a_binary_the_error_names_the_places_searched() {
+    let story = Story::new();
+    let error = AgentOs::get_shared_sidecar(story.shared()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SidecarNotFound);
+    assert!(error.to_string().contains("no-such-binary"), "{error}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_ends_at_once_is_quoted() {
+    let story = Story::new();
+    let binary = story.binary("echo \"cannot bind $3\" >&2; exit 1");
+    let error = AgentOs::get_shared_sidecar(story.shared().binary(binary)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SidecarDied);
+    let text = error.to_string();
+    assert!(text.contains("ended before it was ready") && text.contains("cannot bind"), "{text}");
+    assert!(text.contains("story.sock"), "{text}");
+}
+
+#[tokio::test]
+async fn the_sidecar_is_told_its_socket_and_pool() {
+    let story = Story::new();
+    let binary = story.binary("echo \"$@\" >&2; exit 1");
+    let error = AgentOs::get_shared_sidecar(story.shared().binary(binary)).await.unwrap_err();
+    let socket = story.directory.path().join("story.sock");
+    let expected = format!("sidecar --socket {} --pool story", socket.display());
+    assert!(error.to_string().contains(&expected), "{error}");
+}
+
+#[tokio::test]
+async fn the_binary_named_by_the_option_is_the_one_used_although_a_stale_socket_is_there() {
+    let story = Story::new();
+    let socket = story.directory.path().join("story.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let binary = story.binary("echo started >&2; exit 1");
+    let error = AgentOs::get_shared_sidecar(story.shared().binary(binary)).await.unwrap_err();
+    assert!(error.to_string().contains("started"), "{error}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_just_ending_is_tried_again() {
+    let story = Story::new();
+    let socket = story.directory.path().join("story.sock");
+    let ending = tokio::net::UnixListener::bind(&socket).unwrap();
+    let asking = tokio::spawn(AgentOs::get_shared_sidecar(story.shared()));
+    // It accepts once more and is gone; its successor has taken the socket's place by the next attempt.
+    let (accepted, _) = within("the first attempt", ending.accept()).await.unwrap();
+    let _fake = story.fake(Script::default());
+    drop((accepted, ending));
+    within("the second attempt", asking).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn vms_are_counted_while_they_live() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let sidecar = story.sidecar().await;
+    let first = AgentOs::create(story.options()).await.unwrap();
+    let second = AgentOs::create(story.options()).await.unwrap();
+    assert_eq!(sidecar.describe().active_vm_count, 2);
+    first.dispose().await.unwrap();
+    first.dispose().await.unwrap();
+    assert_eq!(sidecar.describe().active_vm_count, 1);
+    assert_eq!(first.exec("true").await.unwrap_err().kind(), ErrorKind::Closed);
+    drop(first);
+    drop(second);
+    assert_eq!(sidecar.describe().active_vm_count, 0);
+    eventually("the dropped VM is disposed", || async { fake.disposed().contains(&"vm-2".to_owned()) }).await;
+}
+
+#[tokio::test]
+async fn a_vm_lives_as_long_as_any_handle_of_it() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let process = vm.process(7);
+    let output = process.stdout();
+    drop((vm, process));
+    assert_eq!(fake.disposed(), [""; 0]);
+    drop(output);
+    eventually("the VM is disposed with its last handle", || async { fake.disposed() == ["vm-1"] }).await;
+}
+
+#[tokio::test]
+async fn a_detached_vm_outlives_its_handles() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let sidecar = story.sidecar().await;
+    drop(AgentOs::create(story.options().detached("kept")).await.unwrap());
+    drop(sidecar.attach("kept").await.unwrap());
+    assert_eq!(sidecar.describe().active_vm_count, 0);
+    // Calls of one connection are answered in order, so a disposal before this one would have been seen.
+    let vms = sidecar.list_vms().await.unwrap();
+    assert_eq!(fake.disposed(), [""; 0]);
+    assert_eq!(vms[0].detached_name.as_deref(), Some("kept"));
+    assert_eq!((vms[0].state, vms[0].reason.as_deref()), (VmState::Failed, Some("init is gone")));
+}
+
+#[tokio::test]
+async fn a_vm_whose_creator_went_away_is_disposed() {
+    let story = Story::new();
+    let fake = story.fake(Script { create_permits: Semaphore::new(0), ..Script::default() });
+    let sidecar = story.sidecar().await;
+    let creating = tokio::spawn(AgentOs::create(story.options()));
+    eventually("the call is at the sidecar", || async {
+        fake.script.create_entered.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    creating.abort();
+    assert!(creating.await.unwrap_err().is_cancelled());
+    fake.script.create_permits.add_permits(1);
+    eventually("the VM nobody waits for is disposed", || async { fake.disposed() == ["vm-1"] }).await;
+    assert_eq!(sidecar.describe().active_vm_count, 0);
+}
+
+#[tokio::test]
+async fn a_refusal_keeps_its_kind_errno_and_object() {
+    let story = Story::new();
+    let _fake = story.fake(Script::default());
+    let error = AgentOs::create(story.options().detached("taken")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!((error.errno(), error.object()), (Some("EEXIST"), Some("taken")));
+    assert!(error.is_retryable());
+    assert_eq!(error.to_string(), "EEXIST: a detached VM has that name, 'taken'");
+}
+
+#[tokio::test]
+async fn what_the_sidecar_does_not_know_is_unsupported() {
+    let story = Story::new();
+    let _fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    assert_eq!(vm.read_history("s").await.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test]
+async fn the_death_of_the_sidecar_ends_calls_in_flight_and_later_ones_and_the_pool_recovers() {
+    let story = Story::new();
+    let fake = story.fake(Script { create_permits: Semaphore::new(1), ..Script::default() });
+    let sidecar = story.sidecar().await;
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let waiting = tokio::spawn(AgentOs::create(story.options()));
+    eventually("a call is in flight", || async { fake.script.create_entered.load(Ordering::SeqCst) == 2 })
+        .await;
+    std::fs::write(story.directory.path().join("story.log"), "thread 'main' panicked at the end\n").unwrap();
+    drop(fake);
+    let error = within("the call in flight", waiting).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SidecarDied, "{error:?}");
+    assert!(error.to_string().contains("panicked at the end"), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+    assert_eq!(vm.stat("/").await.unwrap_err().kind(), ErrorKind::SidecarDied);
+    eventually("the handle knows", || async { sidecar.describe().state == SidecarState::Disposed }).await;
+    let on_dead = AgentOs::create(AgentOsOptions::default().sidecar(&sidecar)).await.unwrap_err();
+    assert_eq!(on_dead.kind(), ErrorKind::SidecarDied);
+    let _successor = story.fake(Script::default());
+    AgentOs::create(story.options()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disposed_handle_leases_no_more_vms_and_its_own_are_closed() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let sidecar = story.sidecar().await;
+    let vm = AgentOs::create(AgentOsOptions::default().sidecar(&sidecar)).await.unwrap();
+    sidecar.dispose().await.unwrap();
+    sidecar.dispose().await.unwrap();
+    let description = sidecar.describe();
+    assert_eq!((description.state, description.active_vm_count), (SidecarState::Disposed, 0));
+    let error = AgentOs::create(AgentOsOptions::default().sidecar(&sidecar)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    let expected = "Cannot lease VM from sidecar agent-os-shared-sidecar:story while it is disposed";
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(vm.exists("/").await.unwrap_err().kind(), ErrorKind::Closed);
+    vm.dispose().await.unwrap();
+    drop(vm);
+    // The pool itself goes on under a new handle.
+    assert_eq!(story.sidecar().await.describe().state, SidecarState::Ready);
+    assert_eq!(fake.script.leases.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn doctor_says_what_cures_the_host() {
+    let story = Story::new();
+    let _fake = story.fake(Script::default());
+    let table = story.sidecar().await.doctor().await.unwrap();
+    assert_eq!(table[0].state, agentos::FacilityState::Missing);
+    assert_eq!(table[0].remedy, "sysctl user.max_user_namespaces=65536");
+}
+
+#[tokio::test]
+async fn exec_does_not_take_a_pipe_and_bad_limits_are_named() {
+    let story = Story::new();
+    let _fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let error = vm.exec("cat").stdin(agentos::Stdin::Piped).await.unwrap_err();
+    assert_eq!((error.kind(), error.object()), (ErrorKind::InvalidInput, Some("stdin")));
+    let options = story.options().limits(agentos::Limits::default().cpu(-1.0));
+    let error = AgentOs::create(options).await.unwrap_err();
+    assert_eq!((error.kind(), error.object()), (ErrorKind::InvalidInput, Some("limits.cpu")));
+}
+
+#[test]
+fn debug_shows_names_and_never_values() {
+    let options = AgentOsOptions::default()
+        .env("API_KEY", "sk-secret")
+        .agent("mine", agentos::AgentConfig::new("a", "p").default_env("TOKEN", "t-secret"));
+    let server = agentos::McpServer::remote("https://example.org").header("Authorization", "h-secret");
+    let shown = format!("{options:?} {server:?}");
+    for name in ["API_KEY", "TOKEN", "Authorization"] {
+        assert!(shown.contains(name), "{shown}");
+    }
+    assert!(!shown.contains("secret"), "{shown}");
+}
+
+#[test]
+fn an_error_crosses_threads_and_is_small() {
+    fn check<T: Send + Sync + std::error::Error + 'static>() {}
+    check::<agentos::Error>();
+    assert_eq!(size_of::<agentos::Error>(), size_of::<usize>());
+}
+
+#[tokio::test]
+async fn a_path_that_is_too_long_for_a_socket_is_refused_by_name() {
+    let deep = Path::new("/tmp").join("x".repeat(120));
+    let error = AgentOs::get_shared_sidecar(AgentOsSharedSidecarOptions::default().runtime_dir(&deep)).await;
+    let error = error.unwrap_err();
+    let _ = std::fs::remove_dir(&deep);
+    assert_eq!((error.kind(), error.errno()), (ErrorKind::InvalidInput, Some("ENAMETOOLONG")));
+}

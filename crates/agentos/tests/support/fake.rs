@@ -1,0 +1,203 @@
+//! A sidecar that answers what a test tells it to, behind the real socket and the real protocol.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use agentos_proto::v1;
+use agentos_proto::v1::sidecar_service_server::{SidecarService, SidecarServiceServer};
+use agentos_proto::v1::vm_service_server::{VmService, VmServiceServer};
+use prost::Message;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Code, Request, Response, Status};
+
+/// What the client runs as; the fake claims the same unless told otherwise.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What the fake saw, and how it behaves.
+pub(crate) struct Script {
+    pub(crate) version: &'static str,
+    pub(crate) leases: AtomicUsize,
+    pub(crate) created: AtomicUsize,
+    pub(crate) disposed: Mutex<Vec<String>>,
+    pub(crate) create_entered: AtomicUsize,
+    /// CreateVm takes one permit: a test without permits keeps it waiting.
+    pub(crate) create_permits: Semaphore,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            leases: AtomicUsize::new(0),
+            created: AtomicUsize::new(0),
+            disposed: Mutex::default(),
+            create_entered: AtomicUsize::new(0),
+            create_permits: Semaphore::new(1000),
+        }
+    }
+}
+
+/// A running fake; dropping it closes its socket and every connection, as a death would.
+pub(crate) struct Fake {
+    pub(crate) script: Arc<Script>,
+    /// Of its own, because connections are tasks too and must end with the fake.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Fake {
+    pub(crate) fn start(runtime_dir: &Path, pool: &str, script: Script) -> Self {
+        let socket = runtime_dir.join(format!("{pool}.sock"));
+        let _ = std::fs::remove_file(&socket);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::bind(socket).unwrap()
+        };
+        let script = Arc::new(script);
+        let services = Services { script: Arc::clone(&script) };
+        runtime.spawn(async move {
+            tonic::transport::Server::builder()
+                .add_service(SidecarServiceServer::new(services.clone()))
+                .add_service(VmServiceServer::new(services))
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        Self { script, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn disposed(&self) -> Vec<String> {
+        self.script.disposed.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Services {
+    script: Arc<Script>,
+}
+
+#[tonic::async_trait]
+impl SidecarService for Services {
+    async fn hello(&self, _: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
+        Ok(Response::new(v1::HelloResponse {
+            sidecar_version: self.script.version.to_owned(),
+            sidecar_id: "fake".to_owned(),
+            pool: String::new(),
+        }))
+    }
+
+    type OpenLeaseStream = ReceiverStream<Result<v1::LeaseEvent, Status>>;
+
+    async fn open_lease(
+        &self,
+        _: Request<v1::OpenLeaseRequest>,
+    ) -> Result<Response<Self::OpenLeaseStream>, Status> {
+        let number = self.script.leases.fetch_add(1, Ordering::SeqCst) + 1;
+        let (send, receive) = tokio::sync::mpsc::channel(1);
+        send.send(Ok(v1::LeaseEvent { lease_id: format!("lease-{number}") })).await.unwrap();
+        // The stream stays open until the client goes.
+        tokio::spawn(async move { send.closed().await });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn describe(
+        &self,
+        _: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        Ok(Response::new(v1::DescribeResponse::default()))
+    }
+
+    async fn dispose_lease(
+        &self,
+        _: Request<v1::DisposeLeaseRequest>,
+    ) -> Result<Response<v1::DisposeLeaseResponse>, Status> {
+        Ok(Response::new(v1::DisposeLeaseResponse {}))
+    }
+
+    async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorResponse>, Status> {
+        Ok(Response::new(v1::DoctorResponse {
+            facilities: vec![v1::Facility {
+                name: "user namespaces".into(),
+                state: v1::FacilityState::Missing.into(),
+                finding: "clone3: ENOSPC".into(),
+                cost: "no VM can be created".into(),
+                remedy: "sysctl user.max_user_namespaces=65536".into(),
+            }],
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl VmService for Services {
+    async fn create_vm(
+        &self,
+        request: Request<v1::CreateVmRequest>,
+    ) -> Result<Response<v1::CreateVmResponse>, Status> {
+        if request.get_ref().detached_name == "taken" {
+            return Err(refusal());
+        }
+        self.script.create_entered.fetch_add(1, Ordering::SeqCst);
+        let script = Arc::clone(&self.script);
+        // As a real sidecar that is past the point of no return: it goes on without its caller.
+        let create = tokio::spawn(async move {
+            script.create_permits.acquire().await.unwrap().forget();
+            script.created.fetch_add(1, Ordering::SeqCst) + 1
+        });
+        let number = create.await.unwrap();
+        Ok(Response::new(v1::CreateVmResponse { vm_id: format!("vm-{number}") }))
+    }
+
+    async fn attach_vm(
+        &self,
+        request: Request<v1::AttachVmRequest>,
+    ) -> Result<Response<v1::AttachVmResponse>, Status> {
+        Ok(Response::new(v1::AttachVmResponse { vm_id: request.into_inner().name }))
+    }
+
+    async fn dispose_vm(
+        &self,
+        request: Request<v1::DisposeVmRequest>,
+    ) -> Result<Response<v1::DisposeVmResponse>, Status> {
+        self.script.disposed.lock().unwrap().push(request.into_inner().vm_id);
+        Ok(Response::new(v1::DisposeVmResponse {}))
+    }
+
+    async fn list_vms(
+        &self,
+        _: Request<v1::ListVmsRequest>,
+    ) -> Result<Response<v1::ListVmsResponse>, Status> {
+        Ok(Response::new(v1::ListVmsResponse {
+            vms: vec![v1::VmInfo {
+                vm_id: "vm-9".into(),
+                detached_name: "kept".into(),
+                state: v1::VmState::Failed.into(),
+                reason: "init is gone".into(),
+                created_at_ms: 1,
+            }],
+        }))
+    }
+}
+
+/// As the sidecar refuses: a status with the error's parts in its details.
+fn refusal() -> Status {
+    let detail = v1::ErrorDetail {
+        kind: v1::ErrorKind::AlreadyExists.into(),
+        errno: "EEXIST".into(),
+        object: "taken".into(),
+        message: "EEXIST: a detached VM has that name, 'taken'".into(),
+        retryable: true,
+    };
+    Status::with_details(Code::AlreadyExists, detail.message.clone(), detail.encode_to_vec().into())
+}

@@ -1,0 +1,29 @@
+//! What several stories need: a sidecar that is scripted, and the real one.
+
+#![allow(dead_code, reason = "every test program uses another part")]
+
+pub(crate) mod fake;
+pub(crate) mod world;
+
+use std::time::Duration;
+
+/// Long enough for a loaded machine; a condition that never comes true fails with its name instead of hanging.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until the condition holds.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    within(what, wait).await;
+}
+
+/// Waits for something that must come.
+pub(crate) async fn within<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future.into_future()).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {} s in vain: {what}", DEADLINE.as_secs()),
+    }
+}

@@ -1,0 +1,49 @@
+//! The real sidecar, one per test: in a directory of its own, so that tests run beside each other and beside whatever
+//! else runs on the machine.
+
+use std::path::{Path, PathBuf};
+
+use agentos::{AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSidecar};
+
+/// A sidecar with no other client. It ends when the test's runtime does.
+pub(crate) struct World {
+    pub(crate) sidecar: AgentOsSidecar,
+    directory: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = AgentOsCreateSidecarOptions::default().runtime_dir(directory.path());
+        let sidecar = match AgentOs::create_sidecar(options).await {
+            Ok(sidecar) => sidecar,
+            Err(error) => {
+                panic!("these tests need the agentos binary (cargo build -p agentos-cli): {error:?}")
+            }
+        };
+        Self { sidecar, directory }
+    }
+
+    pub(crate) fn options(&self) -> AgentOsOptions {
+        AgentOsOptions::default().sidecar(&self.sidecar)
+    }
+
+    pub(crate) async fn vm(&self) -> AgentOs {
+        self.vm_with(self.options()).await
+    }
+
+    pub(crate) async fn vm_with(&self, options: AgentOsOptions) -> AgentOs {
+        AgentOs::create(options).await.unwrap()
+    }
+
+    /// A fresh directory of the host, gone with the world.
+    pub(crate) fn host_dir(&self, name: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    }
+
+    pub(crate) fn runtime_dir(&self) -> &Path {
+        self.directory.path()
+    }
+}
