@@ -25,6 +25,8 @@ pub struct AgentRegistryEntry {
     pub installed: bool,
     /// The installed version, or the one that would be installed.
     pub version: Option<String>,
+    /// The variables with keys and base URLs of models that it looks for.
+    pub model_env: Vec<String>,
 }
 
 impl AgentOs {
@@ -57,7 +59,7 @@ impl AgentOsSidecar {
     /// Installs a built-in agent, or finds that it is installed.
     #[must_use = "does nothing until awaited"]
     pub fn install_agent(&self, agent_type: impl Into<String>) -> InstallAgent {
-        InstallAgent { sidecar: self.clone(), agent_type: agent_type.into(), on_progress: None }
+        InstallAgent { sidecar: self.clone(), agent_type: agent_type.into(), on_install_progress: None }
     }
 }
 
@@ -67,25 +69,25 @@ impl AgentOsSidecar {
 pub struct InstallAgent {
     sidecar: AgentOsSidecar,
     agent_type: String,
-    on_progress: Option<Box<dyn FnMut(InstallProgress) + Send>>,
+    on_install_progress: Option<Box<dyn FnMut(InstallProgress) + Send>>,
 }
 
 impl InstallAgent {
     /// Called as the installation proceeds.
     #[must_use]
-    pub fn on_progress(mut self, handler: impl FnMut(InstallProgress) + Send + 'static) -> Self {
-        self.on_progress = Some(Box::new(handler));
+    pub fn on_install_progress(mut self, handler: impl FnMut(InstallProgress) + Send + 'static) -> Self {
+        self.on_install_progress = Some(Box::new(handler));
         self
     }
 
     async fn run(self) -> Result<(), Error> {
-        let Self { sidecar, agent_type, mut on_progress } = self;
+        let Self { sidecar, agent_type, mut on_install_progress } = self;
         let request = v1::InstallAgentRequest { agent_type };
         let failed = |status| sidecar.failed(status);
         let mut steps =
             sidecar.connection().session().install_agent(request).await.map_err(failed)?.into_inner();
         while let Some(step) = steps.message().await.map_err(failed)? {
-            if let Some(handler) = &mut on_progress {
+            if let Some(handler) = &mut on_install_progress {
                 handler(convert::session::install_progress(step));
             }
         }

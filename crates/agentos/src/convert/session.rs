@@ -122,9 +122,9 @@ pub(crate) fn info(session: v1::SessionInfo) -> SessionInfo {
 }
 
 pub(crate) fn agent(entry: v1::AgentEntry) -> AgentRegistryEntry {
-    let v1::AgentEntry { id, acp_adapter, agent_package, installed, version } = entry;
+    let v1::AgentEntry { id, acp_adapter, agent_package, installed, version, model_env } = entry;
     let version = Some(version).filter(|version| !version.is_empty());
-    AgentRegistryEntry { id, acp_adapter, agent_package, installed, version }
+    AgentRegistryEntry { id, acp_adapter, agent_package, installed, version, model_env }
 }
 
 pub(crate) fn prompt_result(reply: v1::PromptResponse) -> Result<PromptResult, AnswerError> {
