@@ -158,3 +158,46 @@ fn answered(answer: &Answer) -> Value {
     }
     decision
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn filled(entries: usize, body: &Value, body_bytes: usize) -> Value {
+        let journal = Journal::open(None).await.unwrap();
+        for at_ms in 0..entries {
+            let entry = Entry {
+                at_ms: u64::try_from(at_ms).unwrap(),
+                method: "POST",
+                path: "/",
+                wire: None,
+                user_agent: None,
+                conversation: None,
+                body: Some(body),
+                body_bytes,
+                decision: Value::Null,
+            };
+            journal.record(&entry).await.unwrap();
+        }
+        assert!(journal.recent().len() <= KEPT_BYTES + 2 * KEPT_ENTRIES);
+        serde_json::from_str(&journal.recent()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_memory_keeps_the_last_and_stays_bounded() {
+        let recent = filled(KEPT_ENTRIES + 3, &json!({}), 2).await;
+        let requests = recent["requests"].as_array().unwrap();
+        assert_eq!((requests.len(), &requests[0]["at_ms"]), (KEPT_ENTRIES, &json!(3)));
+
+        let large = json!("x".repeat(RECORDED_BODY_BYTES - 2));
+        let recent = filled(8, &large, RECORDED_BODY_BYTES).await;
+        let requests = recent["requests"].as_array().unwrap();
+        assert!((1..8).contains(&requests.len()) && requests[requests.len() - 1]["at_ms"] == 7);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_is_recorded_by_its_size() {
+        let recent = filled(1, &json!({}), RECORDED_BODY_BYTES + 1).await;
+        assert_eq!(recent["requests"][0]["body"], json!({ "omitted_bytes": RECORDED_BODY_BYTES + 1 }));
+    }
+}

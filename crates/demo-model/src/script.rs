@@ -211,7 +211,9 @@ fn without_context(block: &str) -> Option<String> {
     let said = text.trim();
     let context = said.starts_with("# AGENTS.md instructions")
         || said.starts_with("This is the Gemini CLI. We are setting up the context")
-        || said.starts_with("[Request interrupted by user");
+        || said.starts_with("[Request interrupted by user")
+        // Claude's remark beside the result of its tool search.
+        || said == "Tool loaded.";
     (!said.is_empty() && !context).then(|| said.to_owned())
 }
 

@@ -34,8 +34,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// A client has this long for the headers of a request, idle connections included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bodies that are read or parsed at once: a parsed body takes a multiple of its bytes, so this bounds the memory.
-const BODIES_AT_ONCE: usize = 4;
+/// Large bodies that are read or parsed at once: a parsed body takes a multiple of its bytes, so this bounds the memory.
+const LARGE_BODIES_AT_ONCE: usize = 4;
 
 /// How the model is run.
 #[derive(Debug, Clone)]
@@ -125,7 +125,7 @@ pub async fn serve(
 #[derive(Debug)]
 struct Server {
     journal: Journal,
-    bodies: Semaphore,
+    large_bodies: Semaphore,
     /// Makes ids unique within this process.
     answered: AtomicU64,
     /// Makes ids unique over processes, as agents keep conversations longer than a server lives.
@@ -136,7 +136,7 @@ impl Server {
     fn new(journal: Journal) -> Self {
         Self {
             journal,
-            bodies: Semaphore::new(BODIES_AT_ONCE),
+            large_bodies: Semaphore::new(LARGE_BODIES_AT_ONCE),
             answered: AtomicU64::new(0),
             started_ms: now_ms(),
         }

@@ -2,11 +2,13 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "the helpers of a test fail like the test")]
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agentos_demo_model::{Listen, Listener, MARK, serve};
+use agentos_demo_model::{Listen, Listener, MARK, Options, run, serve};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -296,6 +298,57 @@ async fn a_body_beyond_the_limit_is_refused() {
     assert_eq!(Got::of(&bytes).status, 413);
     sending.await.expect("no panic");
     model.stop().await;
+}
+
+#[tokio::test]
+async fn slow_senders_of_large_bodies_keep_nobody_waiting() {
+    let model = Model::start(None).await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(model.address).await.expect("listening");
+        let head = "POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        stream.write_all(&vec![b' '; 3 << 19]).await.expect("sent");
+        slow.push(stream);
+    }
+    assert!(model.chat("demo:say x", true).await.chat_text().ends_with('x'));
+    drop(slow);
+    model.stop().await;
+}
+
+/// Not a test by itself: the process that `the_model_ends_with_its_standard_input` starts.
+#[tokio::test]
+async fn as_a_child_process() {
+    if std::env::var_os("DEMO_MODEL_CHILD").is_none() {
+        return;
+    }
+    let options =
+        Options { listen: Listen::Tcp(([127, 0, 0, 1], 0).into()), request_log: None, exit_with_stdin: true };
+    let ready = |address: &str| {
+        std::io::stdout().write_all(format!("ready {address}\n").as_bytes()).expect("a parent");
+    };
+    run(options, ready).await.expect("runs until its input ends");
+}
+
+#[test]
+fn the_model_ends_with_its_standard_input() {
+    let mut child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "as_a_child_process", "--nocapture"])
+        .env("DEMO_MODEL_CHILD", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let ready = lines
+        .by_ref()
+        .map(|line| line.expect("text"))
+        .find_map(|line| line.split_once("ready http://").map(|(_, address)| address.to_owned()));
+    let address: SocketAddr = ready.and_then(|a| a.parse().ok()).expect("says its address");
+    std::net::TcpStream::connect(address).expect("accepts connections once it is ready");
+    drop(child.stdin.take());
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert!(child.wait().expect("ends").success(), "{rest:?}");
 }
 
 #[tokio::test]

@@ -175,7 +175,11 @@ fn by_name<'a>(tools: &'a [Tool], name: &str) -> Option<&'a Tool> {
     if let Some(tool) = tools.iter().find(|t| t.name == name) {
         return Some(tool);
     }
-    let joined = |t: &&Tool| t.namespace.as_ref().is_some_and(|n| format!("{n}{}", t.name) == name);
+    // Codex names the group of a server `mcp__SERVER`, with or without the separator at its end.
+    let joined = |t: &&Tool| {
+        let rest = t.namespace.as_ref().and_then(|namespace| name.strip_prefix(namespace.as_str()));
+        rest.is_some_and(|rest| rest.strip_prefix("__").unwrap_or(rest) == t.name)
+    };
     if let Some(tool) = tools.iter().find(joined) {
         return Some(tool);
     }

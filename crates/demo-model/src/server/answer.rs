@@ -6,7 +6,9 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use tokio::sync::SemaphorePermit;
 
 use super::body::{self, Body, Piece, Refused};
 use super::{Server, now_ms};
@@ -208,14 +210,12 @@ fn encode(wire: Wire, streaming: Streaming, answer: &Answer, meta: &Meta) -> Res
 
 async fn count_tokens(server: &Server, request: Request<Incoming>, wire: Wire) -> Response<Body> {
     let asked = Asked::of(&request, wire);
-    let permit = server.bodies.acquire().await;
-    let counted = match body::read(request.into_body()).await {
-        Ok(bytes) => serde_json::from_slice::<serde_json::Value>(&bytes)
-            .map(|_| tokens(bytes.len()))
+    let counted = match body::read(request.into_body(), &server.large_bodies).await {
+        Ok(read) => serde_json::from_slice::<IgnoredAny>(&read.bytes)
+            .map(|_| tokens(read.bytes.len()))
             .map_err(|error| Problem::Bad(BadRequest::NotJson(error))),
         Err(refused) => Err(Problem::Refused(refused)),
     };
-    drop(permit);
     match (counted, wire) {
         (Err(problem), _) => refuse(server, &asked, &problem).await,
         (Ok(count), Wire::Gemini) => json_response(StatusCode::OK, &json!({ "totalTokens": count })),
@@ -223,10 +223,12 @@ async fn count_tokens(server: &Server, request: Request<Incoming>, wire: Wire) -
     }
 }
 
-struct Read {
+struct Read<'a> {
     conversation: Conversation,
     body: Value,
     bytes: usize,
+    /// Given back when the parsed request is dropped, before its answer begins.
+    _place: Option<SemaphorePermit<'a>>,
 }
 
 /// Why a request gets no decision.
@@ -238,18 +240,13 @@ enum Problem {
     Bad(BadRequest),
 }
 
-async fn read(server: &Server, request: Request<Incoming>, wire: Wire) -> Result<Read, Problem> {
-    // The semaphore is never closed; the permit covers reading and parsing, not the answer.
-    let permit = server.bodies.acquire().await;
-    let bytes = body::read(request.into_body()).await.map_err(Problem::Refused)?;
-    let parse = || {
-        let body: Value = serde_json::from_slice(&bytes).map_err(BadRequest::NotJson)?;
-        let conversation = wire.parse(&body)?;
-        Ok(Read { conversation, body, bytes: bytes.len() })
-    };
-    let parsed = parse().map_err(Problem::Bad);
-    drop(permit);
-    parsed
+async fn read(server: &Server, request: Request<Incoming>, wire: Wire) -> Result<Read<'_>, Problem> {
+    let body::Read { bytes, place } =
+        body::read(request.into_body(), &server.large_bodies).await.map_err(Problem::Refused)?;
+    let body: Value =
+        serde_json::from_slice(&bytes).map_err(|error| Problem::Bad(BadRequest::NotJson(error)))?;
+    let conversation = wire.parse(&body).map_err(Problem::Bad)?;
+    Ok(Read { conversation, body, bytes: bytes.len(), _place: place })
 }
 
 async fn refuse(server: &Server, asked: &Asked, problem: &Problem) -> Response<Body> {

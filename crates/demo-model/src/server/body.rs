@@ -3,15 +3,21 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(super) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Cut>;
 
 /// The largest request: a full context of a million tokens with room for images.
 const MAX_BODY_BYTES: usize = 64 << 20;
+
+/// Up to this a body needs no place: every connection may hold one.
+const SMALL_BODY_BYTES: usize = 1 << 20;
+const _: () =
+    assert!(SMALL_BODY_BYTES * super::MAX_CONNECTIONS <= 256 << 20, "small bodies must stay small together");
 
 /// A client has this long to send the body it announced.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,14 +38,35 @@ pub(super) enum Refused {
     Broken,
 }
 
-pub(super) async fn read(body: Incoming) -> Result<Bytes, Refused> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect());
-    match collected.await {
-        Err(_) => Err(Refused::TooSlow),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refused::TooLarge),
-        Ok(Err(_)) => Err(Refused::Broken),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+/// A body and, when it is large, its place among the few large ones there may be at once.
+pub(super) struct Read<'a> {
+    pub(super) bytes: Bytes,
+    /// Kept until the parsed request is dropped.
+    pub(super) place: Option<SemaphorePermit<'a>>,
+}
+
+/// Reads a whole body. A large one waits for its place, a small one never does: clients that send large bodies slowly
+/// can't keep others waiting.
+pub(super) async fn read(body: Incoming, large: &Semaphore) -> Result<Read<'_>, Refused> {
+    tokio::time::timeout(BODY_TIMEOUT, collect(body, large)).await.unwrap_or(Err(Refused::TooSlow))
+}
+
+async fn collect(mut body: Incoming, large: &Semaphore) -> Result<Read<'_>, Refused> {
+    let mut bytes = BytesMut::new();
+    let mut place = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Refused::Broken)?.into_data() else { continue };
+        let length = bytes.len() + data.len();
+        if length > MAX_BODY_BYTES {
+            return Err(Refused::TooLarge);
+        }
+        if length > SMALL_BODY_BYTES && place.is_none() {
+            // The semaphore is never closed.
+            place = large.acquire().await.ok();
+        }
+        bytes.extend_from_slice(&data);
     }
+    Ok(Read { bytes: bytes.freeze(), place })
 }
 
 pub(super) fn whole(bytes: impl Into<Bytes>) -> Body {

@@ -87,6 +87,12 @@ fn anthropic_calls_a_tool_and_quotes_its_result() {
 
     let id = whole["content"][0]["id"].clone();
     let used = json!({"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "tool_use", "id": id, "name": "Write", "input": {}}]});
+    let loaded = json!({"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": id, "content": [{"type": "tool_reference", "tool_name": "x"}]},
+        {"type": "text", "text": "Tool loaded."}
+    ]});
+    let text = answer(Wire::Anthropic, &claude(json!([prompt, used, loaded])));
+    assert!(matches!(text.content, Content::Text(t) if t.contains("answered nothing")));
     let result = |error: bool| {
         json!({"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": id, "is_error": error, "content": [{"type": "text", "text": "File created"}]},
@@ -167,7 +173,7 @@ fn codex(input: Value) -> Value {
         "tools": [
             {"type": "function", "name": "exec_command", "strict": false, "parameters": {"type": "object", "properties": {"cmd": {"type": "string"}, "workdir": {"type": "string"}}, "required": ["cmd"], "additionalProperties": false}},
             {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}},
-            {"type": "namespace", "name": "mcp__probe__", "description": "x", "tools": [{"type": "function", "name": "probe_tool", "parameters": {"type": "object"}}]},
+            {"type": "namespace", "name": "mcp__probe", "description": "x", "tools": [{"type": "function", "name": "probe_tool", "parameters": {"type": "object"}}]},
             {"type": "web_search", "external_web_access": false}
         ]
     })
@@ -248,7 +254,7 @@ fn responses_reach_custom_tools_and_namespaces() {
         let prompt = format!("demo:tool {name} {{\"q\": 42}}");
         let grouped = answer(Wire::Responses, &codex(json!([said(&prompt)])));
         let item = &Wire::Responses.whole(&grouped, &meta())["output"][0];
-        assert_eq!((&item["name"], &item["namespace"]), (&json!("probe_tool"), &json!("mcp__probe__")));
+        assert_eq!((&item["name"], &item["namespace"]), (&json!("probe_tool"), &json!("mcp__probe")));
     }
     let text = Wire::Responses.parse(&json!({"input": "hi"})).unwrap();
     assert_eq!(text.turns, [Turn::User(vec!["hi".into()])]);
