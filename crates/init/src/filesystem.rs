@@ -43,7 +43,5 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use calls::{FileSystem, Outcome};
 pub(crate) use pool::{Answer, Pool, PoolError};
-pub(crate) use progress::Progress;
 pub(crate) use root::Root;

@@ -152,7 +152,7 @@ impl Current {
 
 /// Opens a directory in a directory for reading, through no link.
 pub(super) fn open_dir(parent: impl AsFd, name: &[u8], mounts: Mounts) -> Result<OwnedFd, Errno> {
-    let mut resolve = ResolveFlags::empty();
+    let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     if mounts == Mounts::Refuse {
         resolve |= ResolveFlags::NO_XDEV;
     }
@@ -165,5 +165,5 @@ pub(super) fn open_dir(parent: impl AsFd, name: &[u8], mounts: Mounts) -> Result
 }
 
 fn directory_flags() -> OFlags {
-    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }

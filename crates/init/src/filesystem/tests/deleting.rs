@@ -58,7 +58,7 @@ fn a_tree_goes_with_all_that_is_in_it() {
 
 #[test]
 fn a_tree_of_ten_thousand_levels_goes_with_few_descriptors_and_a_small_stack() {
-    let vm = Vm::new();
+    let vm = Vm::in_memory();
     make_deep(&vm.outside("/deep"), 10_000);
     std::thread::scope(|scope| {
         let small = std::thread::Builder::new().stack_size(128 * 1024);

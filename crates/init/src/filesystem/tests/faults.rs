@@ -8,7 +8,9 @@ use rustix::fs::fstatvfs;
 use rustix::io::Errno;
 
 use super::support::{bytes, errno, tiny_tmpfs};
-use crate::filesystem::{FileSystem, Outcome, Progress, Root};
+use crate::filesystem::Root;
+use crate::filesystem::calls::{FileSystem, Outcome};
+use crate::filesystem::progress::Progress;
 
 /// A file system of 256 KiB and 40 files.
 struct Tiny {

@@ -60,7 +60,7 @@ fn depth_and_exclusion_cut_the_tree() {
 
 #[test]
 fn a_tree_deeper_than_any_path_is_listed() {
-    let vm = Vm::new();
+    let vm = Vm::in_memory();
     make_deep(&vm.outside("/deep"), 3000);
     let entries = vm.entries("/deep", None, &[]).unwrap();
     assert_eq!(entries.len(), 3001);

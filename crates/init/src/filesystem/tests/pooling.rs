@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::support::{bytes, root_at};
 use crate::filesystem::pool::{Job, Subject};
-use crate::filesystem::{Answer, Outcome, Pool};
+use crate::filesystem::calls::Outcome;
+use crate::filesystem::{Answer, Pool};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -13,7 +13,9 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
-use crate::filesystem::{FileSystem, Outcome, Progress, Root};
+use crate::filesystem::Root;
+use crate::filesystem::calls::{FileSystem, Outcome};
+use crate::filesystem::progress::Progress;
 
 /// A VM's files, with the place where the test sees them from outside.
 pub(super) struct Vm {
@@ -25,7 +27,15 @@ pub(super) struct Vm {
 
 impl Vm {
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::below(tempfile::tempdir().unwrap())
+    }
+
+    /// For trees that take a disk long to make.
+    pub(super) fn in_memory() -> Self {
+        Self::below(tempfile::tempdir_in("/dev/shm").unwrap())
+    }
+
+    fn below(dir: TempDir) -> Self {
         let outside = dir.path().join("root");
         std::fs::create_dir(&outside).unwrap();
         Self { files: files_below(&outside), outside, _dir: Some(dir) }
@@ -210,9 +220,11 @@ pub(super) fn root_at(dir: &Path) -> Root {
     Root::new(open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap())
 }
 
-/// Records that a test can't run here.
+/// Records that a test can't run here. Its thread has its full name, unless all tests run on one.
 pub(super) fn skip(test: &str, reason: &str) {
     let Some(file) = std::env::var_os("AGENTOS_TEST_SKIPS") else { return };
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| name.ends_with(test)).unwrap_or(test);
     let line = format!("{{\"test\":\"{test}\",\"reason\":\"{reason}\"}}\n");
     let mut file = std::fs::File::options().append(true).create(true).open(file).unwrap();
     std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
