@@ -21,7 +21,6 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
-use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 
 use crate::SidecarError;
@@ -44,18 +43,6 @@ const DRAIN: Duration = Duration::from_millis(500);
 
 /// Two threads serve hundreds of VMs: what the daemon does per call is little.
 const WORKERS: usize = 2;
-
-/// Windows as wide as the largest thing that should not wait for an acknowledgement; see services for the limits
-/// on messages.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
-const FRAME_BYTES: u32 = 1 << 20;
-
-/// One connection carries every stream of a program: readers, waits, leases of a thousand VMs.
-const CONCURRENT_STREAMS: u32 = 1 << 20;
-
-/// Resets are how calls are cancelled; the peer is our own user, so a flood of them is no attack.
-const PENDING_RESETS: usize = 1 << 16;
 
 /// Runs on the main thread until the daemon has ended.
 pub(crate) fn run(config: Config) -> Result<(), SidecarError> {
@@ -106,7 +93,7 @@ async fn serve_until_idle(
     let listener = UnixListener::from_std(listener).map_err(SidecarError::Threads)?;
     let incoming = Incoming::new(listener, Arc::clone(&host));
     let (close, closed) = oneshot::channel::<()>();
-    let server = server(&host).serve_with_incoming_shutdown(incoming, async {
+    let server = services::router(&host).serve_with_incoming_shutdown(incoming, async {
         // A dropped sender is a wish to close, too.
         let _ = closed.await;
     });
@@ -138,19 +125,6 @@ fn served(
     ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
 ) -> Result<(), SidecarError> {
     ended.map_err(|_| SidecarError::Panicked)?.map_err(SidecarError::Serve)
-}
-
-fn server(host: &Arc<Host>) -> tonic::transport::server::Router {
-    let server = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .max_concurrent_streams(CONCURRENT_STREAMS)
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .http2_max_local_error_reset_streams(Some(PENDING_RESETS));
-    // No keep-alive pings: over a unix socket the kernel tells when a peer is gone, and a client that is merely
-    // stopped (a debugger, Ctrl-Z) shall not lose its VMs.
-    services::add_to(server, host)
 }
 
 /// Resolves when the sidecar has been idle for a while: `first` until any client was seen, then `linger`.

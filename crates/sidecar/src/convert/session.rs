@@ -3,7 +3,8 @@
 use agentos_agents::model::{ModelKind, ModelWish};
 use agentos_agents::plan::McpServer;
 use agentos_agents::store::Progress;
-use agentos_agents::{AgentConfig, AgentEntry, Session};
+use agentos_agents::transcript::Event;
+use agentos_agents::{AgentConfig, AgentEntry, Registry, Session};
 use agentos_proto::v1::{self, mcp_server};
 
 use crate::errors::Failure;
@@ -73,8 +74,10 @@ pub(crate) fn agent_config(config: v1::AgentConfig) -> AgentConfig {
     }
 }
 
-pub(crate) fn agent_entry(entry: AgentEntry) -> v1::AgentEntry {
+pub(crate) fn agent_entry(entry: AgentEntry, registry: &Registry) -> v1::AgentEntry {
+    let looked_for = registry.find(&entry.id).map(|agent| agent.keys.iter().chain(&agent.base_urls));
     v1::AgentEntry {
+        model_env: looked_for.into_iter().flatten().map(|name| (*name).to_owned()).collect(),
         id: entry.id,
         acp_adapter: entry.acp_adapter,
         agent_package: entry.agent_package,
@@ -100,5 +103,52 @@ pub(crate) fn session_created(session: &Session) -> v1::SessionCreated {
         model_reason: model.reason.clone(),
         initialize_json: session.initialize().to_string(),
         session_json: session.session_new().to_string(),
+    }
+}
+
+pub(crate) fn session_event(event: &Event) -> v1::SessionEvent {
+    v1::SessionEvent { sequence_number: event.sequence, notification_json: event.notification.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_model_is_the_vms() {
+        let model = |model: v1::ModelChoice| {
+            let request = v1::CreateSessionRequest { model: model.into(), ..Default::default() };
+            CreateSession::try_from(request).unwrap().model
+        };
+        assert_eq!(model(v1::ModelChoice::Unspecified), None);
+        assert_eq!(model(v1::ModelChoice::Auto), Some(ModelWish::Auto));
+        assert_eq!(model(v1::ModelChoice::Demo), Some(ModelWish::Demo));
+        assert_eq!(model(v1::ModelChoice::Provider), Some(ModelWish::Provider));
+        let unknown = v1::CreateSessionRequest { model: 77, ..Default::default() };
+        assert!(CreateSession::try_from(unknown).is_err());
+    }
+
+    #[test]
+    fn an_mcp_server_is_local_or_remote() {
+        let remote =
+            v1::RemoteMcpServer { url: "http://x".into(), headers: [("a".into(), "b".into())].into() };
+        let server = mcp_server(v1::McpServer { kind: Some(mcp_server::Kind::Remote(remote)) }).unwrap();
+        assert!(
+            matches!(server, McpServer::Remote { url, headers } if url == "http://x" && headers["a"] == "b")
+        );
+        assert!(mcp_server(v1::McpServer { kind: None }).is_err());
+    }
+
+    #[test]
+    fn agents_name_the_variables_they_look_for() {
+        let registry = Registry::built_in();
+        let entry = AgentEntry {
+            id: "pi".into(),
+            acp_adapter: String::new(),
+            agent_package: String::new(),
+            installed: false,
+            version: None,
+        };
+        assert!(agent_entry(entry, &registry).model_env.contains(&"ANTHROPIC_API_KEY".to_owned()));
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn vm_info(listed: Listed<std::sync::Arc<HostedVm>>) -> v1::VmInfo {
     let (state, reason) = match listed.vm.vm.state() {
         VmState::Failed(reason) => (v1::VmState::Failed, crate::errors::chain(&reason)),
         VmState::Running if !listed.disposing => (v1::VmState::Running, String::new()),
-        VmState::Running | VmState::Disposing | VmState::Disposed => (v1::VmState::Disposing, String::new()),
+        _ => (v1::VmState::Disposing, String::new()),
     };
     v1::VmInfo {
         vm_id: listed.id.as_str().to_owned(),

@@ -65,11 +65,6 @@ impl Failure {
         &self.message
     }
 
-    #[cfg(test)]
-    pub(crate) fn kind(&self) -> ErrorKind {
-        self.kind
-    }
-
     pub(crate) fn into_detail(self) -> ErrorDetail {
         ErrorDetail {
             kind: self.kind.into(),
@@ -115,8 +110,12 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
+        let inner_text = inner.to_string();
+        // Errors that travel on their own have their cause in their text already.
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
         source = inner.source();
     }
     text
@@ -180,7 +179,7 @@ fn code_of(kind: ErrorKind) -> Code {
 
 fn cut(mut text: String) -> String {
     if text.len() > MAX_TEXT_BYTES {
-        let end = text.floor_char_boundary(MAX_TEXT_BYTES);
+        let end = (0..=MAX_TEXT_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
         text.push('…');
     }

@@ -17,9 +17,11 @@ use crate::doctor::{self, Facts, Isolation, RefusedCall};
 
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
+        let message = error.to_string();
         match error {
-            Unavailable::Disposing => Self::new(ErrorKind::Closed, "", error.to_string()),
+            Unavailable::Disposing => Self::new(ErrorKind::Closed, "", message),
             Unavailable::Gone(reason) => reason.into(),
+            _ => Self::new(ErrorKind::VmFailed, "", message),
         }
     }
 }
@@ -57,7 +59,7 @@ impl From<FileError> for Failure {
             FileError::TimedOut { .. } => {
                 Self::new(ErrorKind::Timeout, "", message).with_errno(Errno::TIMEDOUT)
             }
-            FileError::TooManyStuck => Self::new(ErrorKind::Busy, "", message).with_errno(Errno::BUSY),
+            FileError::TooManyStuck { .. } => Self::new(ErrorKind::Busy, "", message).with_errno(Errno::BUSY),
             _ => match errno {
                 Some(errno) => Self::system(errno, "", message),
                 None => Self::new(ErrorKind::Internal, "", message),
@@ -76,7 +78,7 @@ impl From<SpawnError> for Failure {
             SpawnError::Nul(input) => Self::invalid(input.to_string(), message).with_errno(Errno::INVAL),
             SpawnError::EnvironmentName(name) => Self::invalid(name, message).with_errno(Errno::INVAL),
             SpawnError::Cwd(error) => error.into(),
-            SpawnError::NoAnswer => Self::new(ErrorKind::Timeout, "", message),
+            SpawnError::NoAnswer { .. } => Self::new(ErrorKind::Timeout, "", message),
             SpawnError::Unavailable(error) => error.into(),
             _ => Self::new(ErrorKind::Internal, "", message),
         }
@@ -90,6 +92,7 @@ impl From<StdinError> for Failure {
             StdinError::NotPiped => Self::invalid("stdin", message),
             StdinError::Closed => Self::new(ErrorKind::Closed, "stdin", message),
             StdinError::BrokenPipe => Self::new(ErrorKind::Closed, "stdin", message).with_errno(Errno::PIPE),
+            _ => Self::new(ErrorKind::Internal, "", message),
         }
     }
 }
@@ -103,6 +106,7 @@ impl From<SignalError> for Failure {
             }
             SignalError::Failed { pid, errno } => Self::system(errno, pid.to_string(), message),
             SignalError::Unavailable(error) => error.into(),
+            _ => Self::new(ErrorKind::Internal, "", message),
         }
     }
 }
@@ -113,6 +117,7 @@ impl From<ListError> for Failure {
         match error {
             ListError::Failed { errno } => Self::system(errno, "", message),
             ListError::Unavailable(error) => error.into(),
+            _ => Self::new(ErrorKind::Internal, "", message),
         }
     }
 }
@@ -124,6 +129,7 @@ impl From<ResizeError> for Failure {
             ResizeError::Size { cols, rows } => Self::invalid(format!("{cols}x{rows}"), message),
             ResizeError::Closed => Self::new(ErrorKind::Closed, "", message),
             ResizeError::Failed { errno } => Self::system(errno, "", message),
+            _ => Self::new(ErrorKind::Internal, "", message),
         }
     }
 }
@@ -135,6 +141,7 @@ impl From<MountError> for Failure {
             MountError::Path(error) | MountError::HostPath(error) => error.into(),
             MountError::Target(path) => Self::invalid(path.to_string(), message).with_errno(Errno::INVAL),
             MountError::Failed(failure) => Self::system(failure.errno, lossy(&failure.object), message),
+            MountError::TooSmall { .. } => Self::invalid("max_bytes", message).with_errno(Errno::INVAL),
             MountError::TimedOut { .. } => {
                 Self::new(ErrorKind::Timeout, "", message).with_errno(Errno::TIMEDOUT)
             }

@@ -138,10 +138,7 @@ impl SessionService for AgentSessions {
         let events = stream::unfold(session.events(request.since), |mut events| async {
             let event = events.next().await?;
             let event = event.map_err(|error| Status::from(Failure::from(error)));
-            let event = event.map(|event| v1::SessionEvent {
-                sequence_number: event.sequence,
-                notification_json: event.notification.to_string(),
-            });
+            let event = event.map(|event| convert::session_event(&event));
             Some((event, events))
         });
         Ok(Response::new(Box::pin(events)))
@@ -192,7 +189,7 @@ impl SessionService for AgentSessions {
         };
         let entries = list_agents(&registry, &self.0.sessions().store()?);
         Ok(Response::new(v1::ListAgentsResponse {
-            agents: entries.into_iter().map(convert::agent_entry).collect(),
+            agents: entries.into_iter().map(|entry| convert::agent_entry(entry, &registry)).collect(),
         }))
     }
 

@@ -109,6 +109,33 @@ impl SessionHost {
         Ok(())
     }
 
+    /// The transcripts, where they hold this session.
+    pub(crate) async fn stored(&self, id: &str) -> Result<Transcripts, Failure> {
+        let transcripts = self.transcripts().await?.clone();
+        match transcripts.session(id).await? {
+            Some(_) => Ok(transcripts),
+            None => Err(Failure::new(ErrorKind::NotFound, id, format!("Session not found: {id}"))),
+        }
+    }
+
+    /// Removes all that is kept of a session, which is ended first.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), Failure> {
+        let transcripts = self.stored(id).await?;
+        if let Some(session) = self.live.remove(id) {
+            session.close(false).await;
+        }
+        transcripts.delete(id).await?;
+        // A stored id is one that we made, so it names a directory and nothing above it.
+        let directory = self.home()?.root().join("sessions").join(id);
+        match tokio::fs::remove_dir_all(&directory).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %directory.display(), %error, "a deleted session's directory stays");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Ends the sessions of a VM that is about to go, and forgets the VM.
     pub(crate) async fn close_all_of(&self, vm_id: &str) {
         let sessions = self.live.list(vm_id);

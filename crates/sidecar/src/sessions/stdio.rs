@@ -87,7 +87,7 @@ impl AsyncWrite for InputPipe {
         ready!(self.poll_written(cx))?;
         match self.process.close_stdin() {
             Ok(()) | Err(StdinError::Closed | StdinError::BrokenPipe) => Poll::Ready(Ok(())),
-            Err(error @ StdinError::NotPiped) => Poll::Ready(Err(io::Error::other(error))),
+            Err(error) => Poll::Ready(Err(io::Error::other(error))),
         }
     }
 }
