@@ -17,6 +17,7 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("hashbrown", "petgraph, in the generator of the wire code only"),
     ("itertools", "prost's derive macro and its generator differ, both at build time only"),
     ("syn", "derive macros, at build time only"),
+    ("unicode-width", "miette, in the compiler of the wire contract only"),
     ("windows-sys", "not built on Linux"),
 ];
 
