@@ -8,6 +8,7 @@
 //! resolver is needed, and a registry that serves other bytes is refused.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// One npm package to be fetched exactly as named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +23,25 @@ pub struct Package {
     pub tarball_bytes: u64,
     /// The file that proves a complete unpacking, relative to the package's root; its executable or its entry point.
     pub entry: String,
+    /// The files and directories of it that are unpacked; empty means all of them.
+    pub only: Vec<String>,
+    /// Packages that it loads by name; they are put into its own `node_modules` and are finished together with it.
+    pub inside: Vec<Package>,
 }
 
 impl Package {
+    /// `NAME@VERSION`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+
+    /// Itself, then the packages inside it, each with where it belongs below the package's directory.
+    pub fn parts(&self) -> impl Iterator<Item = (&Package, PathBuf)> {
+        let inside = self.inside.iter().map(|part| (part, Path::new("node_modules").join(&part.name)));
+        std::iter::once((self, PathBuf::new())).chain(inside)
+    }
+
     /// The directory name of this version: `pi-coding-agent-1.5.2`, the scope folded in so that no two collide.
     #[must_use]
     pub fn directory_name(&self) -> String {
@@ -215,6 +232,9 @@ pub fn node_runtime(arch: &str) -> Option<Package> {
         integrity: integrity.to_owned(),
         tarball_bytes,
         entry: "bin/node".to_owned(),
+        // The rest, 60 MB of it, is headers for compiling native modules.
+        only: vec!["bin/node".to_owned(), "LICENSE".to_owned()],
+        inside: Vec::new(),
     })
 }
 
@@ -287,22 +307,42 @@ fn built_in_agents() -> Vec<Agent> {
     ]
 }
 
-/// Pi's tarball carries a bundle that needs no dependency, so it is the whole installation beside Node: 27 MiB where
-/// its dependency tree takes 159 MiB.
+/// Pi's tarball carries a bundle that starts without any dependency. Three things it loads by name when they are first
+/// needed: jiti for extensions, photon for images, quickjs for its codemode tool. With them it does all that it does
+/// with its whole dependency tree, in 33 MiB instead of 159.
 fn pi() -> Agent {
     let quiet = [("PI_OFFLINE", "1"), ("PI_TELEMETRY", "0"), ("PI_SKIP_VERSION_CHECK", "1")];
+    let mut bundle = pinned(
+        "@earendil-works/pi-coding-agent@1.5.2",
+        "sha512-mUWI04rqF1Vd/m1q+Ps1XeWsTXEVvRUnsmRa83I3Dzua0Tx5bYS93imeqtIfrXf7PkkaR6ERz+AuQhIJlom5yA==",
+        7_899_382,
+        "dist/bundle/cli.js",
+    );
+    bundle.inside = vec![
+        pinned(
+            "jiti@2.7.0",
+            "sha512-AC/7JofJvZGrrneWNaEnJeOLUx+JlGt7tNa0wZiRPT4MY1wmfKjt2+6O2p2uz2+skll8OZZmJMNqeke7kKbNgQ==",
+            427_320,
+            "lib/jiti.cjs",
+        ),
+        pinned(
+            "@silvia-odwyer/photon-node@0.3.4",
+            "sha512-bnly4BKB3KDTFxrUIcgCLbaeVVS8lrAkri1pEzskpmxu9MdfGQTy8b8EgcD83ywD3RPMsIulY8xJH5Awa+t9fA==",
+            728_547,
+            "photon_rs.js",
+        ),
+        pinned(
+            "quickjs-wasi@3.6.2",
+            "sha512-FCqGtGOrMgzUiIrMNMA2YnsOxCNwo31dzqXvclXUC6xeT35NJLKXQJsvbeCTjvoFAwZgEAPg8U6+KAPDGXn8Mg==",
+            568_844,
+            "quickjs.wasm",
+        ),
+    ];
     Agent {
         id: "pi".to_owned(),
         acp_adapter: "built-in".to_owned(),
-        agent_package: "@earendil-works/pi-coding-agent".to_owned(),
-        packages: vec![Package {
-            name: "@earendil-works/pi-coding-agent".to_owned(),
-            version: "1.5.2".to_owned(),
-            integrity: "sha512-mUWI04rqF1Vd/m1q+Ps1XeWsTXEVvRUnsmRa83I3Dzua0Tx5bYS93imeqtIfrXf7PkkaR6ERz+AuQhIJlom5yA=="
-                .to_owned(),
-            tarball_bytes: 7_899_382,
-            entry: "dist/bundle/cli.js".to_owned(),
-        }],
+        agent_package: bundle.name.clone(),
+        packages: vec![bundle],
         needs_node: true,
         launch: Launch::PiRpc,
         env: quiet.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
@@ -310,6 +350,20 @@ fn pi() -> Agent {
         instructions: InstructionChannel::AppendedSystemPrompt,
         keys: PI_KEYS.to_vec(),
         base_urls: vec!["AZURE_OPENAI_BASE_URL"],
+    }
+}
+
+/// A package by `NAME@VERSION`.
+fn pinned(name: &str, integrity: &str, tarball_bytes: u64, entry: &str) -> Package {
+    let (name, version) = name.rsplit_once('@').unwrap_or((name, ""));
+    Package {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        integrity: integrity.to_owned(),
+        tarball_bytes,
+        entry: entry.to_owned(),
+        only: Vec::new(),
+        inside: Vec::new(),
     }
 }
 
@@ -407,7 +461,9 @@ mod tests {
             .filter_map(|arch| node_runtime(arch))
             .chain(Registry::built_in().find("pi").unwrap().packages.clone())
             .collect();
-        assert_eq!(packages.len(), 3);
+        let packages: Vec<Package> =
+            packages.iter().flat_map(Package::parts).map(|(part, _)| part.clone()).collect();
+        assert_eq!(packages.len(), 6);
         for package in &packages {
             let digest = package.integrity.strip_prefix("sha512-").unwrap();
             assert_eq!(digest.len(), 88, "{package:?}");

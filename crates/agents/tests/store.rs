@@ -185,6 +185,8 @@ fn agent(name: &str, body: &[u8]) -> Agent {
         integrity: integrity(body),
         tarball_bytes: body.len() as u64,
         entry: "cli.js".to_owned(),
+        only: Vec::new(),
+        inside: Vec::new(),
     }];
     agent
 }
@@ -285,7 +287,7 @@ async fn a_part_of_an_earlier_install_is_resumed_and_a_wrong_one_thrown_away() {
         let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(body.clone()))]);
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(home.path().join("downloads")).unwrap();
-        std::fs::write(home.path().join("downloads/tool-1.0.0.tgz"), part).unwrap();
+        std::fs::write(home.path().join("downloads/tool-1.0.0,tool-1.0.0.tgz"), part).unwrap();
         let store = Store::with_settings(home.path().to_owned(), registry.settings());
         install(&store, &agent).await.0.unwrap();
         let requests = registry.requests();
@@ -304,7 +306,7 @@ async fn a_registry_without_ranges_and_a_part_that_is_whole_are_both_fine() {
         let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), behaviour)]);
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(home.path().join("downloads")).unwrap();
-        std::fs::write(home.path().join("downloads/tool-1.0.0.tgz"), part).unwrap();
+        std::fs::write(home.path().join("downloads/tool-1.0.0,tool-1.0.0.tgz"), part).unwrap();
         let store = Store::with_settings(home.path().to_owned(), registry.settings());
         install(&store, &agent).await.0.unwrap();
         assert_eq!(registry.requests().len(), 1);
@@ -454,6 +456,47 @@ async fn a_tarball_that_is_cut_or_lacks_its_entry_is_refused() {
 }
 
 #[tokio::test]
+async fn packages_inside_a_package_are_finished_together_with_it() {
+    let (outer, inner) = (small_tarball(), tarball(&[("package/cli.js", b'0', b"inner")]));
+    let mut whole = agent("tool", &outer);
+    whole.packages[0].inside = agent("@in/side", &inner).packages;
+    let absent = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(outer.clone()))]);
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::with_settings(home.path().to_owned(), absent.settings());
+    install(&store, &whole).await.0.unwrap_err();
+    assert_nothing_installed(home.path(), &store, &whole);
+
+    let present = FakeRegistry::start(vec![
+        ("/npm/tool/-/tool-1.0.0.tgz".into(), good(outer)),
+        ("/npm/@in/side/-/side-1.0.0.tgz".into(), good(inner)),
+    ]);
+    let store = Store::with_settings(home.path().to_owned(), present.settings());
+    install(&store, &whole).await.0.unwrap();
+    let inside = home.path().join("packages/tool-1.0.0/node_modules/@in/side/cli.js");
+    assert_eq!(std::fs::read(inside).unwrap(), b"inner");
+    std::fs::remove_dir_all(home.path().join("packages/tool-1.0.0/node_modules")).unwrap();
+    assert!(store.installed(&whole).is_none(), "what was damaged is not installed");
+}
+
+#[tokio::test]
+async fn only_what_is_wanted_is_unpacked() {
+    let body = tarball(&[
+        ("package/cli.js", b'0', b"entry"),
+        ("package/include/a.h", b'0', b"h"),
+        ("package/lib/a.js", b'0', b"a"),
+    ]);
+    let mut agent = agent("tool", &body);
+    agent.packages[0].only = vec!["cli.js".to_owned(), "lib".to_owned()];
+    let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(body))]);
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::with_settings(home.path().to_owned(), registry.settings());
+    install(&store, &agent).await.0.unwrap();
+    let place = home.path().join("packages/tool-1.0.0");
+    assert!(place.join("cli.js").is_file() && place.join("lib/a.js").is_file());
+    assert!(!place.join("include").exists());
+}
+
+#[tokio::test]
 async fn what_a_killed_install_left_is_replaced() {
     let body = small_tarball();
     let agent = agent("tool", &body);
@@ -508,7 +551,7 @@ async fn a_dropped_install_stops_its_download_and_the_next_one_resumes_it() {
 }
 
 async fn half_arrived(root: &Path, bytes: usize) {
-    let part = root.join("downloads/tool-1.0.0.tgz");
+    let part = root.join("downloads/tool-1.0.0,tool-1.0.0.tgz");
     while std::fs::metadata(&part).map_or(0, |meta| meta.len()) < bytes as u64 {
         tokio::task::yield_now().await;
     }

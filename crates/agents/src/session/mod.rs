@@ -207,17 +207,19 @@ impl Session {
         Ok(Self { shared, requests, answers })
     }
 
-    async fn open_transcript(
+    /// Takes what it needs out of `start` before it is polled: a process can't be shared between threads, so a
+    /// future that borrowed it could not be sent to one.
+    fn open_transcript<'a>(
         start: &SessionStart<'_>,
-        log: &EventLog,
-    ) -> Result<(), crate::transcript::TranscriptError> {
+        log: &'a EventLog,
+    ) -> impl Future<Output = Result<(), crate::transcript::TranscriptError>> + Send + use<'a> {
         let record = SessionRecord {
             id: start.id.to_string(),
             agent_type: start.agent_type.clone(),
             model: start.model.kind.as_str().to_owned(),
             created_ms: now_ms(),
         };
-        start.transcripts.begin(record).await?;
+        let transcripts = start.transcripts.clone();
         let model = json!({ "kind": start.model.kind.as_str(), "reason": start.model.reason });
         let mut first = vec![acp::notification("_agentos/model", &model)];
         if let Some(install) = &start.install {
@@ -229,7 +231,10 @@ impl Session {
             });
             first.push(acp::notification("_agentos/install", &params));
         }
-        log.publish(first).await
+        async move {
+            transcripts.begin(record).await?;
+            log.publish(first).await
+        }
     }
 
     /// Its id.

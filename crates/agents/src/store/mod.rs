@@ -4,7 +4,7 @@
 //! <home>/agents
 //! ├── packages/NAME-VERSION                 finished: complete and verified, or absent
 //! ├── packages/AGENT+NODE.compile-cache     what a warm-up left (see crate::plan::WarmUp)
-//! ├── downloads/NAME-VERSION.tgz            a tarball on its way; a later install resumes it
+//! ├── downloads/NAME-VERSION,PART.tgz       a tarball on its way; a later install resumes it
 //! ├── staging/NAME-VERSION                  an unpacking on its way; a later install starts it again
 //! └── locks/NAME-VERSION                    flocked by the one install that works on it
 //! ```
@@ -161,6 +161,15 @@ impl Reporter {
     }
 }
 
+/// One package on its way, under its lock.
+struct Work<'a> {
+    package: &'a Package,
+    client: &'a download::Client,
+    cancelled: &'a AtomicBool,
+    staging: &'a Path,
+    reporter: &'a dyn Fn(&Package) -> Reporter,
+}
+
 impl Store {
     /// The store in a directory, which is made when something is installed. The npm configuration is read then too.
     #[must_use]
@@ -209,8 +218,8 @@ impl Store {
         let work = tokio::task::spawn_blocking(move || store.install_all(&wanted, &progress, &cancelled));
         work.await.map_err(|_| InstallError::Vanished)??;
         let record = (!missing.is_empty()).then(|| InstallRecord {
-            packages: missing.iter().map(|p| format!("{}@{}", p.name, p.version)).collect(),
-            total_bytes: missing.iter().map(|p| p.tarball_bytes).sum(),
+            packages: missing.iter().flat_map(Package::parts).map(|(part, _)| part.label()).collect(),
+            total_bytes: missing.iter().flat_map(Package::parts).map(|(part, _)| part.tarball_bytes).sum(),
             place: self.packages_dir(),
             duration: started.elapsed(),
         });
@@ -250,7 +259,8 @@ impl Store {
     }
 
     fn is_finished(&self, package: &Package) -> bool {
-        self.packages_dir().join(package.directory_name()).join(&package.entry).is_file()
+        let directory = self.packages_dir().join(package.directory_name());
+        package.parts().all(|(part, below)| directory.join(below).join(&part.entry).is_file())
     }
 
     fn install_all(
@@ -293,43 +303,69 @@ impl Store {
         let name = package.directory_name();
         let finished = self.packages_dir().join(&name);
         let staging = self.root.join("staging").join(&name);
-        let tarball = self.root.join("downloads").join(format!("{name}.tgz"));
-        let reporter = Reporter {
+        let reporter = |part: &Package| Reporter {
             sender: progress.clone(),
-            package: format!("{}@{}", package.name, package.version),
+            package: part.label(),
             place: finished.clone(),
         };
-        reporter.report(0, package.tarball_bytes);
-
+        for (part, _) in package.parts() {
+            reporter(part).report(0, part.tarball_bytes);
+        }
         let _lock = lock(&self.root.join("locks").join(&name))?;
         // Another install may have finished while this one waited for the lock.
         if self.is_finished(package) {
-            reporter.report(package.tarball_bytes, package.tarball_bytes);
+            for (part, _) in package.parts() {
+                reporter(part).report(part.tarball_bytes, part.tarball_bytes);
+            }
             return Ok(());
         }
         // What is there without its entry was damaged by someone else; what is in staging by a killed install.
         for stale in [&finished, &staging] {
             remove_directory(stale)?;
         }
-        let job = download::Job { package, path: &tarball, reporter: &reporter, cancelled };
-        let archive = client.fetch(&job).map_err(|source| self.download_failed(package, &tarball, source))?;
-        if let Err(source) = unpack::unpack(archive, &staging, &package.entry) {
-            let _ = fs::remove_dir_all(&staging);
-            let name = reporter.package.clone();
-            return Err(if source.is_no_space() {
-                let _ = fs::remove_file(&tarball);
-                InstallError::NoSpace { package: name, place: self.root.clone() }
-            } else {
-                InstallError::Unpack { package: name, source }
-            });
-        }
-        fs::rename(&staging, &finished).map_err(at("moving into place", &finished))?;
-        let _ = fs::remove_file(&tarball);
+        let work = Work { package, client, cancelled, staging: &staging, reporter: &reporter };
+        let tarballs = self.fill_staging(&work).inspect_err(|_| drop(fs::remove_dir_all(&staging)))?;
+        Self::put_in_place(&staging, &finished)?;
+        tarballs.iter().for_each(|path| drop(fs::remove_file(path)));
         Ok(())
     }
 
+    /// Fetches and unpacks every part; the tarballs that are of no more use.
+    fn fill_staging(&self, work: &Work<'_>) -> Result<Vec<PathBuf>, InstallError> {
+        let whole = work.package.directory_name();
+        let mut tarballs = Vec::new();
+        for (part, below) in work.package.parts() {
+            // Under the name of the whole, because the lock is the whole's.
+            let path = self.root.join("downloads").join(format!("{whole},{}.tgz", part.directory_name()));
+            let reporter = (work.reporter)(part);
+            let job =
+                download::Job { package: part, path: &path, reporter: &reporter, cancelled: work.cancelled };
+            let archive =
+                work.client.fetch(&job).map_err(|source| self.download_failed(part, &path, source))?;
+            tarballs.push(path);
+            unpack::unpack(archive, &work.staging.join(below), part)
+                .map_err(|source| self.unpack_failed(part, &tarballs, source))?;
+        }
+        Ok(tarballs)
+    }
+
+    fn put_in_place(staging: &Path, finished: &Path) -> Result<(), InstallError> {
+        // The rename must not reach the disk before the files do: a finished package is never looked into again.
+        let directory = fs::File::open(staging).map_err(at("opening", staging))?;
+        rustix::fs::syncfs(&directory).map_err(|error| at("writing out", staging)(error.into()))?;
+        fs::rename(staging, finished).map_err(at("moving into place", finished))
+    }
+
+    fn unpack_failed(&self, part: &Package, tarballs: &[PathBuf], source: UnpackError) -> InstallError {
+        if source.is_no_space() {
+            tarballs.iter().for_each(|path| drop(fs::remove_file(path)));
+            return InstallError::NoSpace { package: part.label(), place: self.root.clone() };
+        }
+        InstallError::Unpack { package: part.label(), source }
+    }
+
     fn download_failed(&self, package: &Package, tarball: &Path, source: DownloadError) -> InstallError {
-        let package = format!("{}@{}", package.name, package.version);
+        let package = package.label();
         if source.is_no_space() {
             // Half a tarball on a full disk helps nobody.
             let _ = fs::remove_file(tarball);

@@ -8,6 +8,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use crate::registry::Package;
+
 /// The most a package may unpack to; the largest agent known takes 460 MB.
 const MAX_UNPACKED_BYTES: u64 = 2 << 30;
 /// The most files and directories a package may have.
@@ -59,9 +61,9 @@ impl UnpackError {
     }
 }
 
-/// Unpacks a gzipped tarball into a directory that doesn't exist yet. `entry` must be in it.
-pub(super) fn unpack(tarball: File, into: &Path, entry: &str) -> Result<(), UnpackError> {
-    fs::create_dir(into).map_err(write_error(into))?;
+/// Unpacks what a package wants of its gzipped tarball into a directory of its own.
+pub(super) fn unpack(tarball: File, into: &Path, package: &Package) -> Result<(), UnpackError> {
+    fs::create_dir_all(into).map_err(write_error(into))?;
     let reader = io::BufReader::with_capacity(256 << 10, tarball);
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(reader));
     let mut budget = MAX_UNPACKED_BYTES;
@@ -71,17 +73,19 @@ pub(super) fn unpack(tarball: File, into: &Path, entry: &str) -> Result<(), Unpa
         }
         let mut file = file.map_err(UnpackError::Archive)?;
         budget = budget.checked_sub(file.size()).ok_or(UnpackError::TooLarge)?;
-        unpack_entry(&mut file, into)?;
+        unpack_entry(&mut file, into, &package.only)?;
     }
-    if !into.join(entry).is_file() {
-        return Err(UnpackError::NoEntry { entry: entry.to_owned() });
+    if !into.join(&package.entry).is_file() {
+        return Err(UnpackError::NoEntry { entry: package.entry.clone() });
     }
-    // The rename that follows must not reach the disk before the files do: a finished package is never checked again.
-    let directory = File::open(into).map_err(write_error(into))?;
-    rustix::fs::syncfs(&directory).map_err(|error| write_error(into)(error.into()))
+    Ok(())
 }
 
-fn unpack_entry<R: Read>(file: &mut tar::Entry<'_, R>, into: &Path) -> Result<(), UnpackError> {
+fn unpack_entry<R: Read>(
+    file: &mut tar::Entry<'_, R>,
+    into: &Path,
+    only: &[String],
+) -> Result<(), UnpackError> {
     let path = file.path().map_err(UnpackError::Archive)?.into_owned();
     let kind = file.header().entry_type();
     if kind == tar::EntryType::XGlobalHeader {
@@ -91,7 +95,8 @@ fn unpack_entry<R: Read>(file: &mut tar::Entry<'_, R>, into: &Path) -> Result<()
         return Err(UnpackError::NotAFile { path });
     }
     let Some(inner) = inner_path(&path) else { return Err(UnpackError::Outside { path }) };
-    if inner.as_os_str().is_empty() {
+    let wanted = only.is_empty() || only.iter().any(|kept| inner.starts_with(kept));
+    if inner.as_os_str().is_empty() || !wanted {
         return Ok(());
     }
     let target = into.join(inner);
