@@ -52,6 +52,8 @@ pub struct HostFindings {
     pub cgroup_memory: bool,
     pub cgroup_cpu: bool,
     pub cgroup_processes: bool,
+    /// The most descriptors a process of a VM can be allowed.
+    pub max_open_files: u32,
 }
 
 /// How many ids a VM can have.

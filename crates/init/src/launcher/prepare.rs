@@ -18,6 +18,7 @@ use agentos_linux::mount::{self, Restrictions};
 use agentos_linux::{Errno, clone, seqpacket};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::process::{Resource, Rlimit};
 
 use super::{cgroups, template};
 use crate::wire::{failure, io_failure};
@@ -122,9 +123,23 @@ pub(crate) fn prepare(_alone: &SingleThreaded) -> Result<Prepared, BootFailure> 
         cgroup_memory: cgroups.has_memory(),
         cgroup_cpu: cgroups.has_cpu(),
         cgroup_processes: cgroups.has_processes(),
+        max_open_files: raise_open_files(),
     };
     Ok(Prepared { findings, cgroups, host_directories })
 }
+
+/// Raises the hard limit as far as the kernel lets root go, and says what it is. Nobody may raise it later: a VM's
+/// user namespace has no say in it.
+fn raise_open_files() -> u32 {
+    let wanted = Rlimit { current: Some(MAX_OPEN_FILES.into()), maximum: Some(MAX_OPEN_FILES.into()) };
+    // Without the right to raise it, what there is has to do.
+    let _ = rustix::process::setrlimit(Resource::Nofile, wanted);
+    let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+    hard.and_then(|hard| u32::try_from(hard).ok()).unwrap_or(MAX_OPEN_FILES)
+}
+
+/// The kernel's default for fs.nr_open.
+const MAX_OPEN_FILES: u32 = 1 << 20;
 
 /// The template holds copies of the host's public configuration; certificates are the largest part.
 const WORKSHOP_MIB: u32 = 128;
