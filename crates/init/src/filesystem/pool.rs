@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ const SLOW_AFTER: Duration = Duration::from_secs(1);
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 /// For calls that get on without coming to an end, because the guest undoes what they do.
 const ENDLESS_AFTER: Duration = Duration::from_secs(600);
+
+/// How long the end of a VM waits for its temporary files in host directories to be removed.
+const REMOVAL_WAIT: Duration = Duration::from_secs(1);
 
 const _: () = assert!(SLOW_AFTER.as_secs() < STUCK_AFTER.as_secs());
 const _: () = assert!(STUCK_AFTER.as_secs() < ENDLESS_AFTER.as_secs());
@@ -226,7 +230,8 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Removes the temporary files of open writes. Threads end by themselves; those that hang end with the process.
+    /// Removes the temporary files of open writes, on a thread because that may hang as any call. All threads end by
+    /// themselves, or with the process.
     fn drop(&mut self) {
         let queue = {
             let mut state = self.shared.lock();
@@ -235,7 +240,17 @@ impl Drop for Pool {
         };
         drop(queue);
         self.shared.work.notify_all();
-        self.shared.files.abort_writes();
+        let shared = Arc::clone(&self.shared);
+        let (done, removed) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("file-end".to_owned()).stack_size(STACK_BYTES);
+        let removal = move || {
+            shared.files.abort_writes();
+            // Nobody listens any more when it took too long.
+            let _ = done.send(());
+        };
+        if thread.spawn(removal).is_ok() {
+            let _ = removed.recv_timeout(REMOVAL_WAIT);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod faults;
 mod listing;
 mod model;
 mod moving;
+mod overlays;
 mod pooling;
 mod races;
 mod reading;

@@ -1,7 +1,6 @@
 //! Writing files: small contents in one call, larger ones through a descriptor between OpenWrite and CommitWrite.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -81,10 +80,28 @@ impl OpenWrites {
         }
         let target = target_with_parents(root, path).map_err(&fault)?;
         let staged = Staged::new(root, target).map_err(&fault)?;
-        let (descriptor, pump) = entrance(&staged, pumps).map_err(&fault)?;
+        let backing = staged.backing().map_err(&fault)?;
+        self.admit(path, staged, backing, pumps).map_err(&fault)
+    }
+
+    /// Hands out the gathering file itself, or a pipe into it where its file system may hang.
+    pub(super) fn admit(
+        &self,
+        path: &GuestPath,
+        staged: Staged,
+        backing: Backing,
+        pumps: &Pumps,
+    ) -> Result<Outcome, Errno> {
+        let file = staged.file().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+        let (descriptor, pump) = if backing == Backing::Plain {
+            (file, None)
+        } else {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            (writer, Some(pumps.start(Vec::new(), reader, file)?))
+        };
         let mut table = self.table();
         if table.writes.len() >= MAX_OPEN_WRITES {
-            return Err(fault(Errno::MFILE));
+            return Err(Errno::MFILE);
         }
         let ticket = table.next_ticket();
         table.writes.insert(ticket, OpenWrite { path: path.clone(), staged, pump });
@@ -138,17 +155,4 @@ impl Table {
             }
         }
     }
-}
-
-type Pump = Option<JoinHandle<Result<(), Errno>>>;
-
-/// What the sidecar writes to: the gathering file itself, or a pipe where that file's system may hang.
-fn entrance(staged: &Staged, pumps: &Pumps) -> Result<(OwnedFd, Pump), Errno> {
-    let file = staged.file().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
-    if staged.backing()? == Backing::Plain {
-        return Ok((file, None));
-    }
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    let pump = pumps.start(Vec::new(), reader, file)?;
-    Ok((writer, Some(pump)))
 }

@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::support::{bytes, root_at};
-use crate::filesystem::pool::{Job, Subject};
 use crate::filesystem::calls::Outcome;
+use crate::filesystem::pool::{Job, Subject};
 use crate::filesystem::{Answer, Pool};
 
 const SECOND: Duration = Duration::from_secs(1);

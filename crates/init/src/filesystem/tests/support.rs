@@ -41,9 +41,18 @@ impl Vm {
         Self { files: files_below(&outside), outside, _dir: Some(dir) }
     }
 
+    /// With the root looked up again, for what was mounted over it.
+    pub(super) fn reopened(self) -> Self {
+        Self { files: files_below(&self.outside), ..self }
+    }
+
     /// The machine itself as the VM, for what a plain directory hasn't got.
     pub(super) fn of_machine() -> Self {
         Self { files: files_below(Path::new("/")), outside: PathBuf::from("/"), _dir: None }
+    }
+
+    pub(super) fn root(&self) -> Root {
+        root_at(&self.outside)
     }
 
     /// The path outside of a path inside.

@@ -4,13 +4,21 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use agentos_guest_protocol::filesystem::{FileCall, WriteTicket};
+use agentos_guest_protocol::filesystem::{FileCall, FileRequest, FileResponse, WriteTicket};
 use rustix::fs::{CWD, Gid, Uid, XattrFlags, chownat, getxattr, setxattr};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::thread::CapabilitySet;
 
-use super::support::{Mounted, Vm, errno, is_root, make_fifo, skip};
+use super::support::{Mounted, Vm, bytes, errno, is_root, make_fifo, skip, tiny_tmpfs};
+use crate::filesystem::Root;
+use crate::filesystem::calls::FileSystem;
+use crate::filesystem::path::GuestPath;
+use crate::filesystem::progress::Progress;
+use crate::filesystem::root::Backing;
+use crate::filesystem::stage::Staged;
+use crate::filesystem::streams::Pumps;
+use crate::filesystem::write::OpenWrites;
 
 #[test]
 fn parents_are_made_and_modes_are_the_usual_ones() {
@@ -260,6 +268,62 @@ fn an_aborted_write_leaves_nothing() {
     assert_eq!(vm.content("/file"), b"old");
     assert_eq!(vm.tree(), ["file"]);
     assert_eq!(errno(vm.abort(ticket)), Errno::BADF);
+}
+
+/// What a write to a file system that may hang goes through; here to one that doesn't.
+struct Distrusted {
+    writes: OpenWrites,
+    pumps: Pumps,
+    root: Root,
+}
+
+impl Distrusted {
+    fn new(root: Root) -> Self {
+        Self { writes: OpenWrites::default(), pumps: Pumps::default(), root }
+    }
+
+    fn open(&self, path: &str) -> (WriteTicket, std::fs::File) {
+        let path = GuestPath::parse(path.as_bytes()).unwrap();
+        let staged = Staged::new(&self.root, self.root.target(&path).unwrap()).unwrap();
+        let outcome = self.writes.admit(&path, staged, Backing::Other, &self.pumps).unwrap();
+        match (outcome.response, outcome.descriptor) {
+            (FileResponse::WriteOpened { ticket }, Some(descriptor)) => (ticket, descriptor.into()),
+            other => panic!("an open answered {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_write_through_a_pipe_is_whole_at_its_commit() {
+    let vm = Vm::new();
+    let distrusted = Distrusted::new(vm.root());
+    let content: Vec<u8> = (0..3_000_000u32).map(|index| (index % 253) as u8).collect();
+    let (ticket, mut sink) = distrusted.open("/file");
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&sink.metadata().unwrap().file_type()));
+    sink.write_all(&content).unwrap();
+    drop(sink);
+    distrusted.writes.commit(ticket, &Progress::default()).unwrap();
+    assert_eq!(vm.content("/file"), content);
+    let (ticket, mut sink) = distrusted.open("/file");
+    sink.write_all(b"lost").unwrap();
+    drop(sink);
+    distrusted.writes.abort(ticket).unwrap();
+    assert_eq!((vm.content("/file"), vm.tree()), (content, vec!["file".to_owned()]));
+}
+
+#[test]
+fn a_write_through_a_pipe_learns_of_a_full_disk() {
+    let test = "a_write_through_a_pipe_learns_of_a_full_disk";
+    let Some(mount) = tiny_tmpfs(test, "256k", "40") else { return };
+    let distrusted = Distrusted::new(Root::new(mount.try_clone().unwrap()));
+    let (ticket, mut sink) = distrusted.open("/file");
+    let error = sink.write_all(&[b'x'; 1_000_000]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    drop(sink);
+    assert_eq!(errno(distrusted.writes.commit(ticket, &Progress::default())), Errno::NOSPC);
+    let request = FileRequest::ReadDir { path: bytes("/") };
+    let listed = FileSystem::new(Root::new(mount)).handle(&request, &Progress::default()).unwrap();
+    assert_eq!(listed.response, FileResponse::Names(Vec::new()));
 }
 
 #[test]
