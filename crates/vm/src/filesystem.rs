@@ -1,154 +1,121 @@
-//! Files of a VM.
+//! Files of a VM, as its root would see them. Init does the work inside; here paths are checked, content is carried and
+//! errors get their words.
+//!
+//! Content of up to 256 KiB rides in the frames. More travels through a descriptor that init passes out: a regular
+//! file, read and written by position on a blocking thread, or a pipe. The sidecar never resolves a path of the guest.
+
+mod batch;
+mod content;
+mod error;
+pub(crate) mod parse;
+mod write;
+
+use agentos_guest_protocol::filesystem::FileRequest;
 pub use agentos_guest_protocol::filesystem::{DirEntry, FileCall, FileType, Stat};
+use agentos_guest_protocol::init::Request;
 use bytes::Bytes;
 
-use crate::path::{PathError, lossy};
-use crate::vm::{Unavailable, Vm};
+pub use batch::{ReadBatch, WriteBatch};
+pub use content::{Content, ContentStream};
+pub use error::FileError;
+pub use write::FileWriter;
 
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FileError {
-    #[error(transparent)]
-    Path(#[from] PathError),
-    #[error("{}, {} '{}'", crate::errno::text(*errno), crate::filesystem::call_name(*call), lossy(path))]
-    Failed { errno: i32, call: FileCall, path: Vec<u8> },
-    #[error("ETIMEDOUT: file system does not answer, {call}")]
-    TimedOut { call: String },
-    #[error("EBUSY: too many calls wait for file systems that don't answer")]
-    TooManyStuck,
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-}
-
-impl FileError {
-    pub fn errno(&self) -> Option<i32> {
-        todo!()
-    }
-}
-
-pub(crate) fn call_name(call: FileCall) -> &'static str {
-    match call {
-        FileCall::Open => "open",
-        FileCall::Read => "read",
-        FileCall::Write => "write",
-        FileCall::Mkdir => "mkdir",
-        FileCall::Scandir => "scandir",
-        FileCall::Stat => "stat",
-        FileCall::Rename => "rename",
-        FileCall::Unlink => "unlink",
-        FileCall::Rmdir => "rmdir",
-        FileCall::Copy => "copyfile",
-    }
-}
-
-/// What a file holds.
-#[derive(Debug)]
-pub enum Content {
-    Whole(Bytes),
-    Stream(ContentStream),
-}
-
-#[derive(Debug)]
-pub struct ContentStream;
-
-impl Content {
-    /// Works for both; None at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, FileError> {
-        todo!()
-    }
-    pub fn size_hint(&self) -> u64 {
-        todo!()
-    }
-}
-
-impl ContentStream {
-    pub async fn next(&mut self) -> Result<Option<Bytes>, FileError> {
-        todo!()
-    }
-}
-
-/// Files being read in the order asked.
-#[derive(Debug)]
-pub struct ReadBatch;
-
-impl ReadBatch {
-    pub async fn next(&mut self) -> Option<Result<Content, FileError>> {
-        todo!()
-    }
-}
-
-/// A file being written; nothing is visible before commit, dropping it aborts.
-#[derive(Debug)]
-pub struct FileWriter;
-
-impl FileWriter {
-    pub async fn write(&mut self, _data: Bytes) -> Result<(), FileError> {
-        todo!()
-    }
-    pub async fn commit(self) -> Result<(), FileError> {
-        todo!()
-    }
-}
-
-/// Files being written one after the other; one failure never stops the rest.
-#[derive(Debug)]
-pub struct WriteBatch;
-
-impl WriteBatch {
-    /// Begins the next file.
-    pub async fn start(&mut self, _path: &[u8]) {
-        todo!()
-    }
-    /// More of the current file.
-    pub async fn write(&mut self, _data: Bytes) {
-        todo!()
-    }
-    /// One result per file, in order.
-    pub async fn finish(self) -> Vec<Result<(), FileError>> {
-        todo!()
-    }
-}
+use crate::command::{Answer, ProtocolError};
+use crate::path::GuestPath;
+use crate::vm::Vm;
 
 impl Vm {
-    pub async fn read_file(&self, _path: &[u8]) -> Result<Content, FileError> {
-        todo!()
+    pub async fn read_file(&self, path: &[u8]) -> Result<Content, FileError> {
+        let path = GuestPath::parse(path)?;
+        let request = FileRequest::Read { path: path.to_wire() };
+        let opened = self.file_call(request, parse::opened, (FileCall::Open, &path)).await?;
+        Ok(Content::new(opened, path))
     }
-    pub fn read_files(&self, _paths: Vec<Vec<u8>>) -> ReadBatch {
-        todo!()
+
+    /// Reads many files at once; results come in the order asked, each as soon as those before it have.
+    pub fn read_files(&self, paths: Vec<Vec<u8>>) -> ReadBatch {
+        ReadBatch::new(self.clone(), paths)
     }
-    pub async fn write_file(&self, _path: &[u8], _content: Bytes) -> Result<(), FileError> {
-        todo!()
+
+    /// Makes parents; whole or not at all for readers that open later.
+    pub async fn write_file(&self, path: &[u8], content: Bytes) -> Result<(), FileError> {
+        let mut writer = self.open_write(path)?;
+        writer.write(content).await?;
+        writer.commit().await
     }
-    pub fn open_write(&self, _path: &[u8]) -> Result<FileWriter, FileError> {
-        todo!()
+
+    /// Begins to write a file in parts. Nothing is asked of the VM before there is more than fits into a frame.
+    pub fn open_write(&self, path: &[u8]) -> Result<FileWriter, FileError> {
+        Ok(FileWriter::new(self.clone(), GuestPath::parse(path)?))
     }
+
+    /// Writes many files, the small ones without waiting for one another.
     pub fn write_batch(&self) -> WriteBatch {
-        todo!()
+        WriteBatch::new(self.clone())
     }
-    pub async fn mkdir(&self, _path: &[u8], _recursive: bool) -> Result<(), FileError> {
-        todo!()
+
+    pub async fn mkdir(&self, path: &[u8], recursive: bool) -> Result<(), FileError> {
+        let path = GuestPath::parse(path)?;
+        let request = FileRequest::Mkdir { path: path.to_wire(), recursive };
+        self.file_call(request, parse::done, (FileCall::Mkdir, &path)).await
     }
-    pub async fn readdir(&self, _path: &[u8]) -> Result<Vec<Vec<u8>>, FileError> {
-        todo!()
+
+    /// Names, sorted, without `.` and `..`.
+    pub async fn readdir(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, FileError> {
+        let path = GuestPath::parse(path)?;
+        let request = FileRequest::ReadDir { path: path.to_wire() };
+        self.file_call(request, parse::names, (FileCall::Scandir, &path)).await
     }
+
+    /// All entries below a directory, itself not among them. Depth 0 means immediate children; `exclude` are base
+    /// names that are neither reported nor entered. Links are reported, never followed.
     pub async fn readdir_recursive(
         &self,
-        _path: &[u8],
-        _max_depth: Option<u32>,
-        _exclude: Vec<Vec<u8>>,
+        path: &[u8],
+        max_depth: Option<u32>,
+        exclude: Vec<Vec<u8>>,
     ) -> Result<Vec<DirEntry>, FileError> {
-        todo!()
+        let path = GuestPath::parse(path)?;
+        let exclude = exclude.into_iter().map(Into::into).collect();
+        let request = FileRequest::ReadDirRecursive { path: path.to_wire(), max_depth, exclude };
+        self.file_call(request, parse::entries, (FileCall::Scandir, &path)).await
     }
-    pub async fn stat(&self, _path: &[u8]) -> Result<Stat, FileError> {
-        todo!()
+
+    /// Follows links.
+    pub async fn stat(&self, path: &[u8]) -> Result<Stat, FileError> {
+        let path = GuestPath::parse(path)?;
+        let request = FileRequest::Stat { path: path.to_wire() };
+        self.file_call(request, parse::stat, (FileCall::Stat, &path)).await
     }
-    pub async fn exists(&self, _path: &[u8]) -> Result<bool, FileError> {
-        todo!()
+
+    /// Follows links; false for what is absent and for links that lead nowhere.
+    pub async fn exists(&self, path: &[u8]) -> Result<bool, FileError> {
+        let path = GuestPath::parse(path)?;
+        let request = FileRequest::Exists { path: path.to_wire() };
+        self.file_call(request, parse::exists, (FileCall::Stat, &path)).await
     }
-    pub async fn move_path(&self, _from: &[u8], _to: &[u8]) -> Result<(), FileError> {
-        todo!()
+
+    pub async fn move_path(&self, from: &[u8], to: &[u8]) -> Result<(), FileError> {
+        let (from, to) = (GuestPath::parse(from)?, GuestPath::parse(to)?);
+        let request = FileRequest::Rename { from: from.to_wire(), to: to.to_wire() };
+        self.file_call(request, parse::done, (FileCall::Rename, &from)).await
     }
-    pub async fn delete(&self, _path: &[u8], _recursive: bool) -> Result<(), FileError> {
-        todo!()
+
+    /// A link is removed, never its target.
+    pub async fn delete(&self, path: &[u8], recursive: bool) -> Result<(), FileError> {
+        let path = GuestPath::parse(path)?;
+        let request = FileRequest::Delete { path: path.to_wire(), recursive };
+        self.file_call(request, parse::done, (FileCall::Unlink, &path)).await
+    }
+
+    /// `about` is what an error names where init's failure names nothing.
+    async fn file_call<T: Send + 'static>(
+        &self,
+        request: FileRequest,
+        parse: impl FnOnce(Answer) -> Result<T, ProtocolError> + Send + 'static,
+        (call, path): (FileCall, &GuestPath),
+    ) -> Result<T, FileError> {
+        let outcome = self.call(Request::File(request), Vec::new(), parse).await;
+        outcome.map_err(|failure| FileError::of(failure, call, path))
     }
 }

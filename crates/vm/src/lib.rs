@@ -1,9 +1,12 @@
 //! The host side of one VM, and the host's end of the launcher.
 //!
 //! In reading order: a wish becomes a [`spec`]; the [`launcher`] boots it with ids from [`ids`]; a [`vm`] is the
-//! handle to what came to life, driven by one task that owns the control socket. On it work [`process`] and
-//! [`exec`], [`filesystem`], [`shell`], [`mount`] and [`network`], one file per noun. [`path`] and [`errno`] are the
-//! words they share.
+//! handle to what came to life. On it work [`process`] and [`exec`], [`filesystem`], [`shell`], [`mount`] and
+//! [`network`], one file per noun. [`path`] and [`errno`] are the words they share.
+//!
+//! Behind the handle, `create` makes a VM and `driver`, the one task that owns its control socket, serves it: it takes a
+//! `command` from a queue or an `asks` from a drop, and decides by `state`. Bytes of processes flow past it, through
+//! `pump` into a `window` and out of `stdin`.
 //!
 //! The guest is hostile: whatever comes over the control socket is parsed once and bounded, paths of the guest are
 //! never resolved here, and a peer that breaks the protocol loses its VM and nothing else.
@@ -20,6 +23,19 @@ pub mod process;
 pub mod shell;
 pub mod spec;
 pub mod vm;
+
+mod asks;
+mod channel;
+mod command;
+mod create;
+mod driver;
+mod output;
+mod pipe;
+mod pump;
+mod state;
+mod stdin;
+mod sync;
+mod window;
 
 pub use agentos_guest_protocol::launcher::{BootFailure, HostFindings, IdMode};
 pub use exec::{Exec, ExecEvent, ExecExit, ExecSpec};

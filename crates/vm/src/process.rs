@@ -1,11 +1,35 @@
-//! Processes of a VM.
+//! Processes of a VM: how they are started, read, written to, waited for and listed.
+//!
+//! [`Vm::spawn`] returns once the program runs. From then on a task carries its output into windows that any number of
+//! readers follow by offset, see [`Output`]; its exit is kept for whoever asks later. A handle that is dropped ends
+//! nothing.
+
+pub(crate) mod live;
+pub(crate) mod prepare;
+pub(crate) mod records;
+
+mod error;
+
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use agentos_guest_protocol::process::SpawnStep;
+use agentos_guest_protocol::init::{Request, Response};
+use agentos_guest_protocol::process::{ProcessEntry, SignalScope, Stdio};
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
-use crate::path::PathError;
-use crate::vm::{GoneReason, Unavailable, Vm};
+use self::live::{Kind, LiveProcess, Running, SpawnPlan};
+use self::prepare::Program;
+pub use error::{ListError, SignalError, SpawnError, SpawnInput, StdinError};
+
+use crate::command::{Answer, Call, Command, Completion, ProtocolError};
+pub use crate::output::{Chunk, Output, OutputReader};
+use crate::sync::lock;
+use crate::vm::{GoneReason, Vm};
+
+/// The kernel's highest signal number.
+const MAX_SIGNAL: i32 = 64;
 
 #[derive(Debug, Clone, Default)]
 pub struct ProcessSpec {
@@ -24,6 +48,7 @@ pub struct ProcessSpec {
 
 #[derive(Debug, Clone, Default)]
 pub enum Stdin {
+    /// /dev/null.
     #[default]
     Null,
     /// Written, then closed.
@@ -37,13 +62,15 @@ pub enum Stdin {
 pub enum Exit {
     Exited(i32),
     Signaled(i32),
+    /// Its timeout passed, and its group was killed.
     TimedOut,
+    /// Killed because the VM's memory was used up.
     OutOfMemory,
     VmGone(GoneReason),
 }
 
 impl Exit {
-    /// As a shell would show it: 128+n for signals, 124 after a timeout, 137 for all that SIGKILL ended.
+    /// As a shell would show it: 128+n for signals, 124 after a timeout, 137 for all else that was killed.
     pub fn code(&self) -> i32 {
         match self {
             Self::Exited(code) => *code,
@@ -54,118 +81,11 @@ impl Exit {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpawnError {
-    #[error("argv must not be empty")]
-    EmptyArgv,
-    #[error("{0} must not contain NUL")]
-    Nul(SpawnInput),
-    #[error("environment name is empty or contains '=': {0:?}")]
-    EnvironmentName(String),
-    #[error("working directory: {0}")]
-    Cwd(#[source] PathError),
-    /// Longer than the kernel takes; refused before anything is sent.
-    #[error("E2BIG: argument list too long, spawn")]
-    TooBig,
-    #[error("{}, {} '{}'", crate::errno::text(*errno), crate::process::step_call(*step), object)]
-    Failed { step: SpawnStep, errno: i32, object: String },
-    #[error("VM does not answer")]
-    NoAnswer,
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpawnInput {
-    Argument,
-    Environment,
-}
-
-impl std::fmt::Display for SpawnInput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Argument => "argument",
-            Self::Environment => "environment",
-        })
-    }
-}
-
-impl SpawnError {
-    pub fn errno(&self) -> Option<i32> {
-        todo!()
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum StdinError {
-    #[error("stdin of the process is not piped")]
-    NotPiped,
-    #[error("stdin of the process is closed")]
-    Closed,
-    /// The reader is gone.
-    #[error("EPIPE: broken pipe, write")]
-    BrokenPipe,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum SignalError {
-    #[error("unknown signal: {0}")]
-    Unknown(i32),
-    #[error("{}, kill {pid}", crate::errno::text(*errno))]
-    Failed { pid: i32, errno: i32 },
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ListError {
-    #[error("{}, list processes", crate::errno::text(*errno))]
-    Failed { errno: i32 },
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-}
-
-pub(crate) fn step_call(step: SpawnStep) -> &'static str {
-    match step {
-        SpawnStep::Stdio => "pipe",
-        SpawnStep::Fork => "fork",
-        SpawnStep::Setup => "setup",
-        SpawnStep::Cwd => "chdir",
-        SpawnStep::Exec => "spawn",
-    }
-}
-
-/// A spawned process.
+/// A spawned process; clones share it.
 #[derive(Debug, Clone)]
-pub struct Process;
-
-/// One output stream, for any number of readers.
-#[derive(Debug, Clone)]
-pub struct Output;
-
-/// A reader with a position of its own. While it is attached nothing it has not read is discarded.
-#[derive(Debug)]
-pub struct OutputReader;
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    /// Of the first byte in the whole stream; beyond the expected one where bytes were discarded unread.
-    pub offset: u64,
-    pub data: Bytes,
-}
-
-impl Output {
-    pub fn from_offset(&self, _offset: u64) -> OutputReader {
-        todo!()
-    }
-}
-
-impl OutputReader {
-    /// None when the stream's last writer is gone and all is read.
-    pub async fn next(&mut self) -> Option<Chunk> {
-        todo!()
-    }
+pub struct Process {
+    pub(crate) vm: Vm,
+    pub(crate) live: Arc<LiveProcess>,
 }
 
 /// A process that spawn started.
@@ -180,6 +100,7 @@ pub struct SpawnedProcess {
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
     pub pid: i32,
+    /// 0 for processes that have no parent in the VM they could know of.
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
@@ -188,6 +109,7 @@ pub struct ProcessInfo {
     pub cwd: Vec<u8>,
     /// None while it runs.
     pub exit: Option<Exit>,
+    /// Milliseconds since the epoch.
     pub start_time_ms: u64,
     pub exit_time_ms: Option<u64>,
 }
@@ -201,54 +123,181 @@ pub enum ProcessDriver {
     Shell,
 }
 
+impl ProcessDriver {
+    pub(crate) fn of_executable(path: &[u8]) -> Self {
+        let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+        let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let version = |rest: &[u8]| rest.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.');
+        match name {
+            b"node" | b"nodejs" => Self::Node,
+            b"sh" | b"bash" | b"dash" | b"zsh" | b"ash" | b"ksh" | b"fish" | b"busybox" => Self::Shell,
+            name if name.strip_prefix(b"python").is_some_and(version) => Self::Python,
+            name if name.strip_prefix(b"pypy").is_some_and(version) => Self::Python,
+            _ => Self::Native,
+        }
+    }
+}
+
 impl Vm {
-    pub async fn spawn(&self, _spec: ProcessSpec) -> Result<Process, SpawnError> {
-        todo!()
+    /// Starts a program and returns once it runs. A dropped future kills what it began.
+    pub async fn spawn(&self, spec: ProcessSpec) -> Result<Process, SpawnError> {
+        let (piped, input) = match spec.stdin {
+            Stdin::Null => (false, None),
+            Stdin::Bytes(bytes) => (true, Some(bytes)),
+            Stdin::Piped => (true, None),
+        };
+        let program = Program { argv: spec.argv, env: spec.env, cwd: spec.cwd };
+        let stdio = Stdio::Pipes { stdin: piped };
+        let request = prepare::spawn_request(self.spec(), program, stdio, spec.supervised)?;
+        let plan = SpawnPlan { request, kind: Kind::Spawn, input, timeout: spec.timeout };
+        let mut running = self.start(plan).await?;
+        running.guard.disarm();
+        Ok(Process { vm: self.clone(), live: running.process })
     }
-    /// Of spawn, exited ones too.
-    pub fn process(&self, _pid: i32) -> Option<Process> {
-        todo!()
+
+    /// A process of spawn, exited ones too: the last 1,024.
+    pub fn process(&self, pid: i32) -> Option<Process> {
+        let live = lock(&self.shared().records).find(pid)?;
+        Some(Process { vm: self.clone(), live })
     }
+
+    /// Those of spawn, in the order they were started, exited ones too: the last 1,024.
     pub fn list_processes(&self) -> Vec<SpawnedProcess> {
-        todo!()
+        lock(&self.shared().records).spawned()
     }
+
+    /// Every process in the VM now, and the exited ones of spawn and exec for 60 s.
     pub async fn all_processes(&self) -> Result<Vec<ProcessInfo>, ListError> {
-        todo!()
+        let entries = self.call(Request::ListProcesses, Vec::new(), parse_processes).await?;
+        let alive: HashSet<i32> = entries.iter().map(|entry| entry.pid).collect();
+        let mut processes: Vec<_> = entries.into_iter().map(alive_info).collect();
+        let mut records = lock(&self.shared().records);
+        let exited = records.recently_exited(std::time::Instant::now());
+        processes.extend(exited.filter(|info| !alive.contains(&info.pid)).cloned());
+        Ok(processes)
+    }
+
+    pub(crate) async fn start(&self, plan: SpawnPlan) -> Result<Running, SpawnError> {
+        let (started, outcome) = oneshot::channel();
+        let command = Command::Spawn { plan: Box::new(plan), started };
+        if self.commands().send(command).await.is_err() {
+            return Err(self.unavailable().into());
+        }
+        outcome.await.unwrap_or_else(|_| Err(self.unavailable().into()))
+    }
+
+    pub(crate) async fn signal_live(
+        &self,
+        live: &Arc<LiveProcess>,
+        signal: i32,
+        scope: SignalScope,
+    ) -> Result<(), SignalError> {
+        if !(0..=MAX_SIGNAL).contains(&signal) {
+            return Err(SignalError::Unknown(signal));
+        }
+        self.ask_about(live, Request::Signal { pid: live.pid, signal, scope }).await
+    }
+
+    /// A request about a process, a no-op once it has exited.
+    async fn ask_about(&self, live: &Arc<LiveProcess>, request: Request) -> Result<(), SignalError> {
+        if live.exit().is_some() {
+            return Ok(());
+        }
+        let (completion, outcome) = Completion::new(Answer::done);
+        let call = Call { request, descriptors: Vec::new(), completion };
+        let command = Command::ToProcess { process: Arc::clone(live), call };
+        if self.commands().send(command).await.is_err() {
+            return Err(self.unavailable().into());
+        }
+        match outcome.await {
+            Ok(outcome) => outcome.map_err(|failure| SignalError::of(live.pid, failure)),
+            Err(_) => Err(self.unavailable().into()),
+        }
     }
 }
 
 impl Process {
+    /// The VM's own number for it.
     pub fn pid(&self) -> i32 {
-        todo!()
+        self.live.pid
     }
+
     pub fn argv(&self) -> &[Vec<u8>] {
-        todo!()
+        &self.live.argv
     }
+
     pub fn stdout(&self) -> &Output {
-        todo!()
+        &self.live.streams.stdout
     }
+
     pub fn stderr(&self) -> &Output {
-        todo!()
+        &self.live.streams.stderr
     }
-    pub async fn write_stdin(&self, _data: Bytes) -> Result<(), StdinError> {
-        todo!()
+
+    /// Returns when all of `data` is queued for the process; 1 MiB is queued at most. A dropped future may have queued
+    /// a part.
+    pub async fn write_stdin(&self, data: Bytes) -> Result<(), StdinError> {
+        match &self.live.streams.stdin {
+            Some(stdin) => stdin.write(data).await,
+            None => Err(StdinError::NotPiped),
+        }
     }
+
+    /// The process sees the end of its input once what is queued is written. Closing twice is fine.
     pub fn close_stdin(&self) -> Result<(), StdinError> {
-        todo!()
+        match &self.live.streams.stdin {
+            Some(stdin) => {
+                stdin.close();
+                Ok(())
+            }
+            None => Err(StdinError::NotPiped),
+        }
     }
+
     pub async fn wait(&self) -> Exit {
-        todo!()
+        self.live.wait().await
     }
+
+    /// None while it runs.
     pub fn exit(&self) -> Option<Exit> {
-        todo!()
+        self.live.exit()
     }
-    pub async fn signal(&self, _signal: i32) -> Result<(), SignalError> {
-        todo!()
+
+    /// To this process alone; a no-op once it has exited.
+    pub async fn signal(&self, signal: i32) -> Result<(), SignalError> {
+        self.vm.signal_live(&self.live, signal, SignalScope::Process).await
     }
-    pub async fn kill_group(&self, _signal: i32) -> Result<(), SignalError> {
-        todo!()
+
+    /// To the process group it leads; a no-op once it has exited.
+    pub async fn kill_group(&self, signal: i32) -> Result<(), SignalError> {
+        self.vm.signal_live(&self.live, signal, SignalScope::Group).await
     }
+
+    /// Kills a supervised process with every descendant, daemons included, and returns when none is left.
     pub async fn kill_supervised(&self) -> Result<(), SignalError> {
-        todo!()
+        self.vm.ask_about(&self.live, Request::KillSupervised { pid: self.live.pid }).await
+    }
+}
+
+fn parse_processes(answer: Answer) -> Result<Vec<ProcessEntry>, ProtocolError> {
+    answer.without_descriptors()?;
+    match answer.response {
+        Response::Processes(processes) => Ok(processes),
+        _ => Err(ProtocolError::WrongAnswer("a list of processes")),
+    }
+}
+
+fn alive_info(entry: ProcessEntry) -> ProcessInfo {
+    ProcessInfo {
+        pid: entry.pid,
+        ppid: entry.ppid,
+        pgid: entry.pgid,
+        sid: entry.sid,
+        driver: ProcessDriver::of_executable(&entry.exe),
+        argv: entry.argv.into_iter().map(|argument| argument.into_vec()).collect(),
+        cwd: entry.cwd.into_vec(),
+        exit: None,
+        start_time_ms: entry.start_time_ms,
+        exit_time_ms: None,
     }
 }

@@ -16,9 +16,10 @@ use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::launcher::{Base, BootPlan, HostFindings, IdRange, Limits, PlannedMount};
 
 pub use environment::Environment;
+pub(crate) use environment::EnvironmentRefusal;
 pub use limits::LimitOptions;
 pub use mounts::{MountKind, MountOptions};
-pub(crate) use mounts::{MountPlan, plan_mount};
+pub(crate) use mounts::{MountRefusal, mount_target, plan_mount};
 
 use crate::launcher::Launcher;
 use crate::path::{GuestPath, PathError};
@@ -80,7 +81,7 @@ impl Host {
     pub fn of(launcher: &Launcher) -> Self {
         let info = rustix::system::sysinfo();
         let unit = u64::from(info.mem_unit.max(1));
-        let total = u64::try_from(info.totalram).unwrap_or(u64::MAX);
+        let total = info.totalram;
         Self { findings: launcher.findings().clone(), memory_bytes: total.saturating_mul(unit) }
     }
 }
@@ -283,3 +284,5 @@ fn validate_ports(ports: Vec<u16>) -> Result<Vec<u16>, SpecError> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::test_spec;

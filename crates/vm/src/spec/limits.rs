@@ -22,7 +22,6 @@ const MAX_PROCESSES: u32 = 4 * 1024 * 1024;
 /// Three standard descriptors, a loader's and a few of the program's own.
 const MIN_OPEN_FILES: u32 = 16;
 /// fs.nr_open's default.
-const MAX_OPEN_FILES: u32 = 1024 * 1024;
 /// The least the kernel's CPU bandwidth control takes: 1 ms in every 100.
 const MIN_CPU_MILLIS: u32 = 10;
 const MAX_CPU_MILLIS: u32 = 1000 * 8192;
@@ -62,7 +61,7 @@ pub(super) fn decide(options: &LimitOptions, host: &Host) -> Result<DecidedLimit
     check(SpecField::MemoryLimit, options.memory_bytes, MIN_MEMORY_BYTES, u64::MAX / 2)?;
     check(SpecField::CpuLimit, options.cpu_millis, MIN_CPU_MILLIS, MAX_CPU_MILLIS)?;
     check(SpecField::ProcessLimit, options.processes, MIN_PROCESSES, MAX_PROCESSES)?;
-    check(SpecField::OpenFileLimit, options.open_files, MIN_OPEN_FILES, MAX_OPEN_FILES)?;
+    check(SpecField::OpenFileLimit, options.open_files, MIN_OPEN_FILES, findings.max_open_files)?;
     check(SpecField::DiskLimit, options.disk_bytes, MIN_DISK_BYTES, u64::MAX / 2)?;
 
     if options.memory_bytes.is_some() && !findings.cgroup_memory {
@@ -84,7 +83,7 @@ pub(super) fn decide(options: &LimitOptions, host: &Host) -> Result<DecidedLimit
         memory_bytes: findings.cgroup_memory.then_some(memory),
         cpu_millis: options.cpu_millis,
         processes: options.processes.unwrap_or(DEFAULT_PROCESSES),
-        open_files: options.open_files.unwrap_or(DEFAULT_OPEN_FILES),
+        open_files: options.open_files.unwrap_or(DEFAULT_OPEN_FILES.min(findings.max_open_files)),
         disk_bytes,
         disk_inodes: (disk_bytes / BYTES_PER_INODE).clamp(MIN_INODES, MAX_INODES),
     })

@@ -1,0 +1,337 @@
+//! The processes of a VM that were started and have not been reaped.
+//!
+//! ```text
+//! spawned ──► Starting ──ExecDone ok──► Running ──Exited──► (records)
+//!                 └──────ExecDone err──► Failed ──Exited──► forgotten
+//! ```
+//! The handle is given out at Running: before, nobody knows whether there is a program at all.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+
+use agentos_guest_protocol::init::{Failure, Response};
+use agentos_guest_protocol::launcher::Cgroups;
+use agentos_guest_protocol::process::{SpawnFailure, SpawnStep, Status, Stdio};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::command::{Answer, ProtocolError};
+use crate::path::lossy;
+use crate::pipe;
+use crate::process::live::{KillGuard, Kind, LiveProcess, Running, SpawnPlan};
+use crate::process::prepare;
+use crate::process::records::Now;
+use crate::process::{Exit, SpawnError};
+use crate::pump::{self, Pipes, Streams};
+use crate::stdin::StdinQueue;
+use crate::sync::lock;
+use crate::vm::{GoneReason, Shared, VmState};
+
+const SIGKILL: i32 = 9;
+
+#[derive(Debug)]
+pub(crate) struct LiveTable {
+    shared: Arc<Shared>,
+    live: HashMap<i32, Entry>,
+    timeouts: BTreeSet<(Instant, i32)>,
+    oom: OomWatch,
+}
+
+#[derive(Debug)]
+struct Entry {
+    process: Arc<LiveProcess>,
+    stage: Stage,
+    /// None where it has none, or where it has passed.
+    deadline: Option<Instant>,
+    timed_out: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Starting { plan: Box<SpawnPlan>, started: Started, stdio: Descriptors },
+    Running,
+    Failed,
+}
+
+type Started = oneshot::Sender<Result<Running, SpawnError>>;
+
+/// What came with Spawned, registered with the runtime.
+#[derive(Debug)]
+enum Descriptors {
+    Pipes(Pipes),
+    Terminal(Arc<AsyncFd<OwnedFd>>),
+}
+
+impl LiveTable {
+    pub(crate) fn new(shared: Arc<Shared>, cgroups: Arc<OnceLock<Cgroups>>) -> Self {
+        let oom = OomWatch { cgroups, seen: 0 };
+        Self { shared, live: HashMap::new(), timeouts: BTreeSet::new(), oom }
+    }
+
+    /// Init's answer to a spawn. Gives back a process that exists but can't be used, to be killed.
+    pub(crate) fn spawned(
+        &mut self,
+        plan: SpawnPlan,
+        started: Started,
+        answer: Result<Answer, Failure>,
+    ) -> Result<Option<Arc<LiveProcess>>, ProtocolError> {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(failure) => {
+                drop(started.send(Err(SpawnError::of(failure, prepare::object(&plan.request)))));
+                return Ok(None);
+            }
+        };
+        let Response::Spawned { pid } = answer.response else {
+            return Err(ProtocolError::WrongAnswer("spawn"));
+        };
+        let taken = self.live.get(&pid).is_some_and(|entry| !matches!(entry.stage, Stage::Failed));
+        if pid <= 1 || taken {
+            return Err(ProtocolError::ProcessId(pid));
+        }
+        check_descriptors(plan.request.stdio, &answer.descriptors)?;
+        let process = Arc::new(LiveProcess::new(pid, &plan, streams(&plan), Now::read().epoch_ms));
+        let (stage, orphan) = match register(plan.request.stdio, answer.descriptors) {
+            Ok(stdio) => (Stage::Starting { plan: Box::new(plan), started, stdio }, None),
+            Err(errno) => {
+                let object = prepare::object(&plan.request);
+                let failed = SpawnError::Failed { step: SpawnStep::Stdio, errno, object };
+                drop(started.send(Err(failed)));
+                (Stage::Failed, Some(Arc::clone(&process)))
+            }
+        };
+        self.live.insert(pid, Entry { process, stage, deadline: None, timed_out: false });
+        Ok(orphan)
+    }
+
+    /// The program runs, or could not be run.
+    pub(crate) fn exec_done(
+        &mut self,
+        pid: i32,
+        result: Result<(), SpawnFailure>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), ProtocolError> {
+        let entry = self.live.get_mut(&pid).ok_or(ProtocolError::UnknownProcess(pid))?;
+        let (plan, started, stdio) = match std::mem::replace(&mut entry.stage, Stage::Failed) {
+            Stage::Starting { plan, started, stdio } => (plan, started, stdio),
+            // Init had killed it for us before it got that far.
+            Stage::Failed => return Ok(()),
+            Stage::Running => return Err(ProtocolError::Unexpected("a second ExecDone")),
+        };
+        if let Err(failure) = result {
+            drop(started.send(Err(SpawnError::failed(failure, &plan.request))));
+            return Ok(());
+        }
+        entry.stage = Stage::Running;
+        if let Some(deadline) = plan.timeout.and_then(|timeout| Instant::now().checked_add(timeout)) {
+            entry.deadline = Some(deadline);
+            self.timeouts.insert((deadline, pid));
+        }
+        let process = Arc::clone(&entry.process);
+        lock(&self.shared.records).started(&process);
+        let pipes = start_pump(&process, stdio, tasks);
+        let guard = KillGuard::new(&self.shared, &process);
+        // Where nobody waits any more, the guard in what comes back kills the process.
+        drop(started.send(Ok(Running { process, pipes, guard })));
+        Ok(())
+    }
+
+    pub(crate) fn exited(&mut self, pid: i32, status: Status) -> Result<(), ProtocolError> {
+        let entry = self.live.remove(&pid).ok_or(ProtocolError::UnknownProcess(pid))?;
+        match entry.stage {
+            Stage::Starting { .. } => return Err(ProtocolError::Unexpected("Exited before ExecDone")),
+            Stage::Failed => return Ok(()),
+            Stage::Running => {}
+        }
+        if let Some(deadline) = entry.deadline {
+            self.timeouts.remove(&(deadline, pid));
+        }
+        let exit = self.judge(status, entry.timed_out);
+        entry.process.set_exit(exit.clone());
+        lock(&self.shared.records).exited(&entry.process, exit, Now::read());
+        Ok(())
+    }
+
+    /// What a status means: the kernel says "killed" for three different stories.
+    fn judge(&mut self, status: Status, timed_out: bool) -> Exit {
+        match status {
+            Status::Signaled(SIGKILL) if timed_out => Exit::TimedOut,
+            Status::Signaled(SIGKILL) if self.oom.has_killed() => Exit::OutOfMemory,
+            // A shell whose last command was killed says it this way.
+            Status::Exited(code) if code == 128 + SIGKILL && self.oom.has_killed() => Exit::OutOfMemory,
+            Status::Signaled(signal) => Exit::Signaled(signal),
+            Status::Exited(code) => Exit::Exited(code),
+        }
+    }
+
+    pub(crate) fn is_alive(&self, process: &Arc<LiveProcess>) -> bool {
+        self.live.get(&process.pid).is_some_and(|entry| Arc::ptr_eq(&entry.process, process))
+    }
+
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.timeouts.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Marks and gives out the processes whose time is up.
+    pub(crate) fn take_timed_out(&mut self, now: Instant) -> Vec<Arc<LiveProcess>> {
+        let mut late = Vec::new();
+        while let Some(&(deadline, pid)) = self.timeouts.first().filter(|(deadline, _)| *deadline <= now) {
+            self.timeouts.remove(&(deadline, pid));
+            if let Some(entry) = self.live.get_mut(&pid) {
+                entry.deadline = None;
+                entry.timed_out = true;
+                late.push(Arc::clone(&entry.process));
+            }
+        }
+        late
+    }
+
+    /// The VM is being disposed: whoever waits for a process is told so, now. The processes themselves still have
+    /// their grace, and their output is still read.
+    pub(crate) fn abandon(&mut self) {
+        let reason = match &*self.shared.state.borrow() {
+            VmState::Failed(reason) => reason.clone(),
+            VmState::Running | VmState::Disposing | VmState::Disposed => GoneReason::Disposed,
+        };
+        let mut records = lock(&self.shared.records);
+        for entry in self.live.values_mut() {
+            match std::mem::replace(&mut entry.stage, Stage::Failed) {
+                // Dropping what a caller waits for makes it look at the VM's state.
+                Stage::Starting { .. } | Stage::Failed => {}
+                Stage::Running => {
+                    entry.process.set_exit(Exit::VmGone(reason.clone()));
+                    records.exited(&entry.process, Exit::VmGone(reason.clone()), Now::read());
+                }
+            }
+        }
+        drop(records);
+        self.timeouts.clear();
+    }
+
+    /// The VM is gone, and every process with it.
+    pub(crate) fn end(&mut self) {
+        self.abandon();
+        self.live.clear();
+    }
+}
+
+impl Drop for LiveTable {
+    /// Also after a panic of the driver: nobody may wait for an exit that never comes.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn streams(plan: &SpawnPlan) -> Streams {
+    let stdin = match (plan.request.stdio, &plan.input) {
+        (Stdio::Pipes { stdin: false }, _) => None,
+        (_, Some(bytes)) => Some(StdinQueue::holding(bytes)),
+        (_, None) => Some(StdinQueue::default()),
+    };
+    Streams { stdin: stdin.map(Arc::new), ..Streams::default() }
+}
+
+/// A hostile init could pass anything; only what can be read and written without blocking a thread is taken.
+fn check_descriptors(stdio: Stdio, descriptors: &[OwnedFd]) -> Result<(), ProtocolError> {
+    let (expected, kind, what) = match stdio {
+        Stdio::Pipes { stdin } => (2 + usize::from(stdin), pipe::Kind::Pipe, "a process's pipe"),
+        Stdio::Terminal { .. } => (1, pipe::Kind::Terminal, "a terminal"),
+    };
+    let found = descriptors.len();
+    if found != expected {
+        return Err(ProtocolError::Descriptors { expected, found });
+    }
+    let fits = |descriptor: &OwnedFd| pipe::kind(descriptor.as_fd()) == Ok(kind);
+    if descriptors.iter().all(fits) { Ok(()) } else { Err(ProtocolError::DescriptorKind(what)) }
+}
+
+/// The number and kind of the descriptors is checked.
+fn register(stdio: Stdio, descriptors: Vec<OwnedFd>) -> Result<Descriptors, i32> {
+    let errno = |error: std::io::Error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
+    let mut descriptors = descriptors.into_iter();
+    let mut next = |interest| {
+        let descriptor = descriptors.next().ok_or(Errno::BADF.raw_os_error())?;
+        pipe::register(descriptor, interest).map_err(errno)
+    };
+    match stdio {
+        Stdio::Pipes { stdin } => {
+            let stdin = if stdin { Some(next(Interest::WRITABLE)?) } else { None };
+            let (stdout, stderr) = (next(Interest::READABLE)?, next(Interest::READABLE)?);
+            Ok(Descriptors::Pipes(Pipes { stdin, stdout, stderr }))
+        }
+        Stdio::Terminal { .. } => {
+            Ok(Descriptors::Terminal(Arc::new(next(Interest::READABLE | Interest::WRITABLE)?)))
+        }
+    }
+}
+
+/// Gives the descriptors to a task, or to the caller where it reads them itself.
+fn start_pump(process: &Arc<LiveProcess>, stdio: Descriptors, tasks: &mut JoinSet<()>) -> Option<Pipes> {
+    let streams = process.streams.clone();
+    match stdio {
+        Descriptors::Pipes(pipes) if process.kind == Kind::Exec => return Some(pipes),
+        Descriptors::Pipes(pipes) => tasks.spawn(pump::pump_pipes(pipes, streams)),
+        Descriptors::Terminal(master) => {
+            *lock(&process.terminal) = Some(Arc::clone(&master));
+            tasks.spawn(pump::pump_terminal(master, streams, process.watch_exit()))
+        }
+    };
+    None
+}
+
+/// Tells the kernel's killing for want of memory from anybody else's.
+#[derive(Debug)]
+struct OomWatch {
+    cgroups: Arc<OnceLock<Cgroups>>,
+    seen: u64,
+}
+
+impl OomWatch {
+    /// Whether the kernel has killed in this VM since this was asked last.
+    fn has_killed(&mut self) -> bool {
+        let events = self.cgroups.get().and_then(|cgroups| cgroups.oom_events.as_ref());
+        let Some(path) = events else { return false };
+        // A file of cgroupfs: a few lines, made by the kernel while we read. The path is the launcher's.
+        let Ok(text) = std::fs::read_to_string(&*lossy(path)) else { return false };
+        let count = oom_kills(&text);
+        let killed = count > self.seen;
+        self.seen = count;
+        killed
+    }
+}
+
+fn oom_kills(events: &str) -> u64 {
+    let count = |line: &str| line.strip_prefix("oom_kill ")?.trim().parse().ok();
+    events.lines().find_map(count).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oom_kills_are_counted_in_both_versions_of_the_file() {
+        assert_eq!(oom_kills("low 0\nhigh 0\nmax 4\noom 1\noom_kill 2\noom_group_kill 0\n"), 2);
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"), 7);
+        assert_eq!(oom_kills(""), 0);
+    }
+
+    #[test]
+    fn a_kill_of_the_kernel_is_reported_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let cgroups = Arc::<OnceLock<Cgroups>>::default();
+        let path = file.path().to_str().unwrap().as_bytes().to_vec();
+        cgroups.set(Cgroups { oom_events: Some(path.into()) }).unwrap();
+        let mut watch = OomWatch { cgroups, seen: 0 };
+        std::fs::write(file.path(), "oom_kill 0\n").unwrap();
+        assert!(!watch.has_killed());
+        std::fs::write(file.path(), "oom_kill 1\n").unwrap();
+        assert!(watch.has_killed());
+        assert!(!watch.has_killed());
+    }
+}

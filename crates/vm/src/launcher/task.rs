@@ -1,0 +1,164 @@
+//! The task that owns the launcher's socket.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use agentos_guest_protocol::launcher::{BootFailure, LauncherEvent, LauncherRequest, VmNumber};
+use rustix::io::Errno;
+use tokio::sync::mpsc;
+
+use super::{HostDirAnswer, LauncherDeath, Queued, Shared, VmEnd};
+use crate::channel::{Channel, Outbox, Outgoing, Packet, PrepareError};
+use crate::sync::lock;
+
+/// What a launcher must not say.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Breach {
+    #[error("first event is not Started")]
+    NotStarted,
+    #[error("Started came twice")]
+    StartedTwice,
+    #[error("{found} descriptors instead of {expected}")]
+    Descriptors { expected: usize, found: usize },
+}
+
+/// Runs until the launcher dies or nobody holds it any more.
+pub(super) async fn run(channel: Channel, requests: mpsc::Receiver<Queued>, shared: Arc<Shared>) {
+    // Whatever ends this task, a panic included, ends the VMs of the launcher.
+    let mut last_words = LastWords { shared: Arc::clone(&shared), death: LauncherDeath::Fault };
+    last_words.death = serve(&channel, requests, &shared).await;
+}
+
+struct LastWords {
+    shared: Arc<Shared>,
+    death: LauncherDeath,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        // Death first: Launcher::boot looks at it after it has put its slot into the table.
+        self.shared.death.send_replace(Some(self.death.clone()));
+        for (_, slot) in lock(&self.shared.slots).drain() {
+            slot.ended.send_replace(Some(VmEnd::LauncherDied(self.death.clone())));
+        }
+        lock(&self.shared.host_dirs).clear();
+        lock(&self.shared.kills).clear();
+    }
+}
+
+async fn serve(channel: &Channel, mut requests: mpsc::Receiver<Queued>, shared: &Shared) -> LauncherDeath {
+    let mut outbox = Outbox::default();
+    loop {
+        let sent = tokio::select! {
+            packet = channel.receive::<LauncherEvent>() => {
+                match packet.map_err(LauncherDeath::from).and_then(|packet| handle(shared, packet)) {
+                    Ok(()) => Ok(()),
+                    Err(death) => return death,
+                }
+            }
+            request = requests.recv(), if outbox.is_empty() => match request {
+                Some(request) => send(channel, &mut outbox, shared, request),
+                None => return LauncherDeath::HungUp,
+            },
+            () = shared.kill_asked.notified() => kill(channel, &mut outbox, shared),
+            writable = channel.writable(), if !outbox.is_empty() => match writable {
+                Ok(()) => outbox.flush(channel),
+                Err(error) => return LauncherDeath::Socket(Arc::new(error)),
+            },
+        };
+        match sent {
+            Ok(()) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) => return LauncherDeath::HungUp,
+            Err(errno) => return LauncherDeath::Socket(Arc::new(errno.into())),
+        }
+    }
+}
+
+fn send(
+    channel: &Channel,
+    outbox: &mut Outbox,
+    shared: &Shared,
+    Queued { request, descriptors }: Queued,
+) -> Result<(), Errno> {
+    match Outgoing::prepare(&request, descriptors) {
+        Ok(outgoing) => outbox.send(channel, outgoing),
+        Err(error) => {
+            refuse(shared, &request, &error);
+            Ok(())
+        }
+    }
+}
+
+/// Answers a request that can't be put into a frame as the launcher would have.
+fn refuse(shared: &Shared, request: &LauncherRequest, error: &PrepareError) {
+    let errno = match error {
+        PrepareError::Encode(_) => Errno::TOOBIG,
+        PrepareError::Spill(errno) => *errno,
+    };
+    let failure = |step: &str| BootFailure {
+        step: step.to_owned(),
+        object: Default::default(),
+        errno: errno.raw_os_error(),
+    };
+    match request {
+        LauncherRequest::Boot { vm, .. } => end(shared, *vm, VmEnd::BootFailed(failure("send boot plan"))),
+        LauncherRequest::OpenHostDir { token, .. } => {
+            answer_host_dir(shared, *token, Err(failure("send host directory")));
+        }
+        LauncherRequest::Kill { .. } => {}
+    }
+}
+
+fn kill(channel: &Channel, outbox: &mut Outbox, shared: &Shared) -> Result<(), Errno> {
+    for vm in std::mem::take(&mut *lock(&shared.kills)) {
+        let alive = lock(&shared.slots).contains_key(&vm);
+        if let (true, Ok(kill)) = (alive, Outgoing::prepare(&LauncherRequest::Kill { vm }, Vec::new())) {
+            outbox.send(channel, kill)?;
+        }
+    }
+    Ok(())
+}
+
+fn handle(shared: &Shared, packet: Packet<LauncherEvent>) -> Result<(), LauncherDeath> {
+    let Packet { message, mut descriptors } = packet;
+    let expected = usize::from(matches!(message, LauncherEvent::HostDirOpened { .. }));
+    if descriptors.len() != expected {
+        let found = descriptors.len();
+        return Err(LauncherDeath::protocol(Breach::Descriptors { expected, found }));
+    }
+    match message {
+        LauncherEvent::Started(_) | LauncherEvent::StartFailed(_) => {
+            return Err(LauncherDeath::protocol(Breach::StartedTwice));
+        }
+        LauncherEvent::Cloned { vm, pid, cgroups } => {
+            tracing::debug!(vm = vm.0, pid, "cloned");
+            if let Some(slot) = lock(&shared.slots).get(&vm) {
+                // A second Cloned changes nothing.
+                let _ = slot.cgroups.set(cgroups);
+            }
+        }
+        LauncherEvent::BootFailed { vm, failure } => end(shared, vm, VmEnd::BootFailed(failure)),
+        LauncherEvent::Exited { vm, status } => end(shared, vm, VmEnd::Exited(status)),
+        LauncherEvent::HostDirOpened { token } => {
+            if let Some(tree) = descriptors.pop() {
+                answer_host_dir(shared, token, Ok::<OwnedFd, _>(tree));
+            }
+        }
+        LauncherEvent::HostDirFailed { token, failure } => answer_host_dir(shared, token, Err(failure)),
+    }
+    Ok(())
+}
+
+/// The VM's slot goes, and with it its lease of ids: nothing of the VM is left that could use them.
+fn end(shared: &Shared, vm: VmNumber, how: VmEnd) {
+    if let Some(slot) = lock(&shared.slots).remove(&vm) {
+        slot.ended.send_replace(Some(how));
+    }
+}
+
+fn answer_host_dir(shared: &Shared, token: u32, answer: HostDirAnswer) {
+    if let Some(waiting) = lock(&shared.host_dirs).remove(&token) {
+        // Nobody waits any more: the tree is closed, and nothing is left of it.
+        let _ = waiting.send(answer);
+    }
+}
