@@ -21,10 +21,6 @@ pub(crate) const AGENT: u8 = 4;
 pub(crate) const EXISTS: u8 = 5;
 /// `exec` and `shell`: agentos itself failed, and not the command. docker and env use it in the same way.
 pub(crate) const NOT_STARTED: u8 = 125;
-/// The command can't be executed, as in a shell.
-const NOT_EXECUTABLE: u8 = 126;
-/// There is no such command, as in a shell.
-const NO_SUCH_COMMAND: u8 = 127;
 /// Ended by a signal: 128 and its number.
 pub(crate) const SIGNALED: u8 = 128;
 const SIGPIPE: u8 = 13;
@@ -38,8 +34,6 @@ pub(crate) enum Failure {
     OutputClosed,
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
-    #[error("cannot read standard input")]
-    Input(#[source] io::Error),
     #[error("cannot use {} for --out", .path.display())]
     OutDir { path: PathBuf, source: io::Error },
     #[error("--out {} is not a directory", .path.display())]
@@ -144,13 +138,4 @@ impl Failure {
 /// The exit code for how a process of a VM ended.
 pub(crate) fn code_of(exit: &agentos::Exit) -> u8 {
     u8::try_from(exit.code()).unwrap_or(u8::MAX)
-}
-
-/// The codes of a shell for a command that didn't start.
-pub(crate) fn code_of_failed_start(error: &agentos::Error) -> Option<u8> {
-    match error.errno() {
-        Some("ENOENT") => Some(NO_SUCH_COMMAND),
-        Some("EACCES" | "ENOEXEC" | "EISDIR") => Some(NOT_EXECUTABLE),
-        _ => None,
-    }
 }

@@ -11,12 +11,17 @@
 //!       └─ the rest ──► a runtime on this thread ──► the SDK, as any program would use it
 //! ```
 
+mod agents;
 mod args;
 mod daemon;
 mod demo_model;
+mod doctor;
 mod exec;
 mod failure;
 mod guest;
+mod install;
+mod run;
+mod shell;
 mod signals;
 mod spec;
 mod terminal;
@@ -37,12 +42,12 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     let code = match command {
         Command::Sidecar(args) => daemon::run(args).unwrap_or_else(|failure| tell(&failure, Failure::code)),
-        command => run(command).unwrap_or_else(|failure| tell(&failure, Failure::code)),
+        command => on_runtime(command).unwrap_or_else(|failure| tell(&failure, Failure::code)),
     };
     ExitCode::from(code)
 }
 
-fn run(command: Command) -> Result<u8, Failure> {
+fn on_runtime(command: Command) -> Result<u8, Failure> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
     let code = runtime.block_on(dispatch(command));
@@ -57,6 +62,10 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         // Done before there was a runtime.
         Command::Sidecar(_) => Ok(0),
         Command::Exec(args) => Ok(exec::run(args).await.unwrap_or_else(beside)),
+        Command::Shell(args) => Ok(shell::run(args).await.unwrap_or_else(beside)),
+        Command::Run(args) => run::run(args).await,
+        Command::Agents(args) => agents::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Vms(args) => vms::list(args).await,
         Command::Dispose(args) => vms::dispose(args).await,
         Command::DemoModel(args) => demo_model::run(args).await,

@@ -40,6 +40,31 @@ pub(crate) fn harmless_line(text: &str) -> String {
     harmless(text).replace('\n', "^J").replace('\t', "^I")
 }
 
+/// A character that a terminal, or an eye, may take for something else than a letter.
+fn is_hidden(c: char) -> bool {
+    matches!(c,
+        '\u{80}'..='\u{9f}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// One line of JSON in which no character controls a terminal either.
+pub(crate) fn json_line(value: &serde_json::Value) -> String {
+    let json = value.to_string();
+    let mut line = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        // Only in strings: everything else of JSON is ASCII without DEL. Writing to a String can't fail.
+        if is_hidden(c) || c == '\x7f' {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(line, "\\u{unit:04x}");
+            }
+        } else {
+            line.push(c);
+        }
+    }
+    line.push('\n');
+    line
+}
+
 /// Colours for one stream; empty strings where they are not wanted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Palette {
@@ -47,6 +72,7 @@ pub(crate) struct Palette {
 }
 
 impl Palette {
+    #[cfg(test)]
     pub(crate) fn plain() -> Self {
         Self { colours: false }
     }
@@ -144,6 +170,15 @@ mod tests {
     #[test]
     fn text_that_turns_the_direction_round_becomes_visible() {
         assert_eq!(harmless("exe.\u{202e}txt"), "exe.<U+202E>txt");
+    }
+
+    #[test]
+    fn json_is_the_same_value_without_a_control_character() {
+        let value = serde_json::json!({ "a": "\x1b[2J \u{9b}2J \u{202e} \x7f \u{e0041} \u{1f642}" });
+        let line = json_line(&value);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
+        assert!(!line.trim_end().contains(|c: char| c.is_control() || is_hidden(c)), "{line:?}");
+        assert!(line.contains('\u{1f642}'));
     }
 
     #[test]

@@ -1,0 +1,248 @@
+//! `agentos run`: an agent at work in a VM, from the prompt to the files.
+//!
+//! ```text
+//! --out checked ─► VM ─► session ─► look at the files ─► prompt, steps as they happen ─► session closed
+//!      ─► look again ─► copy to --out ─► say what changed ─► VM disposed, or kept
+//! ```
+//! What was made is collected also where the agent failed or was interrupted: the VM is about to go.
+
+mod changes;
+mod model;
+mod out;
+mod read_only;
+mod report;
+mod steps;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agentos::{PermissionPolicy, PromptResult, Session, SessionEvent, SessionEvents};
+use clap::Args;
+use tokio::time::timeout;
+
+use crate::failure::{EXISTS, Failure, OTHER};
+use crate::guest::{Guest, VmArgs};
+use crate::install::Progress;
+use crate::run::changes::Snapshot;
+use crate::run::model::ModelArg;
+use crate::run::out::OutDir;
+use crate::run::read_only::ReadOnly;
+use crate::run::report::{Ending, Output, texts};
+use crate::signals::Signals;
+use crate::terminal::{harmless_line, notice};
+
+/// The events of a session that is closed are all there; this is for a sidecar that has died.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes:
+  0 done; 1 failed; 2 wrong usage; 3 this host can't run VMs; 4 the agent or its model failed;
+  5 done, but --out kept files that were there; 130 and 143 interrupted
+
+Examples:
+  agentos run pi \"Write a hello world in TypeScript to hello.ts\" --out .
+  agentos run pi \"Explain this project\" --project .
+  agentos run pi \"Fix the failing test\" --project .:rw
+  agentos run pi \"Summarize the notes\" --mount ~/notes:/notes --json
+  agentos run pi \"Try it\" --model demo --keep=box")]
+pub(crate) struct RunArgs {
+    /// The agent, as `agentos agents list` shows it
+    agent: String,
+    /// What it is to do
+    prompt: String,
+    #[command(flatten)]
+    vm: VmArgs,
+    /// Copy the files the run made or changed in the VM's working directory and home to this directory; .git and
+    /// node_modules stay
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Let --out overwrite files that are there
+    #[arg(long, requires = "out")]
+    force: bool,
+    /// The model the agent talks to
+    #[arg(long, value_enum, default_value_t, value_name = "MODEL")]
+    model: ModelArg,
+    /// One JSON object per line: what happens, and at last the result
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
+    let mut output = Output::new(args.json);
+    let outcome = whole(&args, &mut output).await;
+    if let Err(failure) = &outcome
+        && !matches!(failure, Failure::OutputClosed)
+    {
+        output.failed(failure)?;
+    }
+    outcome
+}
+
+async fn whole(args: &RunArgs, output: &mut Output) -> Result<u8, Failure> {
+    let out = args.out.as_deref().map(|path| OutDir::prepare(path, args.force)).transpose()?;
+    let mut signals = Signals::watch()?;
+    let guest = tokio::select! {
+        guest = Guest::create(&args.vm) => guest?,
+        signal = signals.next() => return Err(Failure::Interrupted { signal }),
+    };
+    let work = Work { args, guest: &guest, out };
+    let outcome = work.run(&mut signals, output).await;
+    guest.leave(outcome).await
+}
+
+/// How the turn ended, once there was one.
+struct Turn {
+    outcome: Result<PromptResult, Failure>,
+    /// The signal that cancelled it.
+    interrupted: Option<u8>,
+}
+
+struct Work<'a> {
+    args: &'a RunArgs,
+    guest: &'a Guest,
+    out: Option<OutDir>,
+}
+
+impl Work<'_> {
+    async fn run(&self, signals: &mut Signals, output: &mut Output) -> Result<u8, Failure> {
+        let session = tokio::select! {
+            session = self.open_session(output) => session?,
+            signal = signals.next() => return Err(Failure::Interrupted { signal }),
+        };
+        output.session(&session, self.guest)?;
+        let vm = &self.guest.vm;
+        let before = Snapshot::take(vm, &self.args.vm).await?;
+        let mut read_only = ReadOnly::new(&self.args.vm);
+        let turn = self.turn(&session, signals, output, &mut read_only).await?;
+        let mut ending = self.ending(&before).await?;
+        ending.read_only = read_only.hint();
+        output.ending(&ending, self.out.as_ref(), self.guest)?;
+        let refused = ending.refused();
+        match turn {
+            Turn { interrupted: Some(signal), .. } => Err(Failure::Interrupted { signal }),
+            Turn { outcome, .. } => {
+                let code = if refused > 0 {
+                    OTHER
+                } else if ending.beside() > 0 {
+                    EXISTS
+                } else {
+                    0
+                };
+                output.result(&outcome?, &session, &ending, self.guest, code)?;
+                Ok(code)
+            }
+        }
+    }
+
+    async fn open_session(&self, output: &Output) -> Result<Session, Failure> {
+        let RunArgs { agent, vm: vm_args, model, .. } = self.args;
+        let vm = &self.guest.vm;
+        let taken = model::taken(vm, agent, *model, vm_args).await?;
+        if !taken.is_empty() {
+            let names: Vec<&str> = taken.iter().map(|env| env.name.as_str()).collect();
+            notice(&format!(
+                "giving the agent {} of your environment (--model demo: none)",
+                names.join(", ")
+            ));
+        }
+        let json = output.is_json();
+        let mut progress = Progress::default();
+        let create = vm
+            .create_session(agent)
+            .cwd(vm_args.cwd())
+            .permission_policy(PermissionPolicy::AllowAll)
+            .model((*model).into())
+            .envs(taken.iter().map(|env| (&env.name, &env.value)))
+            .on_install_progress(move |step| {
+                progress.show(&step);
+                if json {
+                    report::install(&step);
+                }
+            });
+        let session = create.await?;
+        notice(&format!("{} model: {}", session.model(), harmless_line(session.model_reason())));
+        Ok(session)
+    }
+
+    /// One prompt, its steps shown as they happen, and everything that was still under way when it ended.
+    async fn turn(
+        &self,
+        session: &Session,
+        signals: &mut Signals,
+        output: &mut Output,
+        read_only: &mut ReadOnly<'_>,
+    ) -> Result<Turn, Failure> {
+        let mut events = session.events();
+        let mut prompt = std::pin::pin!(session.prompt(&self.args.prompt).into_future());
+        let mut interrupted = None;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                signal = signals.next() => {
+                    if interrupted.replace(signal).is_some() {
+                        return Err(Failure::Interrupted { signal });
+                    }
+                    // The prompt then resolves; asking again ends it without waiting for that.
+                    let _ = session.cancel().await;
+                }
+                event = events.next() => match event {
+                    Some(event) => show(event, output, read_only)?,
+                    None => break prompt.as_mut().await,
+                },
+                outcome = prompt.as_mut() => break outcome,
+            }
+        };
+        // What is closed has no more to say: then all of it has been seen. One that died is closed already.
+        let _ = session.close().await;
+        let _ = timeout(LAST_EVENTS, drain(&mut events, output, read_only)).await;
+        output.end_line()?;
+        Ok(Turn { outcome: outcome.map_err(Failure::from), interrupted })
+    }
+
+    async fn ending(&self, before: &Snapshot) -> Result<Ending, Failure> {
+        let vm = &self.guest.vm;
+        let after = Snapshot::take(vm, &self.args.vm).await?;
+        let changed = before.changed(&after);
+        let mut ending = Ending { too_large: after.too_large().to_vec(), ..Ending::default() };
+        for file in changed {
+            let put = match &self.out {
+                Some(out) => Some(out.copy(vm, &file).await),
+                None => None,
+            };
+            ending.files.push((file, put));
+        }
+        if self.out.is_none() && self.args.vm.project.is_none() {
+            ending.texts = texts(vm, &ending).await;
+        }
+        Ok(ending)
+    }
+}
+
+fn show(
+    event: Result<SessionEvent, agentos::Error>,
+    output: &mut Output,
+    read_only: &mut ReadOnly<'_>,
+) -> Result<(), Failure> {
+    match event {
+        Ok(event) => {
+            read_only.look(&event.notification);
+            output.event(&event)
+        }
+        // The agent was faster than the terminal: some steps are missing here, none in the transcript.
+        Err(error) => {
+            notice(&error.to_string());
+            Ok(())
+        }
+    }
+}
+
+async fn drain(
+    events: &mut SessionEvents,
+    output: &mut Output,
+    read_only: &mut ReadOnly<'_>,
+) -> Result<(), Failure> {
+    while let Some(event) = events.next().await {
+        show(event, output, read_only)?;
+    }
+    Ok(())
+}
