@@ -197,8 +197,8 @@ impl AgentOs {
         Ok(())
     }
 
-    pub(crate) fn adopt_session(&self, data: SessionData) -> Session {
-        let data = Arc::new(data);
+    pub(crate) fn adopt_session(&self, data: Box<SessionData>) -> Session {
+        let data: Arc<SessionData> = Arc::from(data);
         lock(self.sessions()).insert(data.id.clone(), Arc::clone(&data));
         Session { vm: self.clone(), data }
     }

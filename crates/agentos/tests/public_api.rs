@@ -4,6 +4,8 @@
 //! The sources are read with `syn`: what `lib.rs` exports, with the signatures of its public methods and the traits it
 //! implements by hand or by derive.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! How sidecars are found, started, shared and given up, told against a scripted sidecar.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

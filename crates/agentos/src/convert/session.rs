@@ -67,7 +67,7 @@ fn mcp_server(server: McpServer) -> v1::McpServer {
 
 pub(crate) enum CreateProgress {
     Install(InstallProgress),
-    Created(SessionData),
+    Created(Box<SessionData>),
 }
 
 pub(crate) fn create_event(
@@ -85,13 +85,13 @@ pub(crate) fn create_event(
     let model = model_kind(created.model(), CALL)?;
     let initialize = lenient(&created.initialize_json);
     let session = lenient(&created.session_json);
-    Ok(CreateProgress::Created(SessionData {
+    Ok(CreateProgress::Created(Box::new(SessionData {
         id: created.session_id,
         agent_type: agent_type.to_owned(),
         model,
         model_reason: created.model_reason,
         state: Mutex::new(SessionState::read(&initialize, &session)),
-    }))
+    })))
 }
 
 /// What an agent said of itself is shown as far as it can be read; a whole JSON-RPC response counts as its result.

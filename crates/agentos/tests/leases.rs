@@ -1,0 +1,124 @@
+//! How long VMs live, with the real sidecar.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
+mod support;
+
+use std::path::Path;
+
+use agentos::{AgentOs, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind, SidecarState};
+use support::world::World;
+use support::{eventually, within};
+
+#[tokio::test]
+async fn a_disposed_vm_ends_its_calls_and_takes_no_more() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let running = tokio::spawn(vm.exec("sleep 1000").into_future());
+    eventually("it runs", || async { !vm.all_processes().await.unwrap().is_empty() }).await;
+    vm.dispose().await.unwrap();
+    let ended = within("the running call", running).await.unwrap();
+    assert!(matches!(&ended, Err(error) if error.kind() == ErrorKind::Closed), "{ended:?}");
+    assert_eq!(vm.exec("true").await.unwrap_err().kind(), ErrorKind::Closed);
+    vm.dispose().await.unwrap();
+    assert_eq!(world.sidecar.list_vms().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_disposes_the_vm() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let sleep = vm.spawn("sleep", ["1000"]).await.unwrap();
+    drop(vm);
+    assert_eq!(world.sidecar.list_vms().await.unwrap().len(), 1);
+    drop(sleep);
+    eventually("the VM is gone", || async { world.sidecar.list_vms().await.unwrap().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_program_disposes_its_own_vms_and_nobody_else_s() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = AgentOsSharedSidecarOptions::default().pool("two").runtime_dir(directory.path());
+    let mine = AgentOs::get_shared_sidecar(shared.clone()).await.unwrap();
+    let my_vm = AgentOs::create(AgentOsOptions::default().sidecar(&mine)).await.unwrap();
+    // Another runtime is another client, as another program would be.
+    let other = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let theirs = AgentOs::get_shared_sidecar(shared).await.unwrap();
+            let their_vm = AgentOs::create(AgentOsOptions::default().sidecar(&theirs)).await.unwrap();
+            assert_eq!(theirs.list_vms().await.unwrap().len(), 2);
+            assert_eq!(theirs.describe().active_vm_count, 1);
+            theirs.dispose().await.unwrap();
+            assert_eq!(their_vm.exec("true").await.unwrap_err().kind(), ErrorKind::Closed);
+        });
+    });
+    tokio::task::spawn_blocking(|| other.join().unwrap()).await.unwrap();
+    assert_eq!(my_vm.exec("echo alive").await.unwrap().stdout, b"alive\n");
+    assert_eq!(mine.list_vms().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_detached_vm_is_found_again_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = AgentOsSharedSidecarOptions::default().pool("keep").runtime_dir(directory.path());
+    let first = shared.clone();
+    let maker = std::thread::spawn(move || {
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let vm = AgentOs::create(AgentOsOptions::default().sidecar(first).detached("box")).await.unwrap();
+            vm.write_file("/home/user/kept", "kept").await.unwrap();
+        });
+    });
+    tokio::task::spawn_blocking(|| maker.join().unwrap()).await.unwrap();
+    let sidecar = AgentOs::get_shared_sidecar(shared).await.unwrap();
+    let vm = sidecar.attach("box").await.unwrap();
+    assert_eq!(vm.read_file("/home/user/kept").await.unwrap(), b"kept");
+    let error =
+        AgentOs::create(AgentOsOptions::default().sidecar(&sidecar).detached("box")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error:?}");
+    vm.dispose().await.unwrap();
+    assert_eq!(sidecar.attach("box").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_killed_sidecar_ends_everything_and_says_so() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let sleep = vm.spawn("sleep", ["1000"]).await.unwrap();
+    let waiting = tokio::spawn(async move { sleep.wait().await });
+    let pid = sidecar_pid(world.runtime_dir());
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let error = within("the call in flight", waiting).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SidecarDied, "{error:?}");
+    eventually("the handle knows", || async { world.sidecar.describe().state == SidecarState::Disposed })
+        .await;
+    assert_eq!(vm.exec("true").await.unwrap_err().kind(), ErrorKind::SidecarDied);
+}
+
+#[tokio::test]
+async fn a_stale_socket_does_not_keep_a_new_sidecar_from_starting() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = AgentOsSharedSidecarOptions::default().pool("stale").runtime_dir(directory.path());
+    let first = AgentOs::get_shared_sidecar(shared.clone()).await.unwrap();
+    rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
+    eventually("the handle knows", || async { first.describe().state == SidecarState::Disposed }).await;
+    assert!(directory.path().join("stale.sock").exists());
+    let second = AgentOs::get_shared_sidecar(shared).await.unwrap();
+    let vm = AgentOs::create(AgentOsOptions::default().sidecar(&second)).await.unwrap();
+    assert_eq!(vm.exec("echo new").await.unwrap().stdout, b"new\n");
+}
+
+/// The process whose command line names a socket in this directory.
+fn sidecar_pid(runtime_dir: &Path) -> rustix::process::Pid {
+    let socket_prefix = runtime_dir.display().to_string();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let names_socket = words.iter().any(|word| word.starts_with(&socket_prefix));
+        if words.get(1).is_some_and(|word| word == "sidecar") && names_socket {
+            return rustix::process::Pid::from_raw(pid).unwrap();
+        }
+    }
+    panic!("no sidecar has a socket in {socket_prefix}");
+}
