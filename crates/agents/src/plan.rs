@@ -400,9 +400,11 @@ fn mcp_extension(servers: &[McpServer]) -> (Vec<u8>, BTreeMap<String, String>) {
         };
         let config = match server {
             McpServer::Local { command, args, env } => {
-                json!({ "command": command, "args": args, "env": refer("ENV", env) })
+                json!({ "command": command, "args": args, "env": refer("ENV", env), "exposure": "direct" })
             }
-            McpServer::Remote { url, headers } => json!({ "url": url, "headers": refer("HEADER", headers) }),
+            McpServer::Remote { url, headers } => {
+                json!({ "url": url, "headers": refer("HEADER", headers), "exposure": "direct" })
+            }
         };
         source.push_str(&format!("  pi.registerMcpServer(\"agentos-{number}\", {config});\n"));
     }

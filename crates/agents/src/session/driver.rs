@@ -52,6 +52,8 @@ struct Running {
     command: String,
     /// The number of its JSON-RPC response.
     number: u64,
+    /// Whether the agent has taken it. Before that, a turn that ends is not this one.
+    taken: bool,
     reply: Reply<PromptReply>,
     idle: Duration,
     last_sign: Instant,
@@ -227,7 +229,8 @@ impl Driver {
             let _ = asked.reply.send(Ok(answer));
             return;
         }
-        let Some(running) = self.running.take_if(|running| running.command == id) else { return };
+        let Some(mut running) = self.running.take_if(|running| running.command == id) else { return };
+        running.taken = true;
         match outcome {
             // A command of an extension has done its work already; no turn follows.
             Ok(data) if data["disposition"] == "handled" => {
@@ -264,8 +267,16 @@ impl Driver {
         let command = format!("prompt-{number}");
         self.link.send(&Command::Prompt { message: prompt.message, images: prompt.images }, &command)?;
         let last_sign = Instant::now();
-        self.running =
-            Some(Running { command, number, reply, idle, last_sign, cancelled: None, rejected: 0 });
+        self.running = Some(Running {
+            command,
+            number,
+            taken: false,
+            reply,
+            idle,
+            last_sign,
+            cancelled: None,
+            rejected: 0,
+        });
         Ok(())
     }
 
@@ -343,7 +354,7 @@ impl Driver {
     fn settled(&mut self, aborted: bool) {
         let turn = self.link.translator.take_turn();
         self.settling = false;
-        let Some(running) = self.running.take() else { return };
+        let Some(running) = self.running.take_if(|running| running.taken) else { return };
         let silent = turn.text.is_empty() && turn.tool_calls == 0;
         let result = match turn.end {
             _ if aborted || running.cancelled.is_some() => Ok((turn.text, "cancelled")),
