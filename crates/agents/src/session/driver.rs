@@ -19,7 +19,7 @@ use super::process::AgentProcess;
 use super::profile::{Change, Profile, Reaction};
 use super::{PromptReply, Reply, Request, Shared};
 use crate::wire::acp;
-use crate::wire::pi_rpc::{Command, MessageEnd, Output};
+use crate::wire::pi_rpc::{Command, MessageEnd, Output, Turn};
 
 /// How long an agent may take to be ready. Pi takes a third of a second; a busy machine is slower, not forever.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -195,9 +195,9 @@ impl Driver {
                     self.publish(std::mem::take(&mut events)).await?;
                     self.on_response(&id, outcome);
                 }
-                Output::Settled { aborted } => {
+                Output::Settled { aborted, turn } => {
                     self.publish(std::mem::take(&mut events)).await?;
-                    self.settled(aborted);
+                    self.settled(aborted, turn);
                 }
                 // The link has dealt with them.
                 Output::Garbage | Output::TooLong { .. } => {}
@@ -351,8 +351,7 @@ impl Driver {
     }
 
     /// The turn is over: its prompt, if it still waits, is answered.
-    fn settled(&mut self, aborted: bool) {
-        let turn = self.link.translator.take_turn();
+    fn settled(&mut self, aborted: bool, turn: Turn) {
         self.settling = false;
         let Some(running) = self.running.take_if(|running| running.taken) else { return };
         let silent = turn.text.is_empty() && turn.tool_calls == 0;

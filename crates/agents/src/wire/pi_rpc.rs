@@ -114,6 +114,8 @@ pub enum Output {
     Settled {
         /// Whether it was aborted.
         aborted: bool,
+        /// What it brought.
+        turn: Turn,
     },
     /// An extension asks the user something and waits.
     Dialog {
@@ -206,7 +208,7 @@ impl Translator {
         self.tools.running()
     }
 
-    /// Begins a turn: what the last one brought is given back.
+    /// Begins a turn before the last one has settled; what that one has brought is given back.
     pub fn take_turn(&mut self) -> Turn {
         self.tools.clear();
         self.speaking = false;
@@ -255,7 +257,7 @@ impl Translator {
             }
             "agent_settled" => {
                 let settled: Settled = serde_json::from_slice(record)?;
-                vec![Output::Settled { aborted: settled.aborted }]
+                vec![Output::Settled { aborted: settled.aborted, turn: self.take_turn() }]
             }
             "thinking_level_changed" => {
                 let changed: LevelChanged<'_> = serde_json::from_slice(record)?;
