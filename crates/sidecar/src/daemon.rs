@@ -41,6 +41,9 @@ const LAST_CLIENT: Duration = Duration::from_millis(50);
 /// Answers that are on their way get this long when the daemon ends.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// The kernel's own default bound for one process (fs.nr_open).
+const OPEN_FILES: u64 = 1 << 20;
+
 /// Two threads serve hundreds of VMs: what the daemon does per call is little.
 const WORKERS: usize = 2;
 
@@ -174,11 +177,15 @@ fn start_log() {
     }
 }
 
-/// Every process of a guest costs the sidecar up to three descriptors.
+/// Every process of a guest costs the sidecar up to three descriptors, and VMs inherit the hard limit.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+    let to = |maximum| Rlimit { current: maximum, maximum };
+    // Only root may raise the hard limit; everybody may go up to it.
+    let wanted = limit.maximum.map(|maximum| maximum.max(OPEN_FILES));
+    let raised =
+        setrlimit(Resource::Nofile, to(wanted)).or_else(|_| setrlimit(Resource::Nofile, to(limit.maximum)));
+    if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
