@@ -6,9 +6,13 @@ use std::os::fd::OwnedFd;
 use agentos_guest_protocol::init::Failure;
 use agentos_guest_protocol::network::NetworkRequest;
 use agentos_linux::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::wire::failure;
+
+/// A loaded machine may handle the answer on another CPU; no server is waited for any longer.
+const ANSWER_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Connections that wait to be accepted from outside.
 const BACKLOG: i32 = 128;
@@ -40,12 +44,19 @@ fn connect(port: u16) -> Result<OwnedFd, Errno> {
     Err(answer)
 }
 
-/// The connection stays inside this kernel, so the answer is there at once and the call never waits: a server with a
-/// full backlog is EAGAIN-like EINPROGRESS, which the caller's writes then wait for.
+/// The connection stays inside this kernel, which handles the answer as soon as the call lets go of the socket: a
+/// refusal is there within microseconds, and must be seen here so that the next address is tried. A server with a full
+/// backlog leaves the connection in progress, and the caller's writes then wait for it.
 fn connect_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let socket = stream_socket(address)?;
     match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Ok(()) => Ok(socket),
+        Err(Errno::INPROGRESS) => {
+            let mut polled = [PollFd::new(&socket, PollFlags::OUT)];
+            rustix::event::poll(&mut polled, Some(&ANSWER_TIMEOUT))?;
+            rustix::net::sockopt::socket_error(&socket)??;
+            Ok(socket)
+        }
         Err(errno) => Err(errno),
     }
 }

@@ -3,6 +3,7 @@
 //! The server is the guest's and so is every byte of its answer: heads are bounded, waiting is bounded, redirects are
 //! the caller's business. Dropping the response's body ends the connection.
 
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -51,12 +52,27 @@ impl From<FetchError> for Failure {
         match error {
             FetchError::NoHead | FetchError::Stalled => Self::new(ErrorKind::Timeout, "fetch", message),
             FetchError::Exchange(error) => {
-                let errno = if error.is_parse() { Errno::PROTO } else { Errno::CONNRESET };
-                let name = agentos_vm::errno::name(errno.raw_os_error());
-                Self::system(errno.raw_os_error(), "fetch", format!("{name}: {message}"))
+                let errno = if error.is_parse() {
+                    Errno::PROTO.raw_os_error()
+                } else {
+                    kernels_answer(&error).unwrap_or(Errno::CONNRESET.raw_os_error())
+                };
+                Self::system(errno, "fetch", format!("{}: {message}", agentos_vm::errno::name(errno)))
             }
         }
     }
+}
+
+/// The errno behind an error of the HTTP client, where a call on the socket failed.
+fn kernels_answer(error: &hyper::Error) -> Option<i32> {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        if let Some(errno) = inner.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(errno);
+        }
+        source = inner.source();
+    }
+    None
 }
 
 /// The request's body as it comes from the client.

@@ -134,7 +134,7 @@ impl From<Refusal> for Status {
 /// What a system call's error means to a caller who doesn't look at the errno.
 fn kind_of_errno(errno: i32) -> ErrorKind {
     match Errno::from_raw_os_error(errno) {
-        Errno::NOENT | Errno::SRCH => ErrorKind::NotFound,
+        Errno::NOENT | Errno::SRCH | Errno::CONNREFUSED => ErrorKind::NotFound,
         Errno::EXIST => ErrorKind::AlreadyExists,
         Errno::ACCESS | Errno::PERM => ErrorKind::Permission,
         Errno::ROFS => ErrorKind::ReadOnly,
@@ -144,7 +144,7 @@ fn kind_of_errno(errno: i32) -> ErrorKind {
         Errno::NOSYS | Errno::OPNOTSUPP => ErrorKind::Unsupported,
         Errno::PIPE => ErrorKind::Closed,
         // The kernel names a thousand ways in which an argument doesn't fit what it finds: ENOTDIR, EISDIR,
-        // ENOTEMPTY, ELOOP, ENAMETOOLONG, E2BIG, ENOEXEC, ECONNREFUSED... all are answers to what was asked.
+        // ENOTEMPTY, ELOOP, ENAMETOOLONG, E2BIG, ENOEXEC... all are answers to what was asked.
         _ => ErrorKind::InvalidInput,
     }
 }
