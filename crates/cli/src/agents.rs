@@ -41,7 +41,7 @@ pub(crate) async fn run(args: AgentsArgs) -> Result<u8, Failure> {
             print(&if json { as_json(&agents) } else { as_table(&agents) })?;
         }
         AgentsCommand::Install { agent } => {
-            let mut progress = Progress::default();
+            let mut progress = Progress::new();
             sidecar.install_agent(&agent).on_install_progress(move |step| progress.show(&step)).await?;
             print(&format!("{} is installed\n", harmless_line(&agent)))?;
         }

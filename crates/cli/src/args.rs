@@ -65,3 +65,77 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Sidecar(SidecarArgs),
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// As a shell would split it: quotes group, and that is all the examples use.
+    fn split(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        let (mut word, mut quote) = (String::new(), None);
+        for c in line.chars() {
+            match (c, quote) {
+                (c, Some(open)) if c == open => quote = None,
+                (c, None) if c == '"' || c == '\'' => quote = Some(c),
+                (' ', None) if !word.is_empty() => words.push(std::mem::take(&mut word)),
+                (' ', None) => {}
+                (c, _) => word.push(c),
+            }
+        }
+        words.push(word);
+        words
+    }
+
+    fn examples(help: &str) -> Vec<String> {
+        let lines = help.lines().map(str::trim);
+        let commands = lines.filter_map(|line| line.split(" | ").find(|part| part.starts_with("agentos ")));
+        commands.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_and_they_parse() {
+        let cli = Cli::command();
+        let own = cli.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let mut seen = examples(&own);
+        for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let found = examples(&help);
+            assert!(!found.is_empty(), "`agentos {}` has no example", command.get_name());
+            seen.extend(found);
+        }
+        for example in seen {
+            if let Err(error) = Cli::try_parse_from(split(&example)) {
+                panic!("{example}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_readme_s_commands_parse() {
+        let readme = include_str!("../../../README.md");
+        let commands: Vec<&str> = readme
+            .lines()
+            .filter_map(|line| match line.strip_prefix("cargo run --release -- ") {
+                Some(rest) => Some(rest),
+                None => line.strip_prefix("agentos "),
+            })
+            .map(|line| line.split("  #").next().unwrap_or(line).trim())
+            .filter(|line| !line.contains("runs coding agents"))
+            .collect();
+        assert!(commands.len() > 3, "{commands:?}");
+        for command in commands {
+            let line = format!("agentos {command}");
+            if let Err(error) = Cli::try_parse_from(split(&line)) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

@@ -13,26 +13,25 @@ use std::time::Duration;
 
 use agentos::{AgentOs, ErrorKind, Exit, OutputStream, Process, Stdin};
 use clap::Args;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
 
 use crate::failure::{Failure, code_of};
 use crate::guest::{AttachArgs, Guest, VmArgs};
+use crate::output::pump;
+use crate::read_only::ReadOnly;
 use crate::signals::{SIGKILL, SIGPIPE, Signals};
+use crate::terminal::notice;
 
 /// `read` takes a pipe byte by byte, so what follows the line is the command's.
 const GATE: &str = "printf . && printf . >&2 && read -r _ && exec \"$@\"";
 /// The same for a command without input.
 const GATE_WITHOUT_STDIN: &str = "printf . && printf . >&2 && read -r _ && exec \"$@\" </dev/null";
 
-/// A command that exited may leave children that hold its output: nothing more for this long is its end.
-const SILENCE_AFTER_EXIT: Duration = Duration::from_millis(250);
-/// And children that go on printing don't hold us longer than this.
-const DRAIN_AFTER_EXIT: Duration = Duration::from_secs(2);
-
 const STDIN_CHUNK_BYTES: usize = 64 << 10;
+/// Where a failed command says why.
+const COMPLAINT_BYTES: usize = 4 << 10;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes:
@@ -80,17 +79,28 @@ async fn drive(vm: &AgentOs, args: &ExecArgs) -> Result<u8, Failure> {
     let attached = async { tokio::try_join!(past_gate(&mut stdout), past_gate(&mut stderr)) };
     tokio::select! {
         attached = attached => drop(attached?),
-        signal = signals.next() => return Err(Failure::Interrupted { signal }),
+        signal = signals.next() => {
+            // In a kept VM it would wait for ever.
+            let _ = process.kill().await;
+            return Err(Failure::Interrupted { signal });
+        }
     }
     open_gate(&process).await?;
     let stdin = tokio::spawn(feed(process.clone(), forward));
     let (exited, watch_exit) = watch::channel(false);
-    let stdout = tokio::spawn(pump(stdout, tokio::io::stdout(), watch_exit.clone()));
-    let stderr = tokio::spawn(pump(stderr, tokio::io::stderr(), watch_exit));
+    let stdout = tokio::spawn(pump(stdout, tokio::io::stdout(), watch_exit.clone(), 0));
+    let stderr = tokio::spawn(pump(stderr, tokio::io::stderr(), watch_exit, COMPLAINT_BYTES));
     let outcome = supervise(vm, &process, &mut signals, stdout, exited).await;
     stdin.abort();
     // A closed standard error hides nothing that could be told anywhere.
-    let _ = stderr.await;
+    let complaint = stderr.await;
+    if let (Ok(1..), Ok(Ok(complaint))) = (&outcome, complaint) {
+        let mut read_only = ReadOnly::new(&args.vm);
+        read_only.look_at_text(&String::from_utf8_lossy(&complaint));
+        if let Some(hint) = read_only.hint() {
+            notice(&hint);
+        }
+    }
     outcome
 }
 
@@ -129,11 +139,14 @@ async fn open_gate(process: &Process) -> Result<(), Failure> {
 
 /// Carries our standard input to the command until either ends.
 async fn feed(process: Process, forward: bool) {
+    if !forward {
+        let _ = process.close_stdin().await;
+        return;
+    }
     let mut stdin = tokio::io::stdin();
     let mut buffer = vec![0; STDIN_CHUNK_BYTES];
-    while forward {
-        // An unreadable input, such as a directory, is one that has ended.
-        let Ok(length @ 1..) = stdin.read(&mut buffer).await else { break };
+    // An unreadable input, such as a directory, is one that has ended.
+    while let Ok(length @ 1..) = stdin.read(&mut buffer).await {
         if process.write_stdin(&buffer[..length]).await.is_err() {
             return;
         }
@@ -142,49 +155,13 @@ async fn feed(process: Process, forward: bool) {
     let _ = process.close_stdin().await;
 }
 
-/// Prints a stream until it ends, or falls silent after the command's exit.
-async fn pump<W: AsyncWrite + Unpin>(
-    mut stream: OutputStream,
-    mut out: W,
-    mut exited: watch::Receiver<bool>,
-) -> Result<(), Failure> {
-    let mut deadline = None;
-    loop {
-        let chunk = match deadline {
-            None => tokio::select! {
-                biased;
-                chunk = stream.next() => chunk,
-                // A sender that is gone means the same.
-                _ = exited.wait_for(|exited| *exited) => {
-                    deadline = Some(Instant::now() + DRAIN_AFTER_EXIT);
-                    continue;
-                }
-            },
-            Some(deadline) => tokio::select! {
-                biased;
-                () = sleep_until(deadline) => return Ok(()),
-                chunk = stream.next() => chunk,
-                () = tokio::time::sleep(SILENCE_AFTER_EXIT) => return Ok(()),
-            },
-        };
-        match chunk {
-            None => return Ok(()),
-            Some(Err(error)) => return Err(error.into()),
-            Some(Ok(chunk)) => {
-                out.write_all(&chunk).await.map_err(Failure::from_stdout)?;
-                out.flush().await.map_err(Failure::from_stdout)?;
-            }
-        }
-    }
-}
-
 /// Waits for the command's end and the end of its output. Signals go to the command; nobody to read what it prints
 /// ends it, as a pipe would.
 async fn supervise(
     vm: &AgentOs,
     process: &Process,
     signals: &mut Signals,
-    mut stdout: JoinHandle<Result<(), Failure>>,
+    mut stdout: JoinHandle<Result<Vec<u8>, Failure>>,
     exited: watch::Sender<bool>,
 ) -> Result<u8, Failure> {
     let mut wait = std::pin::pin!(process.wait());
@@ -200,7 +177,7 @@ async fn supervise(
                 signal_group(vm, process, signal).await;
             }
             outcome = &mut stdout, if printed.is_none() => {
-                let outcome = outcome.unwrap_or(Ok(()));
+                let outcome = outcome.unwrap_or(Ok(Vec::new()));
                 if matches!(outcome, Err(Failure::OutputClosed)) {
                     signal_group(vm, process, SIGPIPE).await;
                 }
@@ -211,8 +188,8 @@ async fn supervise(
     exited.send_replace(true);
     match printed {
         Some(outcome) => outcome?,
-        None => stdout.await.unwrap_or(Ok(()))?,
-    }
+        None => stdout.await.unwrap_or(Ok(Vec::new()))?,
+    };
     Ok(code_of(&exit))
 }
 

@@ -29,6 +29,9 @@ const SIGPIPE: u8 = 13;
 pub(crate) enum Failure {
     #[error(transparent)]
     Sdk(#[from] agentos::Error),
+    /// A real model, not the offline one.
+    #[error(transparent)]
+    Provider(agentos::Error),
     /// Nobody reads what we print any more: no message, as of any command in a pipe.
     #[error("standard output is closed")]
     OutputClosed,
@@ -61,7 +64,7 @@ impl Failure {
 
     pub(crate) fn sdk_kind(&self) -> Option<ErrorKind> {
         match self {
-            Self::Sdk(error) => Some(error.kind()),
+            Self::Sdk(error) | Self::Provider(error) => Some(error.kind()),
             _ => None,
         }
     }
@@ -79,6 +82,7 @@ impl Failure {
                 | ErrorKind::EmptyTurn => AGENT,
                 _ => OTHER,
             },
+            Self::Provider(_) => AGENT,
             Self::OutIsFile { .. } => USAGE,
             Self::OutputClosed => SIGNALED + SIGPIPE,
             Self::Interrupted { signal } => SIGNALED + signal,
@@ -101,10 +105,13 @@ impl Failure {
                 ErrorKind::HostUnsupported => {
                     Some("`agentos doctor` lists what this host has and what it lacks")
                 }
-                ErrorKind::Model => Some("`--model demo` works without a provider"),
                 ErrorKind::SidecarNotFound => Some("set AGENTOS_SIDECAR to the path of the agentos binary"),
                 _ => None,
             },
+            Self::Provider(_) => Some(
+                "the network of a VM is its loopback device, so that no provider on the internet can be reached from \
+                 it yet; `--model demo` needs none",
+            ),
             Self::OutIsFile { .. } => Some("name a directory; it is made where it is missing"),
             _ => None,
         }

@@ -1,59 +1,67 @@
 //! The progress of an agent's installation: a bar on a terminal, lines elsewhere. The first thing it says is how much
 //! will be fetched and where it goes.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 
 use agentos::InstallProgress;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::terminal::{harmless_line, notice};
 
-/// Shows one installation.
-#[derive(Debug, Default)]
+/// Shows one installation: several packages, some of them at the same time.
+#[derive(Debug)]
 pub(crate) struct Progress {
-    package: String,
-    bar: Option<ProgressBar>,
+    /// Each package that was announced; without a bar where there is no terminal.
+    packages: HashMap<String, Option<ProgressBar>>,
+    bars: MultiProgress,
 }
 
 impl Progress {
+    pub(crate) fn new() -> Self {
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        Self { packages: HashMap::new(), bars }
+    }
+
     pub(crate) fn show(&mut self, step: &InstallProgress) {
-        if self.package != step.package {
-            self.end();
-            self.begin(step);
+        if !self.packages.contains_key(&step.package) {
+            let bar = self.announce(step);
+            self.packages.insert(step.package.clone(), bar);
         }
-        if let Some(bar) = &self.bar {
+        if let Some(Some(bar)) = self.packages.get(&step.package) {
             bar.set_position(step.received_bytes);
-        }
-        if step.total_bytes.is_some_and(|total| step.received_bytes >= total) {
-            self.end();
+            if step.total_bytes.is_some_and(|total| step.received_bytes >= total) {
+                bar.finish_and_clear();
+            }
         }
     }
 
-    fn begin(&mut self, step: &InstallProgress) {
-        self.package.clone_from(&step.package);
+    fn announce(&self, step: &InstallProgress) -> Option<ProgressBar> {
         let package = harmless_line(&step.package);
         let size = step.total_bytes.map_or("unknown size".to_owned(), |total| HumanBytes(total).to_string());
-        notice(&format!("fetching {package}, {size}, into {}", harmless_line(&step.place)));
-        if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(step.total_bytes, ProgressDrawTarget::stderr());
-            // A template that doesn't parse would leave the default one, which is fine too.
-            if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-            {
-                bar.set_style(style);
-            }
-            self.bar = Some(bar);
+        let text = format!("fetching {package}, {size}, into {}", harmless_line(&step.place));
+        self.bars.suspend(|| notice(&text));
+        if !std::io::stderr().is_terminal() {
+            return None;
         }
-    }
-
-    fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+        let bar = match step.total_bytes {
+            Some(total) => ProgressBar::new(total),
+            None => ProgressBar::no_length(),
+        };
+        // A template that doesn't parse would leave the default one, which is fine too.
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix:30!} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+        {
+            bar.set_style(style);
         }
+        bar.set_prefix(package);
+        Some(self.bars.add(bar))
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.end();
+        // The terminal is as it was, also where the installation failed half way.
+        let _ = self.bars.clear();
     }
 }

@@ -20,6 +20,8 @@ mod exec;
 mod failure;
 mod guest;
 mod install;
+mod output;
+mod read_only;
 mod run;
 mod shell;
 mod signals;

@@ -34,6 +34,12 @@ pub(crate) enum SpecError {
     NoAddress,
 }
 
+/// Whether a path of the VM is `parent` or in it.
+pub(crate) fn is_below(path: &str, parent: &str) -> bool {
+    let parent = parent.trim_end_matches('/');
+    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Takes `:ro` or `:rw` off the end.
 fn split_mode(text: &str) -> (&str, bool) {
     match text.rsplit_once(':') {
@@ -153,6 +159,12 @@ mod tests {
         assert_eq!(mount("src:rw"), Err(SpecError::NoGuest));
         assert_eq!(mount("src:work"), Err(SpecError::RelativeGuest));
         assert_eq!(mount(":/work"), Err(SpecError::NoHost));
+    }
+
+    #[test]
+    fn below_is_by_component() {
+        assert!(is_below("/work", "/work") && is_below("/work/a", "/work/"));
+        assert!(!is_below("/workshop", "/work"));
     }
 
     #[test]

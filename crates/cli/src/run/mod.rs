@@ -9,24 +9,23 @@
 mod changes;
 mod model;
 mod out;
-mod read_only;
 mod report;
 mod steps;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agentos::{PermissionPolicy, PromptResult, Session, SessionEvent, SessionEvents};
+use agentos::{ErrorKind, ModelKind, PermissionPolicy, PromptResult, Session, SessionEvent, SessionEvents};
 use clap::Args;
 use tokio::time::timeout;
 
 use crate::failure::{EXISTS, Failure, OTHER};
 use crate::guest::{Guest, VmArgs};
 use crate::install::Progress;
+use crate::read_only::ReadOnly;
 use crate::run::changes::Snapshot;
 use crate::run::model::ModelArg;
 use crate::run::out::OutDir;
-use crate::run::read_only::ReadOnly;
 use crate::run::report::{Ending, Output, texts};
 use crate::signals::Signals;
 use crate::terminal::{harmless_line, notice};
@@ -116,7 +115,9 @@ impl Work<'_> {
         let turn = self.turn(&session, signals, output, &mut read_only).await?;
         let mut ending = self.ending(&before).await?;
         ending.read_only = read_only.hint();
-        output.ending(&ending, self.out.as_ref(), self.guest)?;
+        if turn.outcome.is_ok() || !ending.files.is_empty() {
+            output.ending(&ending, self.out.as_ref(), self.guest)?;
+        }
         let refused = ending.refused();
         match turn {
             Turn { interrupted: Some(signal), .. } => Err(Failure::Interrupted { signal }),
@@ -128,7 +129,7 @@ impl Work<'_> {
                 } else {
                     0
                 };
-                output.result(&outcome?, &session, &ending, self.guest, code)?;
+                output.result(&outcome?, &ending, self.guest, code)?;
                 Ok(code)
             }
         }
@@ -146,7 +147,7 @@ impl Work<'_> {
             ));
         }
         let json = output.is_json();
-        let mut progress = Progress::default();
+        let mut progress = Progress::new();
         let create = vm
             .create_session(agent)
             .cwd(vm_args.cwd())
@@ -196,7 +197,11 @@ impl Work<'_> {
         let _ = session.close().await;
         let _ = timeout(LAST_EVENTS, drain(&mut events, output, read_only)).await;
         output.end_line()?;
-        Ok(Turn { outcome: outcome.map_err(Failure::from), interrupted })
+        let outcome = outcome.map_err(|error| match (error.kind(), session.model()) {
+            (ErrorKind::Model, ModelKind::Provider) => Failure::Provider(error),
+            _ => error.into(),
+        });
+        Ok(Turn { outcome, interrupted })
     }
 
     async fn ending(&self, before: &Snapshot) -> Result<Ending, Failure> {

@@ -85,12 +85,13 @@ pub(super) struct Output {
     json: bool,
     steps: Steps,
     palette: Palette,
+    session_id: Option<String>,
 }
 
 impl Output {
     pub(super) fn new(json: bool) -> Self {
         let palette = Palette::for_stdout();
-        Self { json, steps: Steps::new(palette), palette }
+        Self { json, steps: Steps::new(palette), palette, session_id: None }
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -101,7 +102,8 @@ impl Output {
         print(&json_line(value))
     }
 
-    pub(super) fn session(&self, session: &Session, guest: &Guest) -> Result<(), Failure> {
+    pub(super) fn session(&mut self, session: &Session, guest: &Guest) -> Result<(), Failure> {
+        self.session_id = Some(session.id().to_owned());
         if !self.json {
             return Ok(());
         }
@@ -225,7 +227,6 @@ impl Output {
     pub(super) fn result(
         &self,
         reply: &PromptResult,
-        session: &Session,
         ending: &Ending,
         guest: &Guest,
         code: u8,
@@ -242,7 +243,7 @@ impl Output {
             "text": reply.text,
             "stopReason": reply.stop_reason,
             "model": reply.model.as_str(),
-            "sessionId": session.id(),
+            "sessionId": self.session_id,
             "rejectedPermissions": reply.rejected_permissions,
             "changedFiles": ending.files.len(),
             "keptAs": guest.kept_name(),
@@ -259,6 +260,7 @@ impl Output {
         Self::line(&json!({
             "type": "result",
             "ok": false,
+            "sessionId": self.session_id,
             "error": { "kind": kind, "message": failure.to_string() },
             "exitCode": failure.code(),
         }))

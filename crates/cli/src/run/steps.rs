@@ -170,7 +170,9 @@ fn texts(content: &Value) -> String {
     for block in content.as_array().into_iter().flatten() {
         if let Some(text) = block["content"]["text"].as_str() {
             out.push_str(text);
-            out.push('\n');
+            if !text.ends_with('\n') {
+                out.push('\n');
+            }
         }
     }
     out

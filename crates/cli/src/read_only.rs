@@ -1,12 +1,11 @@
-//! Sees that an agent tried to write to a mount that is read-only, and says how to allow it.
+//! Sees that an agent or a command tried to write to a mount that is read-only, and says how to allow it.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
 use crate::guest::VmArgs;
-use crate::run::changes::is_below;
-use crate::spec::{MountSpec, PROJECT_AT};
+use crate::spec::{MountSpec, PROJECT_AT, is_below};
 
 /// How Node, libc and shells put EROFS into words.
 const WORDS: [&str; 2] = ["EROFS", "ead-only file system"];
@@ -14,7 +13,7 @@ const WORDS: [&str; 2] = ["EROFS", "ead-only file system"];
 const MAX_OPEN_CALLS: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct ReadOnly<'a> {
+pub(crate) struct ReadOnly<'a> {
     mounts: Vec<&'a MountSpec>,
     cwd: String,
     /// What is known of calls that run: their title and arguments.
@@ -23,12 +22,12 @@ pub(super) struct ReadOnly<'a> {
 }
 
 impl<'a> ReadOnly<'a> {
-    pub(super) fn new(args: &'a VmArgs) -> Self {
+    pub(crate) fn new(args: &'a VmArgs) -> Self {
         let mounts = args.mounts().filter(|mount| !mount.writable).collect();
         Self { mounts, cwd: args.cwd(), calls: HashMap::new(), refused: None }
     }
 
-    pub(super) fn look(&mut self, notification: &Value) {
+    pub(crate) fn look(&mut self, notification: &Value) {
         let update = &notification["params"]["update"];
         let kind = update["sessionUpdate"].as_str().unwrap_or_default();
         if self.mounts.is_empty() || !matches!(kind, "tool_call" | "tool_call_update") {
@@ -51,14 +50,22 @@ impl<'a> ReadOnly<'a> {
         }
     }
 
+    /// As [`look`](Self::look), at what a command complained.
+    pub(crate) fn look_at_text(&mut self, text: &str) {
+        if WORDS.iter().any(|words| text.contains(words)) {
+            self.refused = self.refused.or_else(|| self.mount_in(&[text]));
+        }
+    }
+
     /// The mount that the texts name, else the one the agent works in.
-    fn mount_in(&self, texts: &[&String]) -> Option<&'a MountSpec> {
-        let named = self.mounts.iter().find(|mount| texts.iter().any(|text| text.contains(&mount.guest)));
+    fn mount_in(&self, texts: &[&str]) -> Option<&'a MountSpec> {
+        let named =
+            self.mounts.iter().find(|mount| texts.iter().any(|text| text.contains(mount.guest.as_str())));
         named.or_else(|| self.mounts.iter().find(|mount| is_below(&self.cwd, &mount.guest))).copied()
     }
 
     /// What to tell the user, if a write was refused.
-    pub(super) fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         let mount = self.refused?;
         let host = mount.host.display();
         let flag = if mount.guest == PROJECT_AT {
@@ -66,10 +73,7 @@ impl<'a> ReadOnly<'a> {
         } else {
             format!("--mount {host}:{}:rw", mount.guest)
         };
-        Some(format!(
-            "{} is mounted read-only, so a write was refused; {flag} lets the agent change it",
-            mount.guest
-        ))
+        Some(format!("{} is mounted read-only, so a write was refused; {flag} allows it", mount.guest))
     }
 }
 
