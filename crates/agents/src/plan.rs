@@ -224,7 +224,7 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
 ///
 /// A session whose Node finds compiled code is ready in two thirds of the time. The cache is code that later sessions
 /// run without looking at it, so a guest that could write it could reach into every other VM. It is therefore made
-/// in a fresh VM that sees the store and nothing of any user, and is read-only ever after.
+/// in a fresh VM that sees the store and nothing of any user, and is read-only ever after. Dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct WarmUp {
     /// What to run: with its input at its end, so that it exits by itself.
@@ -264,13 +264,16 @@ impl WarmUp {
     /// Takes over what the run left, so that later sessions find it; of two at once the first wins.
     pub fn adopt(self) -> Result<(), PrepareError> {
         let cache = self.scratch.join("cache");
-        let renamed = fs::rename(&cache, &self.finished);
-        let taken = self.finished.is_dir();
-        let _ = fs::remove_dir_all(&self.scratch);
-        match renamed {
-            Err(error) if !taken => Err(PrepareError { path: cache, source: error }),
-            _ => Ok(()),
+        match fs::rename(&cache, &self.finished) {
+            Err(_) if self.finished.is_dir() => Ok(()),
+            renamed => renamed.map_err(PrepareError::at(&cache)),
         }
+    }
+}
+
+impl Drop for WarmUp {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.scratch);
     }
 }
 
@@ -293,12 +296,18 @@ impl LaunchPlan {
             }
         }
         for file in &self.files {
-            let at = || PrepareError::at(&file.host_path);
+            // A guest of an earlier life of this session may have put a link or a pipe in the way: it is taken away,
+            // and whatever comes instead in the same moment is refused.
+            match fs::remove_file(&file.host_path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(PrepareError::at(&file.host_path)(error));
+                }
+                _ => {}
+            }
             let mut options = fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            // A guest of an earlier life of this session owned the directory: its links are not followed.
-            options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-            options.open(&file.host_path).and_then(|mut out| out.write_all(&file.content)).map_err(at())?;
+            options.write(true).create_new(true).mode(0o600);
+            let written = options.open(&file.host_path).and_then(|mut out| out.write_all(&file.content));
+            written.map_err(PrepareError::at(&file.host_path))?;
         }
         Ok(())
     }
@@ -411,3 +420,6 @@ fn mcp_extension(servers: &[McpServer]) -> (Vec<u8>, BTreeMap<String, String>) {
     source.push_str("}\n");
     (source.into_bytes(), variables)
 }
+
+#[cfg(test)]
+mod tests;

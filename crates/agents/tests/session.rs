@@ -161,6 +161,20 @@ async fn a_refused_prompt_fails_with_the_agents_words_and_a_handled_one_ends() {
 }
 
 #[tokio::test]
+async fn a_pi_without_a_key_is_a_matter_of_the_model() {
+    let place = Place::new();
+    let (session, mut pi) = place.ready_with(json!({ "models": [] })).await;
+    let reply = prompting(&session, "x");
+    let prompt = pi.expect("prompt").await;
+    pi.answer(&prompt, Err("No API key found for the selected model.")).await;
+    let error = reply.await.unwrap().unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (FaultKind::Model, "No API key found for the selected model.")
+    );
+}
+
+#[tokio::test]
 async fn cancelling_aborts_the_turn_and_keeps_its_text() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;

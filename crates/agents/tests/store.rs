@@ -6,134 +6,21 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod fake_registry;
+
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use agentos_agents::registry::{Agent, Package};
 use agentos_agents::store::{DownloadError, InstallError, Progress, RegistrySettings, UnpackError};
 use agentos_agents::{Registry, Store};
 use base64::Engine as _;
+use fake_registry::{Behaviour, FakeRegistry, answer, answer_range, good};
 use tokio::sync::mpsc;
-
-/// What a registry does with the requests for one path.
-type Behaviour = Box<dyn Fn(&Request, &mut TcpStream) + Send + Sync>;
-
-struct Request {
-    /// How many requests for this path came before.
-    number: usize,
-    headers: HashMap<String, String>,
-}
-
-impl Request {
-    /// The first byte a range request asks for.
-    fn offset(&self) -> Option<usize> {
-        self.headers.get("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
-    }
-}
-
-struct FakeRegistry {
-    address: SocketAddr,
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    seen: Arc<Mutex<Vec<String>>>,
-}
-
-impl FakeRegistry {
-    fn start(paths: Vec<(String, Behaviour)>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let paths: Arc<Vec<_>> =
-            Arc::new(paths.into_iter().map(|(p, b)| (p, b, AtomicUsize::new(0))).collect());
-        let (stopping, log) = (Arc::clone(&stop), Arc::clone(&seen));
-        let thread = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stopping.load(Ordering::SeqCst) {
-                    return;
-                }
-                let (paths, log) = (Arc::clone(&paths), Arc::clone(&log));
-                std::thread::spawn(move || {
-                    let _ = serve(&mut stream.unwrap(), &paths, &log);
-                });
-            }
-        });
-        Self { address, stop, thread: Some(thread), seen }
-    }
-
-    fn settings(&self) -> RegistrySettings {
-        RegistrySettings::for_registry(format!("http://{}/npm", self.address))
-    }
-
-    fn requests(&self) -> Vec<String> {
-        self.seen.lock().unwrap().clone()
-    }
-}
-
-impl Drop for FakeRegistry {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(self.address);
-        let _ = self.thread.take().unwrap().join();
-    }
-}
-
-fn serve(
-    stream: &mut TcpStream,
-    paths: &[(String, Behaviour, AtomicUsize)],
-    log: &Mutex<Vec<String>>,
-) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-    let mut headers = HashMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        let Some((name, value)) = line.trim().split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let range = headers.get("range").map(|range| format!(" {range}")).unwrap_or_default();
-    let auth = headers.get("authorization").map(|value| format!(" auth={value}")).unwrap_or_default();
-    log.lock().unwrap().push(format!("{path}{range}{auth}"));
-    match paths.iter().find(|(known, ..)| *known == path) {
-        Some((_, behaviour, count)) => {
-            let number = count.fetch_add(1, Ordering::SeqCst);
-            behaviour(&Request { number, headers }, stream);
-        }
-        None => answer(stream, "404 Not Found", &[], b""),
-    }
-    Ok(())
-}
-
-fn answer(stream: &mut TcpStream, status: &str, headers: &[String], body: &[u8]) {
-    let _ = write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
-    for header in headers {
-        let _ = write!(stream, "{header}\r\n");
-    }
-    let _ = stream.write_all(b"\r\n");
-    let _ = stream.write_all(body);
-}
-
-/// Serves a body, or the rest of it that is asked for.
-fn answer_range(request: &Request, stream: &mut TcpStream, body: &[u8]) {
-    match request.offset() {
-        Some(from) if from < body.len() => {
-            let range = format!("Content-Range: bytes {from}-{}/{}", body.len() - 1, body.len());
-            answer(stream, "206 Partial Content", &[range], &body[from..]);
-        }
-        Some(_) => answer(stream, "416 Range Not Satisfiable", &[], b""),
-        None => answer(stream, "200 OK", &[], body),
-    }
-}
-
-fn good(body: Vec<u8>) -> Behaviour {
-    Box::new(move |request, stream| answer_range(request, stream, &body))
-}
 
 fn integrity(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA512, bytes);
@@ -561,6 +448,80 @@ async fn half_arrived(root: &Path, bytes: usize) {
     while std::fs::metadata(&part).map_or(0, |meta| meta.len()) < bytes as u64 {
         tokio::task::yield_now().await;
     }
+}
+
+/// A proxy that opens every tunnel to one address, whatever it is asked for, and counts.
+struct FakeProxy {
+    address: std::net::SocketAddr,
+    tunnels: Arc<AtomicUsize>,
+}
+
+impl FakeProxy {
+    fn start(to: std::net::SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, tunnels) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&tunnels);
+        // Ends with the test's process; it holds nothing but its listener.
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let mut client = client.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    if client.read(&mut byte).unwrap_or(0) == 0 {
+                        break;
+                    }
+                    head.push(byte[0]);
+                }
+                assert!(
+                    head.starts_with(b"CONNECT registry.invalid:80 "),
+                    "{}",
+                    String::from_utf8_lossy(&head)
+                );
+                count.fetch_add(1, Ordering::SeqCst);
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+                let server = TcpStream::connect(to).unwrap();
+                for (mut from, mut into) in
+                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut into);
+                        let _ = into.shutdown(std::net::Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { address, tunnels }
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_unless_the_registry_is_excepted() {
+    let body = small_tarball();
+    let agent = agent("tool", &body);
+    let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(body))]);
+    let proxy = FakeProxy::start(registry.address);
+    let home = tempfile::tempdir().unwrap();
+    let settings = |registry: String, no_proxy: &str| {
+        let npmrc = home.path().join("npmrc");
+        let text =
+            format!("registry={registry}/npm\nhttps-proxy=http://{}\nnoproxy={no_proxy}\n", proxy.address);
+        std::fs::write(&npmrc, text).unwrap();
+        RegistrySettings::load(&|name| match name {
+            "npm_config_userconfig" => Some(npmrc.to_str().unwrap().to_owned()),
+            "npm_config_globalconfig" => Some("/nowhere".to_owned()),
+            _ => None,
+        })
+        .unwrap()
+    };
+    let through = Store::with_settings(home.path().join("a"), settings("http://registry.invalid".into(), ""));
+    install(&through, &agent).await.0.unwrap();
+    assert_eq!(proxy.tunnels.load(Ordering::SeqCst), 1);
+    let past = settings(format!("http://{}", registry.address), "127.0.0.1");
+    let past = Store::with_settings(home.path().join("b"), past);
+    install(&past, &agent).await.0.unwrap();
+    assert_eq!(proxy.tunnels.load(Ordering::SeqCst), 1);
+    assert_eq!(registry.requests().len(), 2);
 }
 
 /// Needs root for the small file system; elsewhere there is nothing to be full.

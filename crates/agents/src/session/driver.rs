@@ -238,6 +238,10 @@ impl Driver {
                 self.answer(running, Ok((text, "end_turn")));
             }
             Ok(_) => self.running = Some(running),
+            // Pi refuses every prompt when it has no key, and says so: that is a matter of the model, not of the agent.
+            Err(reason) if self.profile.has_no_model() => {
+                self.answer(running, Err(PromptError::Model { reason }))
+            }
             Err(reason) => self.answer(running, Err(PromptError::Refused { reason })),
         }
     }

@@ -67,6 +67,11 @@ impl Profile {
         self.model["contextWindow"].as_u64()
     }
 
+    /// Whether pi found no key for any model.
+    pub(super) fn has_no_model(&self) -> bool {
+        self.models.is_empty()
+    }
+
     /// The answer to `initialize`.
     pub(super) fn initialize(&self) -> Value {
         let inputs = self.model["input"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -62,7 +62,6 @@ pub struct Installed {
     packages_dir: PathBuf,
     packages: Vec<Package>,
     needs_node: bool,
-    compile_cache: Option<String>,
     record: Option<InstallRecord>,
 }
 
@@ -229,33 +228,18 @@ impl Store {
     /// Whether sessions of this installation would start faster after a warm-up.
     #[must_use]
     pub fn needs_warm_up(&self, installed: &Installed) -> bool {
-        self.compile_cache_name(installed).is_some_and(|name| !self.packages_dir().join(name).is_dir())
+        installed.cache_name().is_some() && installed.compile_cache_name().is_none()
     }
 
     /// Where a warm-up writes and where its result goes.
     pub(crate) fn compile_cache_places(&self, installed: &Installed) -> (PathBuf, PathBuf) {
-        let name = self.compile_cache_name(installed).unwrap_or_else(|| "none.compile-cache".to_owned());
+        let name = installed.cache_name().unwrap_or_else(|| "none.compile-cache".to_owned());
         let scratch = self.root.join("staging").join(format!("{name}-{}", uuid::Uuid::new_v4().simple()));
         (scratch, self.packages_dir().join(name))
     }
 
-    fn compile_cache_name(&self, installed: &Installed) -> Option<String> {
-        let node = installed.node()?;
-        let own = installed.packages.first().filter(|own| own.name != node.name)?;
-        Some(format!("{}+{}.compile-cache", own.directory_name(), node.directory_name()))
-    }
-
     fn describe(&self, agent: &Agent, packages: Vec<Package>, record: Option<InstallRecord>) -> Installed {
-        let mut installed = Installed {
-            packages_dir: self.packages_dir(),
-            packages,
-            needs_node: agent.needs_node,
-            compile_cache: None,
-            record,
-        };
-        installed.compile_cache =
-            self.compile_cache_name(&installed).filter(|name| self.packages_dir().join(name).is_dir());
-        installed
+        Installed { packages_dir: self.packages_dir(), packages, needs_node: agent.needs_node, record }
     }
 
     fn is_finished(&self, package: &Package) -> bool {
@@ -403,10 +387,16 @@ impl Installed {
         self.record.clone()
     }
 
-    /// The directory in the store with compiled code for this agent on this Node.
+    /// The directory in the store with compiled code for this agent on this Node, once a warm-up has made it.
     #[must_use]
-    pub fn compile_cache_name(&self) -> Option<&str> {
-        self.compile_cache.as_deref()
+    pub fn compile_cache_name(&self) -> Option<String> {
+        self.cache_name().filter(|name| self.packages_dir.join(name).is_dir())
+    }
+
+    fn cache_name(&self) -> Option<String> {
+        let node = self.node()?;
+        let own = self.packages.first().filter(|own| own.name != node.name)?;
+        Some(format!("{}+{}.compile-cache", own.directory_name(), node.directory_name()))
     }
 }
 

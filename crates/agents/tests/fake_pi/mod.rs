@@ -48,9 +48,16 @@ impl Place {
         self.ready_after(None).await
     }
 
+    /// A session with a pi that knows these models.
+    pub(crate) async fn ready_with(&self, models: Value) -> (Session, FakePi) {
+        let (mut pi, starting) = self.start(None);
+        pi.introduce(models).await;
+        (starting.await.unwrap().unwrap(), pi)
+    }
+
     pub(crate) async fn ready_after(&self, install: Option<InstallRecord>) -> (Session, FakePi) {
         let (mut pi, starting) = self.start(install);
-        pi.introduce().await;
+        pi.introduce(json!({ "models": [{ "provider": "p", "id": "m", "name": "M" }] })).await;
         (starting.await.unwrap().unwrap(), pi)
     }
 
@@ -120,13 +127,13 @@ impl FakePi {
     }
 
     /// Answers the four questions of a start.
-    pub(crate) async fn introduce(&mut self) {
+    pub(crate) async fn introduce(&mut self, models: Value) {
         for (question, data) in [
             (
                 "get_state",
                 json!({ "sessionId": "pi-1", "thinkingLevel": "off", "model": { "provider": "p", "id": "m" } }),
             ),
-            ("get_available_models", json!({ "models": [] })),
+            ("get_available_models", models),
             ("get_available_thinking_levels", json!({ "levels": ["off", "low"] })),
             ("get_commands", json!({ "commands": [] })),
         ] {
