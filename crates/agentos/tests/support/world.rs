@@ -1,6 +1,7 @@
 //! The real sidecar, one per test: in a directory of its own, so that tests run beside each other and beside whatever
 //! else runs on the machine.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use agentos::{AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSidecar};
@@ -15,6 +16,21 @@ impl World {
     pub(crate) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = AgentOsCreateSidecarOptions::default().runtime_dir(directory.path());
+        Self::start(directory, options).await
+    }
+
+    /// As `new`, with a variable in the sidecar's environment, through a script in the binary's place.
+    pub(crate) async fn with_env(name: &str, value: &Path) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("agentos");
+        let text = format!("#!/bin/sh\n{name}='{}' exec '{}' \"$@\"\n", value.display(), binary().display());
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let options = AgentOsCreateSidecarOptions::default().runtime_dir(directory.path()).binary(script);
+        Self::start(directory, options).await
+    }
+
+    async fn start(directory: tempfile::TempDir, options: AgentOsCreateSidecarOptions) -> Self {
         let sidecar = match AgentOs::create_sidecar(options).await {
             Ok(sidecar) => sidecar,
             Err(error) => {
@@ -46,4 +62,12 @@ impl World {
     pub(crate) fn runtime_dir(&self) -> &Path {
         self.directory.path()
     }
+}
+
+/// The binary the SDK would find.
+fn binary() -> PathBuf {
+    std::env::var_os("AGENTOS_SIDECAR").map_or_else(
+        || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("agentos"),
+        PathBuf::from,
+    )
 }

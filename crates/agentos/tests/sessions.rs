@@ -1,0 +1,176 @@
+//! A real agent at work in a VM, with the offline model. The first run on a machine installs the agent.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
+mod support;
+
+use std::time::Duration;
+
+use agentos::{AgentInstall, AgentOs, ErrorKind, ModelChoice, ModelKind, PermissionPolicy, Session};
+use support::within;
+use support::world::World;
+
+async fn session(vm: &AgentOs) -> Session {
+    vm.create_session("pi").permission_policy(PermissionPolicy::AllowAll).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_writes_the_file_it_was_asked_for_and_every_event_is_there() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    assert_eq!((session.model(), session.agent_type()), (ModelKind::Demo, "pi"));
+    let name = format!("{}.ts", uuid::Uuid::new_v4().simple());
+    let reply = within("the turn", session.prompt(format!("Write a hello world in TypeScript to {name}")))
+        .await
+        .unwrap();
+    assert_eq!((reply.model, reply.stop_reason.as_str()), (ModelKind::Demo, "end_turn"));
+    assert!(reply.text.starts_with("[demo model]"), "{}", reply.text);
+    let file = vm.read_file(format!("/home/user/{name}")).await.unwrap();
+    assert!(String::from_utf8_lossy(&file).contains("console.log"), "{file:?}");
+
+    let mut events = session.events();
+    let mut methods = Vec::new();
+    while !methods.iter().any(|(_, method)| method == "session/update") {
+        let event = within("an event", events.next()).await.unwrap().unwrap();
+        methods.push((event.sequence_number, event.method().to_owned()));
+    }
+    assert_eq!(methods[0], (1, "_agentos/model".to_owned()));
+    let numbers: Vec<u64> = methods.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    let mut later = session.events_since(2);
+    assert_eq!(within("an event", later.next()).await.unwrap().unwrap().sequence_number, 2);
+
+    session.close().await.unwrap();
+    let error = session.prompt("again").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Closed), "{error:?}");
+    assert_eq!(vm.list_sessions().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_resumed_and_destroyed() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    let listed = vm.list_sessions().await.unwrap();
+    assert_eq!((listed.len(), listed[0].session_id.as_str()), (1, session.id()));
+    assert_eq!(vm.resume_session(session.id()).unwrap().model(), ModelKind::Demo);
+    assert!(!session.cancel().await.unwrap(), "nothing runs");
+    vm.destroy_session(session.id()).await.unwrap();
+    assert_eq!(vm.list_sessions().await.unwrap(), []);
+    let error = vm.resume_session(session.id()).unwrap_err();
+    assert_eq!(error.to_string(), format!("Session not found: {}", session.id()));
+    let error = vm.destroy_session("nobody").await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::NotFound, "Session not found: nobody")
+    );
+}
+
+#[tokio::test]
+async fn one_prompt_runs_at_a_time_and_cancel_ends_it() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    let running = tokio::spawn(session.prompt("Run the command `sleep 1000`").into_future());
+    sleeps(&vm, true).await;
+    let error = session.prompt("Run the command `true`").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    assert!(session.cancel().await.unwrap());
+    let reply = within("the cancelled turn", running).await.unwrap().unwrap();
+    assert_eq!(reply.stop_reason, "cancelled");
+    // The session goes on; a prompt whose future is dropped is cancelled too.
+    let dropped = tokio::spawn(session.prompt("Run the command `sleep 1000`").into_future());
+    sleeps(&vm, true).await;
+    dropped.abort();
+    sleeps(&vm, false).await;
+    let late = session.prompt("Run the command `sleep 1000`").timeout(Duration::from_secs(2));
+    assert_eq!(within("the timeout", late).await.unwrap_err().kind(), ErrorKind::Timeout);
+    session.close().await.unwrap();
+    sleeps(&vm, false).await;
+}
+
+async fn sleeps(vm: &AgentOs, wanted: bool) {
+    support::eventually("the tool call begins or ends", || async {
+        let all = vm.all_processes().await.unwrap();
+        let runs = |process: &agentos::ProcessInfo| {
+            process.status == agentos::ProcessStatus::Running && process.command == "sleep"
+        };
+        all.iter().any(runs) == wanted
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn options_of_the_agent_are_shown_and_set() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    let option = |category: &str| {
+        let all = session.config_options();
+        all.into_iter().find(|option| option.category.as_deref() == Some(category)).unwrap()
+    };
+    let level = option("thought_level").allowed_values[0].id.clone();
+    session.set_thought_level(&level).await.unwrap();
+    assert_eq!(option("thought_level").current_value, Some(level));
+    let model = option("model").allowed_values[0].id.clone();
+    session.set_model(&model).await.unwrap();
+    assert_eq!(option("model").current_value, Some(model));
+}
+
+#[tokio::test]
+async fn what_the_agent_cannot_do_is_unsupported_in_its_own_words() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    let error = session.raw_send("no/such/method", serde_json::json!({})).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+    assert_eq!(error.rpc_error().map(|error| error.code), Some(-32601));
+}
+
+#[tokio::test]
+async fn unknown_agents_are_named_and_the_known_ones_listed() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let error = vm.create_session("nobody").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    assert!(error.to_string().contains("Unknown agent type: nobody"), "{error}");
+    let of_vm = vm.list_agents().await.unwrap();
+    let of_host = world.sidecar.list_agents().await.unwrap();
+    for agents in [of_vm, of_host] {
+        assert!(agents.iter().any(|agent| agent.id == "pi" && !agent.agent_package.is_empty()), "{agents:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_must_not_be_installed_is_an_error_that_names_the_command() {
+    let home = tempfile::tempdir().unwrap();
+    let world = World::with_env("AGENTOS_HOME", home.path()).await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let error = vm.create_session("pi").agent_install(AgentInstall::Never).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AgentNotInstalled, "{error:?}");
+    assert!(error.to_string().contains("agentos agents install pi"), "{error}");
+}
+
+#[tokio::test]
+async fn a_session_whose_creator_went_away_is_undone() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let creating = tokio::spawn(session_of(vm.clone()));
+    support::eventually("the agent is being launched", || async {
+        !vm.all_processes().await.unwrap().is_empty()
+    })
+    .await;
+    creating.abort();
+    let _ = creating.await;
+    support::eventually("nothing of it is left", || async {
+        let all = vm.all_processes().await.unwrap();
+        let runs = all.iter().any(|process| process.status == agentos::ProcessStatus::Running);
+        !runs && vm.list_sessions().await.unwrap().is_empty()
+    })
+    .await;
+}
+
+async fn session_of(vm: AgentOs) -> Result<Session, agentos::Error> {
+    vm.create_session("pi").await
+}
