@@ -130,7 +130,7 @@ fn served(
     ended.map_err(|_| SidecarError::Panicked)?.map_err(SidecarError::Serve)
 }
 
-/// Resolves when the sidecar has been idle for a while: `first` until any client was seen, then `linger`.
+/// Resolves when the sidecar has been idle for a while without a break: `first` until any client was seen, then `linger`.
 async fn until_idle(host: &Host, first: Duration, linger: Duration) {
     loop {
         // Subscribed before the look, so that no change falls between.
@@ -139,10 +139,11 @@ async fn until_idle(host: &Host, first: Duration, linger: Duration) {
             changed.await;
             continue;
         }
-        let seen = host.connections_seen();
-        sleep(if seen == 0 { first } else { linger }).await;
-        if host.is_idle() && host.connections_seen() == seen {
-            return;
+        let wait = if host.connections_seen() == 0 { first } else { linger };
+        tokio::select! {
+            () = sleep(wait) => return,
+            // Somebody came, or came and went: the time begins anew.
+            () = changed => {}
         }
     }
 }
