@@ -259,7 +259,8 @@ mod tests {
             let mut buffer = [0; 256];
             for expected in 0..2000 {
                 let received = seqpacket::receive(peer.as_fd(), &mut buffer).unwrap();
-                let Ok(Frame::Whole(Request::Signal { pid, .. })) = frame::decode(&buffer[..received.len]) else {
+                let Ok(Frame::Whole(Request::Signal { pid, .. })) = frame::decode(&buffer[..received.len])
+                else {
                     panic!("not a signal");
                 };
                 assert_eq!(pid, expected);

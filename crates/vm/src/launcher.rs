@@ -286,6 +286,3 @@ impl From<ReceiveError> for LauncherDeath {
         }
     }
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

@@ -37,6 +37,9 @@ mod stdin;
 mod sync;
 mod window;
 
+#[cfg(test)]
+mod tests;
+
 pub use agentos_guest_protocol::launcher::{BootFailure, HostFindings, IdMode};
 pub use exec::{Exec, ExecEvent, ExecExit, ExecSpec};
 pub use launcher::{Launcher, LauncherDeath, LauncherError};

@@ -21,7 +21,6 @@ const MIN_PROCESSES: u32 = 8;
 const MAX_PROCESSES: u32 = 4 * 1024 * 1024;
 /// Three standard descriptors, a loader's and a few of the program's own.
 const MIN_OPEN_FILES: u32 = 16;
-/// fs.nr_open's default.
 /// The least the kernel's CPU bandwidth control takes: 1 ms in every 100.
 const MIN_CPU_MILLIS: u32 = 10;
 const MAX_CPU_MILLIS: u32 = 1000 * 8192;

@@ -16,7 +16,8 @@ fn host() -> Host {
 
 /// A host where nothing but rlimits is to be had.
 fn poor_host() -> Host {
-    Host { findings: HostFindings::default(), memory_bytes: 2 << 30 }
+    let findings = HostFindings { max_open_files: 4096, ..HostFindings::default() };
+    Host { findings, memory_bytes: 2 << 30 }
 }
 
 pub(crate) fn test_spec() -> VmSpec {

@@ -1,0 +1,8 @@
+//! Stories of VMs whose launcher and init are played by the test, see [`fake`].
+
+mod fake;
+mod files;
+mod hostile;
+mod life;
+mod processes;
+mod shells;
