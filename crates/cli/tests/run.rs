@@ -1,0 +1,247 @@
+//! `agentos run` with the real Pi, from the prompt to the files. The model is the offline one; the agent is not.
+
+mod support;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::{World, eventually, random_word};
+
+/// What the offline model was asked, one line per request.
+fn requests(world: &World) -> Vec<Value> {
+    let log = std::fs::read_to_string(world.path("requests.jsonl")).unwrap_or_default();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_real_pi_writes_the_file_and_runs_the_command() {
+    let world = World::with_agents();
+    let (file, text, word) = (format!("{}.txt", random_word()), random_word(), random_word());
+    let out = world.path("out");
+    // The command waits for us, so that Pi can be looked at while it works.
+    let prompt = format!(
+        "demo:write {file} <<{text}\n\
+         demo:run touch {word}.started; until [ -e {word}.go ]; do sleep 0.02; done; echo {word} | rev"
+    );
+    let mut running = world.start(["run", "pi", &prompt, "--keep=box", "--out", &out.display().to_string()]);
+    drop(running.stdin.take());
+    let inside = |script: &str| world.agentos(["exec", "--vm", "box", "--", "sh", "-c", script]);
+    eventually("the command runs", || inside(&format!("test -e {word}.started")).code == Some(0));
+
+    let processes =
+        inside("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done").expect(0).text();
+    let pi =
+        processes.lines().find(|line| line.contains("--mode rpc")).unwrap_or_else(|| panic!("{processes}"));
+    assert!(pi.contains("node") && pi.contains("pi-coding-agent") && pi.contains("cli.js"), "{pi}");
+
+    inside(&format!("touch {word}.go")).expect(0);
+    let result = running.finish().expect(0);
+    let reversed: String = word.chars().rev().collect();
+    assert!(result.text().contains(&reversed), "the command's output is shown: {}", result.text());
+    assert!(result.text().contains(&file), "the file is named: {}", result.text());
+    assert_eq!(std::fs::read_to_string(out.join(&file)).unwrap().trim_end(), text);
+
+    let requests = requests(&world);
+    let first = &requests[0]["body"];
+    let system = first["messages"][0]["content"].as_str().unwrap();
+    assert!(
+        system.contains("coding assistant") && system.contains("inside pi"),
+        "Pi's own system prompt: {system}"
+    );
+    let tools: Vec<&str> = first["tools"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|tool| tool["function"]["name"].as_str())
+        .collect();
+    for tool in ["read", "bash", "edit", "write"] {
+        assert!(tools.contains(&tool), "Pi's own tools: {tools:?}");
+    }
+    let edit =
+        first["tools"].as_array().unwrap().iter().find(|tool| tool["function"]["name"] == "edit").unwrap();
+    assert!(edit["function"]["parameters"]["properties"]["edits"].is_object(), "Pi's own schema: {edit}");
+    let last = requests.last().unwrap()["body"].to_string();
+    assert!(last.contains(&reversed), "the tool's result went back to the model");
+}
+
+#[test]
+fn the_readme_s_first_prompt_leaves_a_program() {
+    let world = World::with_agents();
+    let out = world.directory("out");
+    let prompt = "Write a hello world in TypeScript to hello.ts";
+    let result = world.agentos(["run", "pi", prompt, "--out", &out.display().to_string()]).expect(0);
+    assert!(std::fs::read_to_string(out.join("hello.ts")).unwrap().contains("console.log"));
+    assert!(result.text().contains("[demo model]"), "{}", result.text());
+    assert!(result.stderr.contains("ANTHROPIC_API_KEY"), "how to get a real one: {}", result.stderr);
+}
+
+#[test]
+fn without_a_place_to_go_new_files_are_printed() {
+    let world = World::with_agents();
+    let (file, text) = (format!("{}.txt", random_word()), random_word());
+    let result = world.agentos(["run", "pi", &format!("Write \"{text}\" to {file}")]).expect(0);
+    let shown = result.text();
+    let printed = shown.split_once(&format!("--- {file}\n")).unwrap_or_else(|| panic!("{shown}")).1;
+    assert!(printed.starts_with(&text), "{shown}");
+    assert!(shown.contains("--out"), "{shown}");
+}
+
+#[test]
+fn out_overwrites_nothing_and_loses_nothing() {
+    let world = World::with_agents();
+    let out = world.directory("out");
+    std::fs::write(out.join("a.txt"), "mine").unwrap();
+    let place = out.display().to_string();
+    let prompt = "demo:write a.txt <<made\ndemo:write b.txt <<also made";
+    let result = world.agentos(["run", "pi", prompt, "--out", &place]).expect(5);
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap().trim_end().to_owned();
+    assert_eq!([read("a.txt"), read("a.txt.new"), read("b.txt")], ["mine", "made", "also made"]);
+    assert!(result.text().contains("--force"), "{}", result.text());
+    world.agentos(["run", "pi", prompt, "--out", &place, "--force"]).expect(0);
+    assert_eq!(read("a.txt"), "made");
+}
+
+#[test]
+fn what_can_t_work_is_refused_before_the_agent_starts() {
+    let world = World::with_agents();
+    std::fs::write(world.path("file"), "").unwrap();
+    let result =
+        world.agentos(["run", "pi", "hello", "--out", &world.path("file").display().to_string()]).expect(2);
+    assert!(result.stderr.contains("not a directory"), "{}", result.stderr);
+    world.agentos(["run", "pi", "hello", "--force"]).expect(2);
+    let unknown = world.agentos(["run", "nobody", "hello"]).expect(1);
+    assert!(unknown.stderr.contains("Unknown agent type: nobody"), "{}", unknown.stderr);
+    assert!(requests(&world).is_empty(), "no model was asked");
+}
+
+#[test]
+fn names_that_are_dangerous_stay_in_the_vm() {
+    let world = World::with_agents();
+    let out = world.path("out");
+    let prompt = "demo:run mkdir -p .git/hooks d; echo x > .git/hooks/pre-commit; echo x > d/fine; \
+                  echo x > \"$(printf 'evil\\033[31m')\"; ln -s /etc/passwd link";
+    let result = world.agentos(["run", "pi", prompt, "--out", &out.display().to_string()]).expect(1);
+    let mut names: Vec<_> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["d"], "{}", result.text());
+    assert!(result.text().contains("evil^[[31m"), "it is named, harmlessly: {}", result.text());
+}
+
+#[test]
+fn nothing_an_agent_prints_controls_the_terminal() {
+    let world = World::with_agents();
+    let prompt = "demo:run printf 'a\\033]0;owned\\007\\302\\2332Jb'\ndemo:say \x1b[2J\u{9b}31m\u{202e}said";
+    for flags in [&[][..], &["--json"]] {
+        let arguments = ["run", "pi", prompt].iter().chain(flags).copied();
+        let result = world.agentos(arguments).expect(0);
+        let text = result.text();
+        assert!(text.contains("said"), "{text}");
+        let bad = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+        assert!(!text.contains(bad) && !result.stderr.contains(bad), "{text:?} {:?}", result.stderr);
+    }
+}
+
+#[test]
+fn a_refused_write_to_a_project_explains_rw() {
+    let world = World::with_agents();
+    let project = world.directory("project");
+    let show = project.display().to_string();
+    let result = world.agentos(["run", "pi", "Write \"x\" to new.txt", "--project", &show]).expect(0);
+    assert!(result.stderr.contains(&format!("--project {show}:rw")), "{}", result.stderr);
+    assert!(!project.join("new.txt").exists());
+    let result =
+        world.agentos(["run", "pi", "Write \"x\" to new.txt", "--project", &format!("{show}:rw")]).expect(0);
+    assert!(project.join("new.txt").exists());
+    assert!(result.text().contains(&project.join("new.txt").display().to_string()), "{}", result.text());
+    assert!(!result.stderr.contains(":rw"), "{}", result.stderr);
+}
+
+#[test]
+fn json_lines_tell_everything_in_order() {
+    let world = World::with_agents();
+    let result = world.agentos(["run", "pi", "Write \"x\" to new.txt", "--json"]).expect(0);
+    let lines = result.json_lines();
+    let lines: Vec<&Value> = lines.iter().filter(|line| line["type"] != "install").collect();
+    let kinds: Vec<&str> = lines.iter().map(|line| line["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds[0], "session");
+    assert_eq!(kinds[kinds.len() - 2..], ["files", "result"]);
+    let events: Vec<u64> = lines.iter().filter_map(|line| line["sequenceNumber"].as_u64()).collect();
+    assert!(events.len() > 3 && events.iter().copied().eq(1..=events.len() as u64), "{events:?}");
+    let files = &lines[lines.len() - 2]["files"];
+    assert_eq!(files[0]["path"], "/home/user/new.txt");
+    let last = lines[lines.len() - 1];
+    assert_eq!(
+        (&last["ok"], &last["stopReason"], &last["model"]),
+        (&true.into(), &"end_turn".into(), &"demo".into())
+    );
+    assert!(last["text"].as_str().unwrap().starts_with("[demo model]"), "{last}");
+}
+
+#[test]
+fn a_model_that_refuses_is_a_failure_with_its_reason_and_the_files_come_all_the_same() {
+    let world = World::with_agents();
+    let out = world.path("out");
+    let place = out.display().to_string();
+    let prompt = "demo:write kept.txt <<made before\ndemo:status 400 no such thing";
+    let result = world.agentos(["run", "pi", prompt, "--out", &place]).expect(4);
+    assert!(result.stderr.contains("no such thing"), "{}", result.stderr);
+    assert!(out.join("kept.txt").exists(), "{}", result.text());
+    let json = world.agentos(["run", "pi", "demo:status 400 no such thing", "--json"]).expect(4).json_lines();
+    let last = json.last().unwrap();
+    assert_eq!((&last["ok"], &last["error"]["kind"]), (&false.into(), &"Model".into()));
+}
+
+#[test]
+fn an_interrupt_cancels_the_turn_and_the_files_come_all_the_same() {
+    let world = World::with_agents();
+    let out = world.path("out");
+    let place = out.display().to_string();
+    let prompt = "demo:write early.txt <<made before\ndemo:run sleep 1000";
+    let mut running = world.start(["run", "pi", prompt, "--out", &place]);
+    drop(running.stdin.take());
+    let mut shown = String::new();
+    while !shown.contains("sleep 1000") {
+        let line = running.line();
+        assert!(!line.is_empty(), "it ended early: {shown}");
+        shown.push_str(&line);
+    }
+    running.signal(Signal::INT);
+    running.finish().expect(130);
+    assert!(out.join("early.txt").exists());
+}
+
+#[test]
+fn keys_of_the_caller_are_taken_only_when_the_agent_looks_for_them_and_it_is_said() {
+    let world = World::with_agents();
+    let run = |flags: &[&str]| {
+        let mut command = world.command(["run", "pi", "demo:say hello"].iter().chain(flags));
+        command.env("ANTHROPIC_API_KEY", "sk-secret-of-the-test").env("UNRELATED_KEY", "x");
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!stderr.contains("sk-secret") && !stdout.contains("sk-secret"));
+        (output.status.code(), stderr)
+    };
+    let (code, stderr) = run(&["--model", "demo"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(!stderr.contains("giving"), "{stderr}");
+    let (code, stderr) = run(&[]);
+    assert!(stderr.contains("giving the agent ANTHROPIC_API_KEY"), "{stderr}");
+    assert!(!stderr.contains("UNRELATED_KEY"), "{stderr}");
+    // There is no way to the internet out of a VM.
+    assert_eq!(code, Some(4), "{stderr}");
+    assert!(stderr.contains("--model demo"), "{stderr}");
+    assert_eq!(requests(&world).len(), 1, "the offline model answered the first run alone");
+}
+
+#[test]
+fn without_a_provider_where_one_is_demanded_the_variables_are_named() {
+    let world = World::with_agents();
+    let mut command = world.command(["run", "pi", "hello"]);
+    let output = command.env("AGENTOS_MODEL", "provider").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("ANTHROPIC_API_KEY"), "{stderr}");
+}
