@@ -174,14 +174,17 @@ impl Clones {
     /// The clone has its own mounts now, or hangs up: it has left the stage, or died on the way.
     pub(super) fn boot_message(&mut self, vm: u64) -> Result<(), WireError> {
         let Some(clone) = self.live.get_mut(&vm) else { return Ok(()) };
-        let received = match &clone.boot {
-            Some(boot) => seqpacket::receive(boot.as_fd(), &mut [0; 16])?,
+        let hung_up = match clone.boot.as_ref().map(|boot| seqpacket::receive(boot.as_fd(), &mut [0; 16])) {
+            Some(Ok(received)) => received.len == 0,
+            // Killed before it has read the word to go on: what it leaves unread resets the connection.
+            Some(Err(Errno::CONNRESET)) => true,
+            Some(Err(errno)) => return Err(errno.into()),
             None => return Ok(()),
         };
         if let Some(staged) = &clone.staged {
             staged.unmount();
         }
-        if received.len == 0 {
+        if hung_up {
             self.leave_stage(vm)?;
         }
         Ok(())
