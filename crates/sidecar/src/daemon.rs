@@ -190,3 +190,69 @@ fn raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+
+    const FIRST: Duration = Duration::from_secs(10);
+    const LINGER: Duration = Duration::from_millis(500);
+
+    fn host() -> Arc<Host> {
+        let config = Config {
+            socket: "/nonexistent/s.sock".into(),
+            id: "under-test".into(),
+            pool: "blue".into(),
+            linger: LINGER,
+            home: Err(agentos_agents::HomeError::Unset),
+            runtime_dir: "/nonexistent".into(),
+        };
+        Arc::new(Host::new(config, sync_channel(1).0))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sidecar_that_nobody_visits_waits_for_its_first_client_and_ends() {
+        let begun = Instant::now();
+        until_idle(&host(), FIRST, LINGER).await;
+        assert_eq!(begun.elapsed(), FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_its_last_client_it_lingers_only_briefly() {
+        let host = host();
+        let begun = Instant::now();
+        let client = {
+            let host = Arc::clone(&host);
+            tokio::spawn(async move {
+                advance(Duration::from_secs(1)).await;
+                let connection = host.connected();
+                sleep(Duration::from_secs(60)).await;
+                drop(connection);
+            })
+        };
+        until_idle(&host, FIRST, LINGER).await;
+        client.await.unwrap();
+        let expected = Duration::from_secs(61) + LINGER;
+        assert!(begun.elapsed() >= expected, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < expected + Duration::from_millis(50), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_only_looks_in_starts_the_linger_anew() {
+        let host = host();
+        drop(host.connected());
+        let begun = Instant::now();
+        let visitor = {
+            let host = Arc::clone(&host);
+            tokio::spawn(async move {
+                sleep(LINGER / 2).await;
+                drop(host.connected());
+            })
+        };
+        until_idle(&host, FIRST, LINGER).await;
+        visitor.await.unwrap();
+        assert!(begun.elapsed() >= LINGER + LINGER / 2, "{:?}", begun.elapsed());
+    }
+}

@@ -87,19 +87,22 @@ impl RequestBody {
     /// Waits for the first piece or the end: a request without a body must not announce one, many servers would wait
     /// for it or refuse it.
     pub(crate) async fn new(mut parts: Streaming<v1::FetchRequest>, method: &Method) -> Result<Self, Status> {
-        let first = match parts.message().await? {
-            Some(part) => Some(body_part(part)?),
-            None => None,
-        };
+        let part = parts.message().await?.ok_or_else(|| Status::cancelled(GIVEN_UP))?;
+        let first = body_part(part)?;
         let rest = first.is_some().then_some(parts);
         tracing::trace!(%method, has_body = rest.is_some(), "fetch");
         Ok(Self { first, rest })
     }
 }
 
-fn body_part(part: v1::FetchRequest) -> Result<Bytes, Failure> {
+/// gRPC shows the end of a stream that was given up as a good one; a request says itself when it is complete.
+const GIVEN_UP: &str = "the client gave the request up before its end";
+
+/// A piece of the body; `None` is its end.
+fn body_part(part: v1::FetchRequest) -> Result<Option<Bytes>, Failure> {
     match part.part {
-        Some(fetch_request::Part::Body(data)) => Ok(data),
+        Some(fetch_request::Part::Body(data)) => Ok(Some(data)),
+        Some(fetch_request::Part::End(v1::FetchRequestEnd {})) => Ok(None),
         Some(fetch_request::Part::Head(_)) | None => {
             Err(Failure::invalid("head", "After its head a request has a body alone"))
         }
@@ -118,15 +121,12 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let part = match ready!(Pin::new(rest).poll_next(cx)) {
-            Some(part) => part,
-            None => {
-                self.rest = None;
-                return Poll::Ready(None);
-            }
-        };
+        let part = ready!(Pin::new(rest).poll_next(cx)).unwrap_or_else(|| Err(Status::cancelled(GIVEN_UP)));
         let data = part.and_then(|part| body_part(part).map_err(Status::from));
-        Poll::Ready(Some(data.map(Frame::data).map_err(io::Error::other)))
+        if let Ok(None) = data {
+            self.rest = None;
+        }
+        Poll::Ready(data.transpose().map(|data| data.map(Frame::data).map_err(io::Error::other)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The table: one function per facility, one line each. Every remedy is a command or a flag that can be copied.
 
+use agentos_vm::errno;
 use rustix::io::Errno;
 
 use super::facts::{Container, Facts, Isolation, RefusedCall};
@@ -61,14 +62,14 @@ pub(crate) fn table(facts: &Facts) -> Vec<Facility> {
             facts,
             "memory limit",
             |found| found.memory,
-            "Memory limits bind each process alone; the VM as a whole can use more.",
+            "Memory limits are refused; VMs share the memory of the machine.",
         ),
-        cgroup(facts, "CPU limit", |found| found.cpu, "CPU limits are refused; a VM can use every CPU."),
+        cgroup(facts, "CPU limit", |found| found.cpu, "CPU limits are refused; VMs share every CPU."),
         cgroup(
             facts,
             "process limit",
             |found| found.processes,
-            "The process limit is counted per user by the kernel.",
+            "Without private user ids process limits are refused; the kernel counts per user.",
         ),
     ];
     // A refusal that no line above explains is still named: the call, its object, the kernel's answer.
@@ -142,27 +143,23 @@ fn user_namespaces(facts: &Facts) -> Facility {
 /// A container runtime that masks parts of /proc makes the kernel refuse a new /proc in a user namespace.
 fn procfs(facts: &Facts) -> Facility {
     let name = "/proc";
-    let covered = || {
-        let paths: Vec<_> =
-            facts.proc_overmounts.iter().take(3).map(|path| path.display().to_string()).collect();
-        format!(
-            "{} mounts cover parts of /proc, {} among them",
-            facts.proc_overmounts.len(),
-            paths.join(", ")
-        )
-    };
+    let paths: Vec<_> = facts.proc_overmounts.iter().take(3).map(|path| path.display().to_string()).collect();
+    let covered = format!("mounts cover parts of /proc: {}", paths.join(", "));
     match &facts.isolation {
         Isolation::Refused(call) if concerns(call, &["proc"]) && !facts.proc_overmounts.is_empty() => {
             let remedy = match facts.container {
                 Container::Kubernetes => {
                     "In the pod: securityContext.procMount: Unmasked, with hostUsers: false"
                 }
-                _ => "docker run --security-opt systempaths=unconfined ...",
+                Container::Docker | Container::Other => {
+                    "docker run --security-opt systempaths=unconfined ..."
+                }
+                Container::None => &format!("sudo umount {}", paths.join(" ")),
             };
-            Facility::missing(name, format!("{}; {}", refused(call), covered()), remedy)
+            Facility::missing(name, format!("{}; {}", refused(call), covered), remedy)
         }
         _ if facts.proc_overmounts.is_empty() => Facility::ok(name, "nothing covers parts of it"),
-        _ => Facility::ok(name, covered()),
+        _ => Facility::ok(name, covered),
     }
 }
 
@@ -225,10 +222,15 @@ fn cgroup(facts: &Facts, name: &'static str, which: fn(&Found) -> bool, cost: &'
         return Facility::ok(name, "enforced by a control group per VM");
     }
     let remedy = match (facts.container, facts.root) {
-        (Container::Docker, _) => "docker run --privileged --cgroupns=private ...",
+        (Container::Docker | Container::Other, true) => "docker run --privileged --cgroupns=private ...",
+        (Container::Docker | Container::Other, false) => {
+            "docker run --user 0 --privileged --cgroupns=private ..."
+        }
         (Container::Kubernetes, _) => "In the pod: securityContext.privileged: true",
-        (_, false) => "systemd-run --user --scope -p Delegate=yes -- agentos sidecar",
-        (_, true) => "Mount /sys/fs/cgroup writable and enable the controller in cgroup.subtree_control.",
+        (Container::None, false) => "systemd-run --user --scope -p Delegate=yes -- agentos sidecar",
+        (Container::None, true) => {
+            "Mount /sys/fs/cgroup writable and enable the controller in cgroup.subtree_control."
+        }
     };
     let finding = "the control group's directory is not writable or lacks the controller".to_owned();
     Facility { name, state: State::Degraded, finding, cost, remedy: remedy.to_owned() }
@@ -259,11 +261,11 @@ fn is(call: &RefusedCall, errno: Errno) -> bool {
 }
 
 fn refused(call: &RefusedCall) -> String {
-    let error = std::io::Error::from_raw_os_error(call.errno);
+    let error = errno::text(call.errno);
     if call.object.is_empty() {
-        format!("{}: {error}", call.step)
+        format!("{error}, {}", call.step)
     } else {
-        format!("{} on {}: {error}", call.step, call.object)
+        format!("{error}, {} '{}'", call.step, call.object)
     }
 }
 

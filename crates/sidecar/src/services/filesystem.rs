@@ -44,6 +44,11 @@ impl Pieces {
     }
 }
 
+/// The client gave the call up: gRPC shows that as the stream's end, and half a file must not pass for a whole one.
+fn given_up() -> Status {
+    Status::cancelled("the client gave the call up before its last message")
+}
+
 /// Files of a batch, one after the other.
 struct Batch {
     vm_id: String,
@@ -116,13 +121,15 @@ impl FilesystemService for Files {
     ) -> Result<Response<v1::WriteFileResponse>, Status> {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?;
-        let v1::WriteFileChunk { vm_id, path, data } =
+        let v1::WriteFileChunk { vm_id, path, data, mut last } =
             first.ok_or_else(|| Failure::invalid("path", "No file is named"))?;
         let hosted = self.0.vm(&vm_id)?;
         let mut writer = hosted.vm.open_write(&path).map_err(of_vm(&vm_id))?;
         writer.write(data).await.map_err(of_vm(&vm_id))?;
-        while let Some(chunk) = chunks.message().await? {
+        while !last {
+            let chunk = chunks.message().await?.ok_or_else(given_up)?;
             writer.write(chunk.data).await.map_err(of_vm(&vm_id))?;
+            last = chunk.last;
         }
         writer.commit().await.map_err(of_vm(&vm_id))?;
         Ok(Response::new(v1::WriteFileResponse {}))
@@ -150,12 +157,12 @@ impl FilesystemService for Files {
         request: Request<Streaming<v1::WriteFilesChunk>>,
     ) -> Result<Response<v1::WriteFilesResponse>, Status> {
         let mut chunks = request.into_inner();
-        let mut next = chunks.message().await?;
-        let vm_id = next.as_ref().map(|first| first.vm_id.clone()).unwrap_or_default();
+        let mut chunk = chunks.message().await?.ok_or_else(given_up)?;
+        let vm_id = std::mem::take(&mut chunk.vm_id);
         let hosted = self.0.vm(&vm_id)?;
         let mut batch = hosted.vm.write_batch();
         let mut started = false;
-        while let Some(chunk) = next {
+        loop {
             if let Some(path) = chunk.path {
                 batch.start(&path).await;
                 started = true;
@@ -165,7 +172,10 @@ impl FilesystemService for Files {
             if !chunk.data.is_empty() {
                 batch.write(chunk.data).await;
             }
-            next = chunks.message().await?;
+            if chunk.last {
+                break;
+            }
+            chunk = chunks.message().await?.ok_or_else(given_up)?;
         }
         let result = |result: Result<(), FileError>| v1::WriteFilesResult {
             error: result.err().map(|error| Failure::from(error).about(&vm_id).into_detail()),
