@@ -312,6 +312,13 @@ impl LaunchPlan {
         Ok(())
     }
 
+    /// Takes back what [`LaunchPlan::prepare`] made, for a session that could not be started.
+    pub fn discard(&self) {
+        for directory in self.directories.iter().rev() {
+            let _ = fs::remove_dir_all(directory);
+        }
+    }
+
     /// The PATH of the agent when the VM's own is `base`: the session's wins, the plan's directories come last.
     #[must_use]
     pub fn path(&self, base: &str) -> String {

@@ -167,16 +167,17 @@ impl Transcripts {
         let session = session.to_owned();
         self.read(move |connection| {
             let sql = "SELECT id, agent_type, model, created_ms FROM sessions WHERE id = ?1";
-            let mut statement = connection.prepare_cached(sql)?;
-            let row = statement.query_row(params![session], |row| {
-                Ok(SessionRecord {
-                    id: row.get(0)?,
-                    agent_type: row.get(1)?,
-                    model: row.get(2)?,
-                    created_ms: row.get::<_, i64>(3)?.cast_unsigned(),
-                })
-            });
-            row.optional()
+            connection.prepare_cached(sql)?.query_row(params![session], record_of).optional()
+        })
+        .await
+    }
+
+    /// The sessions that are kept, the newest first, at most `limit`.
+    pub async fn sessions(&self, limit: usize) -> Result<Vec<SessionRecord>, TranscriptError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |connection| {
+            let sql = "SELECT id, agent_type, model, created_ms FROM sessions ORDER BY key DESC LIMIT ?1";
+            connection.prepare_cached(sql)?.query_map(params![limit], record_of)?.collect()
         })
         .await
     }
@@ -200,6 +201,15 @@ impl Transcripts {
         let read = work.await.map_err(|_| TranscriptError::Ended)?;
         read.map_err(|source| TranscriptError::Read(Arc::new(source)))
     }
+}
+
+fn record_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<SessionRecord> {
+    Ok(SessionRecord {
+        id: row.get(0)?,
+        agent_type: row.get(1)?,
+        model: row.get(2)?,
+        created_ms: row.get::<_, i64>(3)?.cast_unsigned(),
+    })
 }
 
 /// Now, in ms since the epoch.
@@ -341,6 +351,9 @@ mod tests {
         assert_eq!(again.history("a", 3, 1).await.unwrap(), [event(3)]);
         assert!(again.history("b", 1, 1).await.unwrap().is_empty());
         assert_eq!(again.session("a").await.unwrap().unwrap().agent_type, "pi");
+        again.begin(record("b")).await.unwrap();
+        let kept: Vec<String> = again.sessions(9).await.unwrap().into_iter().map(|kept| kept.id).collect();
+        assert_eq!(kept, ["b", "a"]);
     }
 
     #[tokio::test]

@@ -167,6 +167,12 @@ fn preparing_makes_private_directories_and_follows_no_link_of_a_guest() {
     assert_eq!(mode(&state), 0o700);
     assert_eq!(mode(&state.join("models.json")), 0o600);
 
+    let other = Case::new();
+    let given_up = other.plan(|_| {}, ModelKind::Demo);
+    given_up.prepare().unwrap();
+    given_up.discard();
+    assert!(!other.home.session_dir(&other.session).exists());
+
     // A guest of the session's former life left a link in the way.
     let victim = case.directory.path().join("victim");
     fs::write(&victim, "mine").unwrap();

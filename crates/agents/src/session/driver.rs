@@ -16,7 +16,7 @@ use super::content::PiPrompt;
 use super::error::{AgentFault, PromptError, StartError};
 use super::link::Link;
 use super::process::AgentProcess;
-use super::profile::{Change, Profile, Reaction};
+use super::profile::{Change, Next, Profile, Reaction};
 use super::{PromptReply, Reply, Request, Shared};
 use crate::wire::acp;
 use crate::wire::pi_rpc::{Command, MessageEnd, Output, Turn};
@@ -193,7 +193,7 @@ impl Driver {
                 Output::Dialog { id, title } => events.push(self.decline(&id, &title)?),
                 Output::Response { id, outcome } => {
                     self.publish(std::mem::take(&mut events)).await?;
-                    self.on_response(&id, outcome);
+                    self.on_response(&id, outcome)?;
                 }
                 Output::Settled { aborted, turn } => {
                     self.publish(std::mem::take(&mut events)).await?;
@@ -220,16 +220,11 @@ impl Driver {
         Ok(acp::notification("_agentos/permission_rejected", &params))
     }
 
-    fn on_response(&mut self, id: &str, outcome: Result<Value, String>) {
+    fn on_response(&mut self, id: &str, outcome: Result<Value, String>) -> Result<(), AgentFault> {
         if let Some(asked) = self.asked.remove(id) {
-            let answer = match outcome {
-                Ok(data) => self.profile.apply(asked.number, asked.change, data),
-                Err(reason) => acp::error_response(asked.number, acp::INTERNAL_ERROR, &reason, &Value::Null),
-            };
-            let _ = asked.reply.send(Ok(answer));
-            return;
+            return self.on_agreement(asked, outcome);
         }
-        let Some(mut running) = self.running.take_if(|running| running.command == id) else { return };
+        let Some(mut running) = self.running.take_if(|running| running.command == id) else { return Ok(()) };
         running.taken = true;
         match outcome {
             // A command of an extension has done its work already; no turn follows.
@@ -244,6 +239,33 @@ impl Driver {
             }
             Err(reason) => self.answer(running, Err(PromptError::Refused { reason })),
         }
+        Ok(())
+    }
+
+    /// Pi has agreed to a change, or not.
+    fn on_agreement(&mut self, asked: Asked, outcome: Result<Value, String>) -> Result<(), AgentFault> {
+        let Asked { number, change, reply } = asked;
+        let next = match outcome {
+            Ok(data) => self.profile.apply(number, change, data),
+            Err(reason) => {
+                Next::Answer(acp::error_response(number, acp::INTERNAL_ERROR, &reason, &Value::Null))
+            }
+        };
+        match next {
+            Next::Ask(command, change) => self.ask(&command, Asked { number, change, reply }),
+            Next::Answer(answer) => {
+                // A caller that left doesn't want it.
+                let _ = reply.send(Ok(answer));
+                Ok(())
+            }
+        }
+    }
+
+    fn ask(&mut self, command: &Command, asked: Asked) -> Result<(), AgentFault> {
+        let id = format!("request-{}", self.number());
+        self.link.send(command, &id)?;
+        self.asked.insert(id, asked);
+        Ok(())
     }
 
     fn on_request(&mut self, request: Request) -> Result<(), End> {
@@ -292,11 +314,7 @@ impl Driver {
                 let cancelled = self.cancel()?;
                 let _ = reply.send(Ok(acp::response(number, &json!({ "cancelled": cancelled }))));
             }
-            Reaction::Ask(command, change) => {
-                let id = format!("request-{number}");
-                self.link.send(&command, &id)?;
-                self.asked.insert(id, Asked { number, change, reply });
-            }
+            Reaction::Ask(command, change) => self.ask(&command, Asked { number, change, reply })?,
         }
         Ok(())
     }

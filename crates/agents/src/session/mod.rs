@@ -201,7 +201,15 @@ impl Session {
         }
         let (requests, queue) = mpsc::channel(QUEUE);
         let version = start.plan.agent_version.as_deref();
-        let driver = driver::start(Arc::clone(&shared), start.process, &start.plan.cwd, version).await?;
+        let driver = driver::start(Arc::clone(&shared), start.process, &start.plan.cwd, version).await;
+        let driver = match driver {
+            Ok(driver) => driver,
+            Err(error) => {
+                // A session that never was has no transcript.
+                let _ = start.transcripts.delete(shared.id.as_str()).await;
+                return Err(error);
+            }
+        };
         let answers = Arc::new([driver.initialize(), driver.session_new()]);
         tokio::spawn(driver.run(queue));
         Ok(Self { shared, requests, answers })
@@ -324,9 +332,17 @@ impl Session {
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, PromptError> {
         let (reply, answer) = oneshot::channel();
         if self.requests.send(request(reply)).await.is_err() {
+            self.shared.log.closed().await;
             return Err(self.shared.fault().into());
         }
-        answer.await.unwrap_or_else(|_| Err(self.shared.fault().into()))
+        match answer.await {
+            Ok(answer) => answer,
+            // The task has dropped the request on its way out; the reason is there when it is.
+            Err(_) => {
+                self.shared.log.closed().await;
+                Err(self.shared.fault().into())
+            }
+        }
     }
 }
 

@@ -39,9 +39,22 @@ pub(super) enum Reaction {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Change {
     /// The thinking level.
-    Level { level: String, answer_with_options: bool },
-    /// The model.
-    Model { id: String, answer_with_options: bool },
+    Level { level: String, options: bool },
+    /// The model. Other models have other thinking levels, so pi is asked for them next.
+    Model { options: bool },
+    /// The levels that the new model has; pi may have moved to another one of them.
+    Levels { options: bool },
+    /// The level that holds after a change of the model.
+    State { options: bool },
+}
+
+/// What follows when pi agreed to a change.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Next {
+    /// Pi has to be asked something else before the caller gets its answer.
+    Ask(Command, Change),
+    /// The caller's answer.
+    Answer(Value),
 }
 
 impl Profile {
@@ -50,14 +63,13 @@ impl Profile {
     pub(super) fn new(version: Option<&str>, answers: &[Value; 4]) -> Self {
         let [state, models, levels, commands] = answers;
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-        let levels = list(&levels["levels"]);
         Self {
             session_id: state["sessionId"].as_str().unwrap_or_default().to_owned(),
             version: version.map(str::to_owned),
             model: state["model"].clone(),
             models: list(&models["models"]),
             level: state["thinkingLevel"].as_str().unwrap_or("off").to_owned(),
-            levels: levels.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            levels: strings(&levels["levels"]),
             commands: list(&commands["commands"]),
         }
     }
@@ -146,69 +158,95 @@ impl Profile {
     /// What a raw request of the caller means for pi. `id` is the request's.
     pub(super) fn request(&self, id: u64, method: &str, params: &Value) -> Reaction {
         let text = |name: &str| params[name].as_str().map(str::to_owned);
-        let missing = |name: &str| {
-            let message = format!("Invalid params: {name} is missing");
-            Reaction::Answer(acp::error_response(id, acp::INVALID_PARAMS, &message, &Value::Null))
-        };
-        match method {
-            "session/set_mode" => {
-                text("modeId").map_or_else(|| missing("modeId"), |level| ask_level(level, false))
-            }
-            "session/set_model" => {
-                text("modelId").map_or_else(|| missing("modelId"), |model| self.ask_model(id, model, false))
-            }
-            "session/set_config_option" => match (params["configId"].as_str(), text("value")) {
-                (Some("thought_level"), Some(level)) => ask_level(level, true),
-                (Some("model"), Some(model)) => self.ask_model(id, model, true),
-                (_, None) => missing("value"),
-                _ => missing("configId"),
+        let (kind, value, options) = match method {
+            "session/set_mode" => ("thought_level", text("modeId").ok_or("modeId"), false),
+            "session/set_model" => ("model", text("modelId").ok_or("modelId"), false),
+            "session/set_config_option" => match params["configId"].as_str() {
+                Some("thought_level") => ("thought_level", text("value").ok_or("value"), true),
+                Some("model") => ("model", text("value").ok_or("value"), true),
+                _ => ("", Err("configId"), true),
             },
-            "session/cancel" => Reaction::Cancel,
+            "session/cancel" => return Reaction::Cancel,
             _ => {
                 let data = json!({ "method": method, "supported": SUPPORTED });
-                Reaction::Answer(acp::error_response(id, acp::METHOD_NOT_FOUND, "Method not found", &data))
+                return Reaction::Answer(acp::error_response(
+                    id,
+                    acp::METHOD_NOT_FOUND,
+                    "Method not found",
+                    &data,
+                ));
             }
+        };
+        match (kind, value) {
+            (_, Err(name)) => invalid(id, &format!("{name} is missing or unknown"), &Value::Null),
+            ("model", Ok(model)) => self.ask_model(id, &model, options),
+            (_, Ok(level)) => self.ask_level(id, level, options),
         }
     }
 
-    fn ask_model(&self, id: u64, model: String, answer_with_options: bool) -> Reaction {
-        let Some((provider, name)) = model.split_once('/') else {
-            let known: Vec<Value> = self.models.iter().map(model_id).collect();
-            let message = "Invalid params: a model is PROVIDER/MODEL";
-            return Reaction::Answer(acp::error_response(
+    fn ask_level(&self, id: u64, level: String, options: bool) -> Reaction {
+        if !self.levels.contains(&level) {
+            return invalid(
                 id,
-                acp::INVALID_PARAMS,
-                message,
-                &json!({ "available": known }),
-            ));
-        };
-        let command = Command::SetModel { provider: provider.to_owned(), model: name.to_owned() };
-        Reaction::Ask(command, Change::Model { id: model, answer_with_options })
+                &format!("no such thinking level: {}", shortened(&level)),
+                &json!(self.levels),
+            );
+        }
+        Reaction::Ask(Command::SetThinkingLevel { level: level.clone() }, Change::Level { level, options })
     }
 
-    /// Takes over a change that pi agreed to; the answer to the caller.
-    pub(super) fn apply(&mut self, id: u64, change: Change, data: Value) -> Value {
-        let with_options = match change {
-            Change::Level { level, answer_with_options } => {
-                self.level = level;
-                answer_with_options
+    fn ask_model(&self, id: u64, wanted: &str, options: bool) -> Reaction {
+        let known: Vec<Value> = self.models.iter().map(model_id).collect();
+        match wanted.split_once('/') {
+            Some((provider, name)) if known.iter().any(|model| model == wanted) => {
+                let command = Command::SetModel { provider: provider.to_owned(), model: name.to_owned() };
+                Reaction::Ask(command, Change::Model { options })
             }
-            Change::Model { id: wanted, answer_with_options } => {
-                let known = self.models.iter().find(|model| model_id(model) == wanted.as_str());
-                self.model = if data.is_object() { data } else { known.cloned().unwrap_or(Value::Null) };
-                answer_with_options
+            _ => invalid(id, &format!("no such model: {}", shortened(wanted)), &json!(known)),
+        }
+    }
+
+    /// Takes over a change that pi agreed to with `data`.
+    pub(super) fn apply(&mut self, id: u64, change: Change, data: Value) -> Next {
+        let options = match change {
+            Change::Level { level, options } => {
+                self.level = level;
+                options
+            }
+            Change::Model { options } => {
+                self.model = data;
+                return Next::Ask(Command::GetThinkingLevels, Change::Levels { options });
+            }
+            Change::Levels { options } => {
+                self.levels = strings(&data["levels"]);
+                return Next::Ask(Command::GetState, Change::State { options });
+            }
+            Change::State { options } => {
+                if let Some(level) = data["thinkingLevel"].as_str() {
+                    level.clone_into(&mut self.level);
+                }
+                options
             }
         };
-        let result = if with_options { json!({ "configOptions": self.config_options() }) } else { json!({}) };
-        acp::response(id, &result)
+        let result = if options { json!({ "configOptions": self.config_options() }) } else { json!({}) };
+        Next::Answer(acp::response(id, &result))
     }
 }
 
-fn ask_level(level: String, answer_with_options: bool) -> Reaction {
-    Reaction::Ask(
-        Command::SetThinkingLevel { level: level.clone() },
-        Change::Level { level, answer_with_options },
-    )
+fn invalid(id: u64, reason: &str, available: &Value) -> Reaction {
+    let message = format!("Invalid params: {reason}");
+    let data = json!({ "available": available });
+    Reaction::Answer(acp::error_response(id, acp::INVALID_PARAMS, &message, &data))
+}
+
+/// A value of the caller as far as a message should repeat it.
+fn shortened(value: &str) -> String {
+    value.chars().take(80).collect()
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn model_id(model: &Value) -> Value {
@@ -253,16 +291,43 @@ mod tests {
         assert_eq!(profile.commands_update(), None);
     }
 
+    fn refusal(method: &str, params: &Value) -> Value {
+        match profile().request(3, method, params) {
+            Reaction::Answer(answer) => answer["error"].clone(),
+            other => panic!("{method} {params}: {other:?}"),
+        }
+    }
+
     #[test]
     fn what_pi_cannot_do_is_refused_with_what_it_can() {
-        let Reaction::Answer(answer) = profile().request(3, "session/load", &json!({})) else { panic!() };
-        assert_eq!(answer["error"]["code"], -32601);
-        assert_eq!(answer["error"]["data"]["supported"][0], "session/set_mode");
-        let Reaction::Answer(answer) = profile().request(3, "session/set_model", &json!({ "modelId": "x" }))
-        else {
-            panic!()
-        };
-        assert_eq!(answer["error"]["data"]["available"][0], "agentos/demo");
+        let error = refusal("session/load", &json!({}));
+        assert_eq!(
+            (&error["code"], &error["data"]["supported"][0]),
+            (&json!(-32601), &json!("session/set_mode"))
+        );
+        for (method, params, available) in [
+            ("session/set_mode", json!({ "modeId": "warp" }), json!(["off", "low"])),
+            ("session/set_mode", json!({}), Value::Null),
+            ("session/set_model", json!({ "modelId": "agentos/other" }), json!(["agentos/demo"])),
+            (
+                "session/set_config_option",
+                json!({ "configId": "model", "value": "x" }),
+                json!(["agentos/demo"]),
+            ),
+            (
+                "session/set_config_option",
+                json!({ "configId": "thought_level", "value": "x" }),
+                json!(["off", "low"]),
+            ),
+            ("session/set_config_option", json!({ "configId": "colour", "value": "x" }), Value::Null),
+        ] {
+            let error = refusal(method, &params);
+            assert_eq!(
+                (&error["code"], &error["data"]["available"]),
+                (&json!(-32602), &available),
+                "{method} {params}"
+            );
+        }
     }
 
     #[test]
@@ -273,7 +338,27 @@ mod tests {
             panic!()
         };
         assert_eq!(profile.level, "low");
-        let answer = profile.apply(3, change, Value::Null);
+        let Next::Answer(answer) = profile.apply(3, change, Value::Null) else { panic!() };
         assert_eq!(answer["result"]["configOptions"][1]["currentValue"], "off");
+    }
+
+    #[test]
+    fn another_model_brings_its_own_thinking_levels() {
+        let mut profile = profile();
+        let params = json!({ "configId": "model", "value": "agentos/demo" });
+        let Reaction::Ask(_, change) = profile.request(3, "session/set_config_option", &params) else {
+            panic!()
+        };
+        let model = json!({ "id": "demo", "provider": "agentos" });
+        let Next::Ask(Command::GetThinkingLevels, change) = profile.apply(3, change, model) else { panic!() };
+        let Next::Ask(Command::GetState, change) = profile.apply(3, change, json!({ "levels": ["max"] }))
+        else {
+            panic!()
+        };
+        let Next::Answer(answer) = profile.apply(3, change, json!({ "thinkingLevel": "max" })) else {
+            panic!()
+        };
+        assert_eq!(answer["result"]["configOptions"][1]["currentValue"], "max");
+        assert_eq!(answer["result"]["configOptions"][1]["options"][0]["value"], "max");
     }
 }
