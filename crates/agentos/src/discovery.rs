@@ -41,8 +41,13 @@ pub(crate) enum DiscoverError {
     SocketPath { path: PathBuf },
 }
 
-/// Finds the binary that sidecars are started from.
+/// Finds the binary that sidecars are started from. The path is absolute: they run in a directory of their own.
 pub(crate) fn find_binary(option: Option<&Path>) -> Result<PathBuf, DiscoverError> {
+    let found = find(option)?;
+    Ok(std::path::absolute(&found).unwrap_or(found))
+}
+
+fn find(option: Option<&Path>) -> Result<PathBuf, DiscoverError> {
     let named = option
         .map(Path::to_path_buf)
         .or_else(|| std::env::var_os(BINARY_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from));
@@ -112,6 +117,8 @@ impl Rendezvous {
     pub(crate) fn new(runtime_dir: Option<&Path>, name: &str) -> Result<Self, DiscoverError> {
         check_name(name)?;
         let directory = runtime_dir.map_or_else(default_runtime_dir, Path::to_path_buf);
+        // The sidecar has another working directory than its client.
+        let directory = std::path::absolute(&directory).unwrap_or(directory);
         ensure_private(&directory)?;
         let socket = directory.join(format!("{name}.sock"));
         if socket.as_os_str().as_bytes().len() > SOCKET_PATH_MAX_BYTES {

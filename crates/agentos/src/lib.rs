@@ -31,7 +31,8 @@
 //! # How it works
 //!
 //! VMs are hosted by a daemon, the sidecar (`agentos sidecar`), which this crate finds and starts as needed and talks
-//! to over a unix socket. All calls need a running tokio runtime. `exec`, `spawn`, `open_shell`, `create_session`,
+//! to over a unix socket. All calls need a running tokio runtime;
+//! handles live on the one that made them. `exec`, `spawn`, `open_shell`, `create_session`,
 //! `prompt` and a few more return builders to be awaited; nothing happens before that.
 //!
 //! # Ownership
@@ -44,6 +45,8 @@
 //! # Errors
 //!
 //! There is one [`Error`]. Branch on [`Error::kind`]; messages are for people.
+
+#![warn(missing_docs)]
 
 mod agent;
 mod builder;

@@ -196,7 +196,8 @@ impl AgentOs {
     ///
     /// # Errors
     ///
-    /// `ECONNREFUSED` where nobody listens (its kind is `NotFound`), `InvalidInput` for a request that cannot be sent.
+    /// `ECONNREFUSED` where nobody listens, `InvalidInput` for a request that cannot be sent, `Cancelled` where the
+    /// request's own body failed.
     pub async fn fetch(
         &self,
         port: u16,
@@ -213,6 +214,7 @@ impl AgentOs {
             body,
             failure: Arc::clone(&failure),
             abort: Some(abort),
+            ended: false,
             rest: Bytes::new(),
         };
         // A body that failed explains the call's failure better than the reset it caused.
@@ -235,8 +237,9 @@ struct Outgoing {
     rest: Bytes,
     /// Why the body broke off, for the caller.
     failure: Arc<Mutex<Option<Error>>>,
-    /// Resets the call: ending it would make half a body look whole.
+    /// Resets the call, so that the server inside sees its connection break.
     abort: Option<tonic::CancellationHandle>,
+    ended: bool,
 }
 
 impl Stream for Outgoing {
@@ -250,15 +253,18 @@ impl Stream for Outgoing {
         while this.rest.is_empty() {
             match ready!(this.body.poll_chunk(context)) {
                 Some(Ok(chunk)) => this.rest = chunk,
-                None if this.abort.is_some() => return Poll::Ready(None),
-                None => return Poll::Pending,
+                None if this.ended || this.abort.is_none() => return Poll::Ready(None),
+                None => {
+                    this.ended = true;
+                    return Poll::Ready(Some(convert::network::request_end()));
+                }
                 Some(Err(error)) => {
                     *this.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     if let Some(abort) = this.abort.take() {
                         abort.cancel();
                     }
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
+                    // The end without its mark, should the reset come late.
+                    return Poll::Ready(None);
                 }
             }
         }

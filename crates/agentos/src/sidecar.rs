@@ -107,6 +107,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The runtime that connections live on.
+pub(crate) fn runtime() -> Result<Handle, CallError> {
+    Handle::try_current().map_err(CallError::NoRuntime)
+}
+
 impl Slot {
     fn of(socket: PathBuf, runtime: &Handle) -> Arc<Self> {
         let mut pools = lock(&POOLS);
@@ -134,7 +139,7 @@ impl AgentOsSidecar {
     async fn shared_with(options: AgentOsSharedSidecarOptions, start: bool) -> Result<Self, Error> {
         let AgentOsSharedSidecarOptions { pool, runtime_dir, binary } = options;
         let rendezvous = Rendezvous::new(runtime_dir.as_deref(), &pool).map_err(LaunchError::from)?;
-        let runtime = Handle::current();
+        let runtime = runtime()?;
         let slot = Slot::of(rendezvous.socket.clone(), &runtime);
         if let Some(living) = slot.living() {
             return Ok(living);
@@ -163,7 +168,7 @@ impl AgentOsSidecar {
         let rendezvous = Rendezvous::new(runtime_dir.as_deref(), &id).map_err(LaunchError::from)?;
         let target = Target { rendezvous, identity: ["--id".to_owned(), id.clone()], binary };
         let placement = SidecarPlacement::Explicit { sidecar_id: id.clone() };
-        let connect = tokio::spawn(async move {
+        let connect = runtime()?.spawn(async move {
             let greeted = connect_or_start(&target).await?;
             Self::open(id, placement, target, greeted).await
         });

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -35,6 +36,11 @@ use crate::vm::AgentOs;
 const READ_BYTES: usize = 16 * 1024;
 /// What Ctrl-D types: the end of the input, for a shell that is fed from a pipe or file.
 const END_OF_TRANSMISSION: &[u8] = b"\x04";
+
+/// What was printed before the shell's end is on its way already; longer than the trip through the sidecar.
+const LAST_OUTPUT_PAUSE: Duration = Duration::from_millis(100);
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+const _: () = assert!(LAST_OUTPUT_PAUSE.as_millis() < LAST_OUTPUT.as_millis());
 
 #[derive(Debug, ThisError)]
 pub(crate) enum TerminalError {
@@ -154,10 +160,16 @@ async fn attach(
         // The shell's end is what ends the session, not the end of the input.
         std::future::pending::<()>().await;
     };
-    tokio::pin!(typing);
+    let exited = shell.wait();
+    tokio::pin!(typing, exited);
     loop {
         tokio::select! {
             () = &mut typing => {}
+            exit = &mut exited => {
+                exit?;
+                drain(&mut output, &mut show).await;
+                return Ok(None);
+            }
             chunk = output.next() => match chunk {
                 Some(Ok(chunk)) => show(chunk),
                 Some(Err(error)) if error.resume_at().is_some() => {}
@@ -174,6 +186,17 @@ async fn attach(
             _ = signals.hung_up.recv() => return Ok(Some("SIGHUP")),
         }
     }
+}
+
+/// Shows what was printed before the shell ended. A process left in the background may hold the terminal and print for
+/// ever, so this ends at the first pause.
+async fn drain(output: &mut OutputStream, show: &mut OnChunk) {
+    let drain = async {
+        while let Ok(Some(Ok(chunk))) = tokio::time::timeout(LAST_OUTPUT_PAUSE, output.next()).await {
+            show(chunk);
+        }
+    };
+    let _ = tokio::time::timeout(LAST_OUTPUT, drain).await;
 }
 
 /// A terminal takes what is printed at once; where standard output is closed there is nobody to tell.

@@ -105,6 +105,7 @@ impl AgentOs {
     /// VMs (the message names the cure), `AlreadyExists` for a detached name that is taken, `Closed` for a sidecar
     /// handle that is disposed, and what the mounts and options are refused with.
     pub async fn create(options: AgentOsOptions) -> Result<Self, Error> {
+        crate::sidecar::runtime()?;
         let sidecar = match options.sidecar.clone() {
             AgentOsSidecarConfig::Explicit(handle) => handle,
             AgentOsSidecarConfig::Shared(shared) => AgentOsSidecar::shared(shared).await?,
@@ -189,17 +190,22 @@ impl AgentOs {
     ///
     /// When the sidecar could not end it.
     pub async fn dispose(&self) -> Result<(), Error> {
-        let inner = &self.inner;
-        let sidecar = &inner.sidecar;
-        if !inner.disposed.swap(true, Ordering::AcqRel) && !inner.detached {
-            sidecar.uncount_vm();
-        }
-        if sidecar.connection().was_closed() {
-            return Ok(());
-        }
-        let request = v1::DisposeVmRequest { vm_id: inner.id.clone() };
-        sidecar.connection().vm().dispose_vm(request).await.map_err(|status| sidecar.failed(status))?;
-        Ok(())
+        let this = self.clone();
+        // A task of its own: a caller that goes away must not leave a VM that counts as disposed and is not.
+        let dispose = tokio::spawn(async move {
+            let inner = &this.inner;
+            let sidecar = &inner.sidecar;
+            if !inner.disposed.swap(true, Ordering::AcqRel) && !inner.detached {
+                sidecar.uncount_vm();
+            }
+            if sidecar.connection().was_closed() {
+                return Ok(());
+            }
+            let request = v1::DisposeVmRequest { vm_id: inner.id.clone() };
+            sidecar.connection().vm().dispose_vm(request).await.map_err(|status| sidecar.failed(status))?;
+            Ok(())
+        });
+        dispose.await.map_err(CallError::Task)?
     }
 
     /// The sidecar that hosts the VM.

@@ -212,3 +212,22 @@ async fn a_full_disk_is_no_space_and_the_old_file_stays() {
     assert_eq!(vm.read_file("/home/user/f").await.unwrap(), b"old");
     assert_eq!(vm.readdir("/home/user").await.unwrap(), ["f"]);
 }
+
+#[tokio::test]
+async fn a_write_that_is_given_up_leaves_the_old_file_or_the_new_one() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let (old, new) = (vec![b'o'; 3 << 20], vec![b'n'; 5 << 20]);
+    for round in 0..20 {
+        vm.write_file("/home/user/f", &old).await.unwrap();
+        let write = vm.write_file("/home/user/f", &new);
+        // Further along each round.
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(round), write).await;
+        let found = vm.read_file("/home/user/f").await.unwrap();
+        assert!(found == old || found == new, "{} bytes in round {round}", found.len());
+    }
+    support::eventually("no temporary file is left", || async {
+        vm.readdir("/home/user").await.unwrap() == ["f"]
+    })
+    .await;
+}

@@ -241,3 +241,46 @@ async fn handlers_get_the_output_from_the_first_byte() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn many_waiting_calls_do_not_hold_up_others() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let process = vm.spawn("sleep", ["1000"]).await.unwrap();
+    let waiting: Vec<_> = (0..400)
+        .map(|_| {
+            let process = process.clone();
+            tokio::spawn(async move { process.wait().await })
+        })
+        .collect();
+    within("a call beside them", vm.stat("/")).await.unwrap();
+    process.kill().await.unwrap();
+    for wait in within("all of them", futures_util::future::join_all(waiting)).await {
+        assert_eq!(wait.unwrap().unwrap(), Exit::Signaled { signal: 9 });
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_holds_up_its_process_and_nobody_else() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        // It prints once it has a reader.
+        let script = "printf 1; read go; head -c 39999999 /dev/zero";
+        let process = vm.spawn("sh", ["-c", script]).stdin(Stdin::Piped).await.unwrap();
+        let mut output = process.stdout();
+        within("its first chunk", output.next()).await.unwrap().unwrap();
+        process.write_stdin("go\n").await.unwrap();
+        stalled.push((process, output));
+    }
+    let content = vec![7; 4 << 20];
+    within("a write", vm.write_file("/home/user/f", content.clone())).await.unwrap();
+    assert!(within("a read", vm.read_file("/home/user/f")).await.unwrap() == content);
+    let (process, mut output) = stalled.pop().unwrap();
+    while let Some(chunk) = within("the rest", output.next()).await {
+        chunk.unwrap();
+    }
+    assert_eq!(output.offset(), 40_000_000);
+    assert!(within("its end", process.wait()).await.unwrap().success());
+}

@@ -326,3 +326,13 @@ async fn a_path_that_is_too_long_for_a_socket_is_refused_by_name() {
     let _ = std::fs::remove_dir(&deep);
     assert_eq!((error.kind(), error.errno()), (ErrorKind::InvalidInput, Some("ENAMETOOLONG")));
 }
+
+#[test]
+fn without_a_runtime_there_is_an_error_and_no_panic() {
+    let create = std::pin::pin!(AgentOs::create(AgentOsOptions::default()));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(Err(error)) = create.poll(&mut context) else {
+        panic!("no runtime to wait with")
+    };
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}

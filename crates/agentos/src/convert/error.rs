@@ -36,6 +36,8 @@ pub(crate) enum CallError {
     NoSuchSession { id: String },
     #[error("{call} ended without an answer")]
     Incomplete { call: &'static str },
+    #[error("there is no tokio runtime here, and the SDK needs one")]
+    NoRuntime(#[source] tokio::runtime::TryCurrentError),
     #[error("a task of the call was cancelled")]
     Task(#[source] tokio::task::JoinError),
     #[error("exec takes its standard input whole; use spawn to write to a running process")]
@@ -183,6 +185,7 @@ impl From<CallError> for Error {
             }
             CallError::NoSuchSession { id } => new(ErrorKind::NotFound).with_object(id),
             CallError::Incomplete { .. } => new(ErrorKind::Internal),
+            CallError::NoRuntime(source) => new(ErrorKind::Unsupported).with_source(source),
             CallError::Task(source) => {
                 let kind = if source.is_cancelled() { ErrorKind::Cancelled } else { ErrorKind::Internal };
                 new(kind).with_source(source)

@@ -21,9 +21,9 @@ pub(crate) fn write_chunks(
     content: Content,
 ) -> impl Iterator<Item = v1::WriteFileChunk> + Send + 'static {
     let mut head = Some((vm_id.to_owned(), path.into_bytes()));
-    super::chunks(content.into_bytes()).map(move |data| {
+    super::marked(super::chunks(content.into_bytes())).map(move |(data, last)| {
         let (vm_id, path) = head.take().unwrap_or_default();
-        v1::WriteFileChunk { vm_id, path, data }
+        v1::WriteFileChunk { vm_id, path, data, last }
     })
 }
 
@@ -36,13 +36,14 @@ pub(crate) fn write_files_chunks(
     entries: Vec<BatchWriteEntry>,
 ) -> impl Iterator<Item = v1::WriteFilesChunk> + Send + 'static {
     let mut vm_id = Some(vm_id.to_owned());
-    entries
-        .into_iter()
-        .flat_map(|BatchWriteEntry { path, content }| {
-            let mut path = Some(path.into_bytes());
-            super::chunks(content.into_bytes()).map(move |data| (path.take(), data))
-        })
-        .map(move |(path, data)| v1::WriteFilesChunk { vm_id: vm_id.take().unwrap_or_default(), path, data })
+    let pieces = entries.into_iter().flat_map(|BatchWriteEntry { path, content }| {
+        let mut path = Some(path.into_bytes());
+        super::chunks(content.into_bytes()).map(move |data| (path.take(), data))
+    });
+    super::marked(pieces).map(move |((path, data), last)| {
+        let vm_id = vm_id.take().unwrap_or_default();
+        v1::WriteFilesChunk { vm_id, path, data, last }
+    })
 }
 
 /// Puts the files of a batch together from their chunks.
@@ -225,11 +226,11 @@ mod tests {
         let big = vec![1; super::super::CHUNK_BYTES + 1];
         let entries = vec![BatchWriteEntry::new("/a", big), BatchWriteEntry::new("/b", "")];
         let sent: Vec<_> = write_files_chunks("vm", entries)
-            .map(|chunk| (chunk.vm_id, chunk.path.map(|path| lossy(&path)), chunk.data.len()))
+            .map(|chunk| (chunk.vm_id, chunk.path.map(|path| lossy(&path)), chunk.data.len(), chunk.last))
             .collect();
         let path = |path: &str| Some(path.to_owned());
-        let expected = [("vm", path("/a"), 1 << 20), ("", None, 1), ("", path("/b"), 0)]
-            .map(|(vm, path, length)| (vm.to_owned(), path, length));
+        let expected = [("vm", path("/a"), 1 << 20, false), ("", None, 1, false), ("", path("/b"), 0, true)]
+            .map(|(vm, path, length, last)| (vm.to_owned(), path, length, last));
         assert_eq!(sent, expected);
     }
 

@@ -32,6 +32,18 @@ pub(crate) fn chunks(mut payload: Bytes) -> impl Iterator<Item = Bytes> + Send +
     })
 }
 
+/// Says of each item whether it is the last.
+pub(crate) fn marked<I>(items: I) -> impl Iterator<Item = (I::Item, bool)> + Send + 'static
+where
+    I: Iterator<Item: Send> + Send + 'static,
+{
+    let mut items = items.peekable();
+    std::iter::from_fn(move || {
+        let item = items.next()?;
+        Some((item, items.peek().is_none()))
+    })
+}
+
 /// Milliseconds, as the wire has them; what does not fit is as good as for ever.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -47,6 +47,11 @@ pub(crate) fn request_body(piece: Bytes) -> v1::FetchRequest {
     v1::FetchRequest { part: Some(v1::fetch_request::Part::Body(piece)) }
 }
 
+/// The body is complete.
+pub(crate) fn request_end() -> v1::FetchRequest {
+    v1::FetchRequest { part: Some(v1::fetch_request::Part::End(v1::FetchRequestEnd {})) }
+}
+
 pub(crate) fn response_head(first: Option<v1::FetchResponse>) -> Result<http::Response<()>, AnswerError> {
     let Some(v1::fetch_response::Part::Head(head)) = first.and_then(|first| first.part) else {
         return Err(AnswerError::Missing { call: CALL, field: "head" });
