@@ -33,6 +33,7 @@ use crate::command::{Answer, Call, CallFailure, Command, Completion, ProtocolErr
 use crate::launcher::{BootedVm, VmEnd};
 use crate::process::SpawnError;
 use crate::process::live::{LiveProcess, Running, SpawnPlan};
+use crate::spec::MAX_DISPOSE_GRACE;
 use crate::state::{self, Phase, Purpose};
 use crate::vm::{GoneReason, Shared};
 
@@ -295,10 +296,13 @@ impl Driver {
     }
 
     fn dispose(&mut self, grace: Duration) -> Result<(), Stop> {
+        let grace = grace.min(MAX_DISPOSE_GRACE);
+        let kill_at = Instant::now() + grace + SHUTDOWN_MARGIN;
+        // Asked again with less patience, the VM goes earlier.
+        self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
         let Some(phase) = state::dispose(&self.phase) else { return Ok(()) };
         self.phase = phase;
         self.shared.state.send_replace(state::visible(&self.phase));
-        self.kill_at = Some(Instant::now() + grace + SHUTDOWN_MARGIN);
         // Running calls fail now: their answers would come from a VM that is being taken apart. Dropping what a
         // caller waits for makes it look at the state.
         for pending in self.calls.values_mut() {

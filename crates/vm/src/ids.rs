@@ -5,9 +5,9 @@
 //! that block. The lock goes with the process, however it ends. The files stay: removing one while somebody else has
 //! it open would give the block away twice.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +16,9 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::sync::lock;
+
+/// Where root's sidecars of this host meet, whatever runtime directory each of them uses: the ids are the host's.
+pub const HOST_DIRECTORY: &str = "/run/agentos/ids";
 
 /// Above what distributions give to people and to /etc/subuid.
 pub const FIRST_ID: u32 = 0x4000_0000;
@@ -69,7 +72,7 @@ impl IdPool {
     /// Lock files live in `directory`, which is made where it is missing.
     pub fn open(directory: &Path, mode: IdMode) -> io::Result<Self> {
         if mode == IdMode::Range {
-            std::fs::create_dir_all(directory)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
         let shared = Shared { directory: directory.to_owned(), mode, blocks: Mutex::new(Vec::new()) };
         Ok(Self { shared: Arc::new(shared) })

@@ -28,7 +28,7 @@ use agentos_guest_protocol::process::Status;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::channel::{Channel, ReceiveError};
-use crate::ids::{IdLease, IdPool};
+use crate::ids::{self, IdLease, IdPool};
 use crate::sync::lock;
 
 /// The launcher prepares itself in milliseconds; a host that swaps may take longer.
@@ -142,8 +142,8 @@ impl Launcher {
         Ok(agentos_linux::seqpacket::pair()?)
     }
 
-    /// Takes the sidecar's end of the socket and waits until the launcher stands. Ids are leased from a directory
-    /// below `runtime_directory`, which all sidecars of this user share.
+    /// Takes the sidecar's end of the socket and waits until the launcher stands. Ids are leased where all sidecars of
+    /// this host meet, or below `runtime_directory` where that can't be written to.
     pub async fn connect(socket: OwnedFd, runtime_directory: &Path) -> Result<Self, LauncherError> {
         let channel = Channel::new(socket).map_err(LauncherError::Socket)?;
         let started = tokio::time::timeout(START_TIMEOUT, channel.receive())
@@ -155,7 +155,10 @@ impl Launcher {
             Ok(_) => return Err(LauncherError::Died(LauncherDeath::protocol(task::Breach::NotStarted))),
             Err(error) => return Err(LauncherError::Died(error.into())),
         };
-        let ids = IdPool::open(&runtime_directory.join("ids"), findings.ids).map_err(LauncherError::Ids)?;
+        // A host whose /run can't be written to has no second sidecar there either.
+        let ids = IdPool::open(Path::new(ids::HOST_DIRECTORY), findings.ids)
+            .or_else(|_| IdPool::open(&runtime_directory.join("ids"), findings.ids))
+            .map_err(LauncherError::Ids)?;
         let (requests, queue) = mpsc::channel(QUEUED_REQUESTS);
         let shared = Arc::new(Shared {
             slots: Mutex::default(),

@@ -7,7 +7,9 @@ use std::time::Duration;
 use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::filesystem::{FileRequest, FileResponse};
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
-use agentos_guest_protocol::launcher::{HostFindings, IdMode, LauncherEvent, LauncherRequest, VmNumber};
+use agentos_guest_protocol::launcher::{
+    HostFindings, IdMode, IdRange, LauncherEvent, LauncherRequest, VmNumber,
+};
 use agentos_guest_protocol::process::{SpawnRequest, Status, Stdio};
 use agentos_linux::seqpacket;
 use rustix::pipe::PipeFlags;
@@ -35,6 +37,7 @@ pub(super) struct FakeInit {
     channel: Channel,
     socket: OwnedFd,
     pub(super) number: VmNumber,
+    pub(super) ids: IdRange,
 }
 
 /// A VM, and who plays what is below it.
@@ -95,12 +98,12 @@ impl FakeLauncher {
     /// Waits for a Boot and takes the VM's end of its control socket.
     pub(super) async fn boot(&self) -> FakeInit {
         let packet = soon(self.channel.receive::<LauncherRequest>()).await.unwrap();
-        let LauncherRequest::Boot { vm, .. } = packet.message else {
+        let LauncherRequest::Boot { vm, plan } = packet.message else {
             panic!("not Boot but {:?}", packet.message);
         };
         let [socket] = <[OwnedFd; 1]>::try_from(packet.descriptors).unwrap();
         let channel = Channel::new(socket.try_clone().unwrap()).unwrap();
-        FakeInit { channel, socket, number: vm }
+        FakeInit { channel, socket, number: vm, ids: plan.ids }
     }
 
     pub(super) async fn request(&self) -> LauncherRequest {

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use agentos_guest_protocol::filesystem::FileResponse;
 use agentos_guest_protocol::init::{InitMessage, Request, Response};
-use agentos_guest_protocol::launcher::{BootFailure, IdRange, LauncherEvent, LauncherRequest};
+use agentos_guest_protocol::launcher::{BootFailure, LauncherEvent, LauncherRequest};
 use agentos_guest_protocol::process::Status;
 
 use super::fake::{FakeLauncher, World, bytes, file, soon, spec};
-use crate::ids::FIRST_ID;
 use crate::process::ProcessSpec;
 use crate::spec::VmOptions;
 use crate::{CreateError, Exit, GoneReason, LauncherDeath, LauncherError, Unavailable, Vm, VmState};
@@ -53,23 +52,26 @@ async fn a_vm_that_fails_to_boot_names_the_step() {
 #[tokio::test]
 async fn a_create_that_is_dropped_midway_kills_what_it_began_and_its_ids_come_back() {
     let (handle, launcher) = FakeLauncher::start().await;
-    let mut plans = Vec::new();
+    let mut begun = Vec::new();
     for _ in 0..2 {
-        let creating = Vm::create(&handle, spec(VmOptions::default()));
-        let number = tokio::select! {
-            _ = creating => panic!("nobody has said Ready"),
-            init = launcher.boot() => init.number,
-        };
-        launcher.kill(number).await;
-        plans.push(number);
+        begun.push(tokio::select! {
+            _ = Vm::create(&handle, spec(VmOptions::default())) => panic!("nobody has said Ready"),
+            init = launcher.boot() => init,
+        });
+        let number = begun[begun.len() - 1].number;
+        assert!(matches!(launcher.request().await, LauncherRequest::Kill { vm } if vm == number));
     }
-    assert_ne!(plans[0], plans[1], "numbers of VMs are never used twice");
-    // The launcher has reported the end of both: their ranges are free, and the first is given out again.
-    let mut lease = handle.lease_ids().unwrap();
-    while !matches!(lease.range(), IdRange::Range { base: FIRST_ID }) {
-        tokio::task::yield_now().await;
-        drop(std::mem::replace(&mut lease, handle.lease_ids().unwrap()));
+    assert_ne!(begun[0].number, begun[1].number, "numbers of VMs are never used twice");
+    assert_ne!(begun[0].ids, begun[1].ids, "the launcher has not reported the end of the first");
+    for init in &begun {
+        launcher.say(LauncherEvent::Exited { vm: init.number, status: Status::Signaled(9) }, Vec::new());
     }
+    soon(async {
+        while handle.lease_ids().unwrap().range() != begun[0].ids {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
