@@ -38,7 +38,7 @@ pub struct ProcessInfo {
     pub sid: i32,
     /// What kind of program runs it.
     pub driver: ProcessDriver,
-    /// argv[0], from its command line.
+    /// The first word of its command line.
     pub command: String,
     /// The arguments after it.
     pub args: Vec<String>,

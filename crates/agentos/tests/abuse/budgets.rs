@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use agentos::Limits;
 
-use crate::attempts::{Hoard, PROBE, is_root, probe, run, skip, with_probe};
+use crate::attempts::{Hoard, PROBE, guests, is_root, outside, probe, run, skip, with_probe};
 use crate::support::within;
 use crate::support::world::World;
 
@@ -69,6 +69,25 @@ fn outside_one_process_s_hoard_is_missing_in_another() {
     assert_eq!(run(&mut as_nobody_else(["one", "inotify"])), "EMFILE");
     drop(hoard.stdin.take());
     hoard.wait().unwrap();
+}
+
+/// What decides who comes first on the whole machine.
+#[tokio::test]
+async fn no_guest_comes_before_the_host() {
+    let world = World::new().await;
+    // RLIMIT_NPROC, of all users' limits the one that bounds the VM, and RLIMIT_RTPRIO.
+    let attempts = ["real-time-priority", "raise-priority", "raise-limit 6", "raise-limit 14"];
+    for guest in guests(&world, world.options()).await {
+        guest.check("EPERM|EACCES", &attempts).await;
+        let first_to_die =
+            guest.shell("echo -1000 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj").await;
+        assert_eq!(first_to_die, "500\n", "{}", guest.user);
+    }
+    if is_root() {
+        for words in attempts {
+            assert_eq!(outside(words), "ok", "the control: {words}");
+        }
+    }
 }
 
 #[tokio::test]
