@@ -242,7 +242,18 @@ async fn silence_ends_a_turn_but_not_while_a_tool_runs() {
     let reply = asked("silent");
     let prompt = pi.expect("prompt").await;
     pi.accept(&prompt).await;
-    let error = soon("the silent turn", reply).await.unwrap().unwrap_err();
+    // An agent that prints a line every few milliseconds; garbage is no sign of work.
+    let mut beat = tokio::time::interval(Duration::from_millis(5));
+    let error = soon("the silent turn", async {
+        while !reply.is_finished() {
+            beat.tick().await;
+            pi.raw(b"still here\n").await;
+        }
+        reply.await
+    })
+    .await
+    .unwrap()
+    .unwrap_err();
     assert_eq!(error.kind(), FaultKind::Timeout);
     pi.expect("abort").await;
     pi.settle().await;

@@ -56,7 +56,6 @@ struct Running {
     taken: bool,
     reply: Reply<PromptReply>,
     idle: Duration,
-    last_sign: Instant,
     cancelled: Option<Cancelled>,
     rejected: u32,
 }
@@ -183,9 +182,6 @@ impl Driver {
     }
 
     async fn on_outputs(&mut self, outputs: Vec<Output>) -> Result<(), AgentFault> {
-        if let Some(running) = &mut self.running {
-            running.last_sign = Instant::now();
-        }
         let mut events = Vec::new();
         for output in outputs {
             match output {
@@ -292,17 +288,8 @@ impl Driver {
         let number = self.number();
         let command = format!("prompt-{number}");
         self.link.send(&Command::Prompt { message: prompt.message, images: prompt.images }, &command)?;
-        let last_sign = Instant::now();
-        self.running = Some(Running {
-            command,
-            number,
-            taken: false,
-            reply,
-            idle,
-            last_sign,
-            cancelled: None,
-            rejected: 0,
-        });
+        self.running =
+            Some(Running { command, number, taken: false, reply, idle, cancelled: None, rejected: 0 });
         Ok(())
     }
 
@@ -344,7 +331,7 @@ impl Driver {
             Some(cancelled) => Some(cancelled.answer_at.min(cancelled.abort_again_at)),
             None if self.link.translator.running_tools() > 0 => None,
             // A time that is too far away to be told is no deadline.
-            None => running.last_sign.checked_add(running.idle),
+            None => self.link.heard().checked_add(running.idle),
         }
     }
 

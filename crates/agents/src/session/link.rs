@@ -32,6 +32,8 @@ pub(super) struct Link {
     drained: Option<Instant>,
     turn_bytes: u64,
     garbage_bytes: u64,
+    /// When the last record came; garbage is no sign of work.
+    heard: Instant,
 }
 
 impl Link {
@@ -45,6 +47,7 @@ impl Link {
             drained: None,
             turn_bytes: 0,
             garbage_bytes: 0,
+            heard: Instant::now(),
         }
     }
 
@@ -62,7 +65,13 @@ impl Link {
     pub(super) fn begin_turn(&mut self) {
         self.turn_bytes = 0;
         self.garbage_bytes = 0;
+        self.heard = Instant::now();
         self.translator.take_turn();
+    }
+
+    /// When the last record came, or the turn began.
+    pub(super) fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// The meanings of the next output. An agent that has ended is a fault, after the last of its output. A dropped
@@ -114,7 +123,11 @@ impl Link {
         let mut outputs = Vec::new();
         self.lines.push(chunk);
         while let Some(line) = self.lines.next_line() {
-            for output in self.translator.line(&line) {
+            let meanings = self.translator.line(&line);
+            if !meanings.contains(&Output::Garbage) {
+                self.heard = Instant::now();
+            }
+            for output in meanings {
                 match output {
                     Output::Garbage => self.garbage(&line)?,
                     Output::TooLong { length } => {
