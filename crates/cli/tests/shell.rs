@@ -19,8 +19,14 @@ fn missing(test: &str, program: &str) -> bool {
 fn bash(world: &World) -> Terminal {
     let arguments = ["shell", "--env", "PS1=here> ", "--", "bash", "--norc", "--noprofile"];
     let terminal = Terminal::start(world, &arguments);
-    terminal.wait_for("a prompt", |contents| contents.contains("here>"));
+    wait_for_prompt(&terminal);
     terminal
+}
+
+/// What is typed before a program gives the terminal back is that program's.
+#[track_caller]
+fn wait_for_prompt(terminal: &Terminal) {
+    terminal.wait_for("a prompt", |contents| contents.trim_end().ends_with("here>"));
 }
 
 #[test]
@@ -55,6 +61,7 @@ fn an_interrupt_ends_what_runs_in_front_and_not_the_shell() {
     terminal.type_keys("echo run''ning; sleep 1000\r");
     terminal.wait_for_line("running");
     terminal.type_keys("\x03");
+    wait_for_prompt(&terminal);
     terminal.type_keys("echo code $?\r");
     terminal.wait_for_line("code 130");
     terminal.type_keys("exit 0\r");
@@ -65,17 +72,21 @@ fn an_interrupt_ends_what_runs_in_front_and_not_the_shell() {
 fn jobs_stop_and_go_on() {
     let world = World::new();
     let mut terminal = bash(&world);
-    terminal.type_keys("cat\r");
+    terminal.type_keys("echo star''ted; cat\r");
+    terminal.wait_for_line("started");
     terminal.type_keys("echoed\r");
     terminal.wait_for("cat's answer", |contents| contents.matches("echoed").count() == 2);
     terminal.type_keys("\x1a");
     terminal.wait_for("the stopped job", |contents| contents.contains("Stopped"));
+    wait_for_prompt(&terminal);
     terminal.type_keys("clear; jobs\r");
     terminal.wait_for("the list of jobs", |contents| contents.contains("[1]+") && contents.contains("cat"));
-    terminal.type_keys("fg\r");
+    terminal.type_keys("clear; fg\r");
+    terminal.wait_for("the job in front", |contents| contents.trim() == "cat");
     terminal.type_keys("again\r");
     terminal.wait_for("cat, going on", |contents| contents.matches("again").count() == 2);
     terminal.type_keys("\x04");
+    wait_for_prompt(&terminal);
     terminal.type_keys("exit 0\r");
     assert_eq!(terminal.wait_for_end(), 0);
 }
@@ -89,7 +100,7 @@ fn programs_see_the_size_of_the_terminal_and_its_changes() {
     terminal.type_keys("trap 'stty size' WINCH; echo tra''pped\r");
     terminal.wait_for_line("trapped");
     terminal.resize(100, 30);
-    terminal.wait_for_line("30 100");
+    terminal.wait_for("the new size", |contents| contents.contains("30 100"));
     terminal.type_keys("exit 0\r");
     assert_eq!(terminal.wait_for_end(), 0);
 }
@@ -106,7 +117,7 @@ fn vim_edits_a_file() {
     terminal.type_keys("ifirst line\rsecond line");
     terminal.wait_for("the text", |contents| contents.starts_with("first line\nsecond line\n~"));
     terminal.type_keys("\x1b:wq\r");
-    terminal.wait_for("the shell again", |contents| !contents.contains("\n~\n"));
+    wait_for_prompt(&terminal);
     terminal.type_keys("clear; cat poem.txt; rm poem.txt\r");
     terminal.wait_for_line("second line");
     terminal.type_keys("exit 0\r");
@@ -123,6 +134,7 @@ fn top_draws_and_quits() {
     terminal.type_keys("top\r");
     terminal.wait_for("top's table", |contents| contents.contains("PID") && contents.contains("COMMAND"));
     terminal.type_keys("q");
+    wait_for_prompt(&terminal);
     terminal.type_keys("clear; echo ba''ck\r");
     terminal.wait_for_line("back");
     terminal.type_keys("exit 0\r");
@@ -135,13 +147,15 @@ fn a_large_paste_arrives_whole() {
     let mut terminal = bash(&world);
     // Lines below the 4,096 bytes a terminal in canonical mode takes.
     let line = "x".repeat(1000);
-    terminal.type_keys("stty -echo; cat > pasted; echo do''ne\r");
+    terminal.type_keys("stty -echo; echo rea''dy; cat > pasted; echo do''ne\r");
+    terminal.wait_for_line("ready");
     for _ in 0..200 {
         terminal.type_keys(&line);
         terminal.type_keys("\r");
     }
     terminal.type_keys("\x04");
     terminal.wait_for_line("done");
+    wait_for_prompt(&terminal);
     terminal.type_keys("clear; wc -c < pasted\r");
     terminal.wait_for_line("200200");
     terminal.type_keys("exit 0\r");
@@ -152,15 +166,7 @@ fn a_large_paste_arrives_whole() {
 fn a_terminated_shell_restores_the_terminal() {
     let world = World::new();
     let mut terminal = bash(&world);
-    let pid = agentos_below(terminal.child.id());
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    terminal.signal(rustix::process::Signal::TERM);
     assert_ne!(terminal.wait_for_end(), 0);
     assert!(terminal.settings().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
-}
-
-/// `setsid` forks when it leads a process group; the command is its child then, else itself.
-fn agentos_below(pid: u32) -> rustix::process::Pid {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let pid = children.split_whitespace().next().and_then(|child| child.parse().ok()).unwrap_or(pid);
-    rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }

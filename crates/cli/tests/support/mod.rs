@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, 
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; what never comes fails with its name instead of hanging.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
 
 /// Directories of one test. Kept VMs are disposed at its end.
 pub(crate) struct World {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -81,6 +82,17 @@ impl Terminal {
         self.wait_for(line, |contents| contents.lines().any(|shown| shown.trim_end() == line));
     }
 
+    /// Signals the command.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // `setsid` forks when it leads a process group; the command is its child then, else itself.
+        let pid = self.child.id();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let pid = children.split_whitespace().next().and_then(|child| child.parse().ok()).unwrap_or(pid);
+        // One that has ended meanwhile is what was wanted.
+        let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal);
+    }
+
     pub(crate) fn settings(&self) -> Termios {
         tcgetattr(&self.slave).unwrap()
     }
@@ -94,6 +106,16 @@ impl Terminal {
             }
             assert!(Instant::now() < deadline, "it did not end; the screen:\n{}", self.contents());
             std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // A test that failed leaves its shell open.
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.signal(Signal::KILL);
+            let _ = self.child.wait();
         }
     }
 }
