@@ -38,6 +38,9 @@ pub(crate) struct Channel {
 pub(crate) struct Packet<T> {
     pub(crate) message: T,
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// The kernel dropped descriptors of this packet, because this process can have no more: a trouble of ours, not a
+    /// lie of the peer's.
+    pub(crate) lost_descriptors: bool,
 }
 
 /// Why nothing more is to be had from a peer.
@@ -53,6 +56,8 @@ pub(crate) enum ReceiveError {
     Decode(#[from] DecodeError),
     #[error("descriptor of a spilled body is missing")]
     BodyMissing,
+    #[error("spilled body was lost: the sidecar has too many open files")]
+    BodyLost,
     #[error("spilled body can't be read")]
     Body(#[source] Errno),
 }
@@ -123,30 +128,35 @@ fn receive_now<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<Option<Pac
             Err(Errno::CONNRESET) => return Err(ReceiveError::HungUp),
             Err(errno) => return Err(ReceiveError::Receive(errno.into())),
         };
-        if received.truncated {
+        // Neither the packet nor the list of descriptors is longer than the room for them: then what was cut off is
+        // what did not fit into this process's table.
+        let fits = received.len < buffer.len() && received.descriptors.len() < MAX_DESCRIPTORS;
+        if received.truncated && !fits {
             return Err(ReceiveError::Truncated);
         }
         if received.len == 0 {
             return Err(ReceiveError::HungUp);
         }
         let packet = buffer.get(..received.len).unwrap_or_default();
-        parse(packet, received.descriptors).map(Some)
+        parse(packet, received.descriptors, received.truncated).map(Some)
     })
 }
 
 fn parse<T: DeserializeOwned>(
     packet: &[u8],
     mut descriptors: Vec<OwnedFd>,
+    lost_descriptors: bool,
 ) -> Result<Packet<T>, ReceiveError> {
     let message = match frame::decode(packet)? {
         Frame::Whole(message) => message,
+        Frame::Spilled { .. } if lost_descriptors => return Err(ReceiveError::BodyLost),
         Frame::Spilled { len } => {
             let memfd = descriptors.pop().ok_or(ReceiveError::BodyMissing)?;
             let body = seqpacket::read_sealed(memfd.as_fd(), len).map_err(ReceiveError::Body)?;
             frame::decode_spilled(&body)?
         }
     };
-    Ok(Packet { message, descriptors })
+    Ok(Packet { message, descriptors, lost_descriptors })
 }
 
 /// A message as the kernel takes it.

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use agentos_guest_protocol::init::{Failure, Request, Response};
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -56,8 +57,9 @@ pub(crate) struct Answer {
 pub(crate) enum CallFailure {
     /// Init tried and could not.
     Init(Failure),
-    /// The request can't be sent: longer than any frame.
-    TooLong,
+    /// Something on this side of the socket: the request is longer than any frame, the answer's descriptors found no
+    /// room in the sidecar's table.
+    Local(Errno),
     Unavailable(Unavailable),
 }
 

@@ -18,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentos_guest_protocol::filesystem::FileRequest;
+use agentos_guest_protocol::filesystem::{FileRequest, FileResponse};
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
 use agentos_guest_protocol::process::SignalScope;
 use rustix::io::Errno;
@@ -231,7 +231,7 @@ impl Driver {
             }
             Err(error) => {
                 tracing::debug!(%error, "request can't be sent");
-                call.completion.refuse(CallFailure::TooLong);
+                call.completion.refuse(CallFailure::Local(Errno::TOOBIG));
                 Ok(())
             }
         }
@@ -331,10 +331,13 @@ impl Driver {
     }
 
     fn receive(&mut self, packet: Packet<InitMessage>) -> Result<(), Stop> {
-        let Packet { message, descriptors } = packet;
+        let Packet { message, descriptors, lost_descriptors } = packet;
         match message {
             InitMessage::Ready => Err(ProtocolError::Unexpected("a second Ready").into()),
             InitMessage::BootFailed(_) => Err(ProtocolError::Unexpected("BootFailed after Ready").into()),
+            InitMessage::Response { id, response: Ok(response) } if lost_descriptors => {
+                self.respond_without_descriptors(id, response)
+            }
             InitMessage::Response { id, response } => self.respond(id, response, descriptors),
             InitMessage::Event(event) => self.event(event, &descriptors),
         }
@@ -365,6 +368,24 @@ impl Driver {
             Pending::Abandoned => {}
         }
         Ok(())
+    }
+
+    /// The sidecar can have no more descriptors: that call fails, and what init made for it is undone.
+    fn respond_without_descriptors(&mut self, id: RequestId, response: Response) -> Result<(), Stop> {
+        match self.calls.remove(&id).ok_or(ProtocolError::UnknownRequest(id.0))? {
+            Pending::Call(completion) => {
+                if let Response::File(FileResponse::WriteOpened { ticket }) = response {
+                    self.shared.asks.abort(ticket);
+                }
+                completion.refuse(CallFailure::Local(Errno::MFILE));
+                Ok(())
+            }
+            Pending::Spawn { plan, started } => {
+                let orphan = self.processes.spawned_in_vain(&plan, started, response, Errno::MFILE)?;
+                self.kill_group(&orphan)
+            }
+            Pending::Abandoned => Ok(()),
+        }
     }
 
     fn event(&mut self, event: Event, descriptors: &[OwnedFd]) -> Result<(), Stop> {

@@ -58,7 +58,7 @@ impl From<CallFailure> for NetworkError {
             CallFailure::Init(Failure::TooManyStuck) => Self::TooManyStuck,
             CallFailure::Init(Failure::Spawn(failure)) => Self::Failed(failed(failure.errno)),
             CallFailure::Init(Failure::File(failure)) => Self::Failed(failed(failure.errno)),
-            CallFailure::TooLong => Self::Failed(failed(Errno::TOOBIG.raw_os_error())),
+            CallFailure::Local(errno) => Self::Failed(failed(errno.raw_os_error())),
             CallFailure::Unavailable(unavailable) => Self::Unavailable(unavailable),
         }
     }

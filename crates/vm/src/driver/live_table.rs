@@ -87,26 +87,45 @@ impl LiveTable {
                 return Ok(None);
             }
         };
-        let Response::Spawned { pid } = answer.response else {
+        let pid = self.new_pid(&answer.response)?;
+        check_descriptors(plan.request.stdio, &answer.descriptors)?;
+        let stdio = match register(plan.request.stdio, answer.descriptors) {
+            Ok(stdio) => stdio,
+            Err(errno) => {
+                return self.spawned_in_vain(&plan, started, answer.response, errno).map(Some);
+            }
+        };
+        let process = Arc::new(LiveProcess::new(pid, &plan, streams(&plan), Now::read().epoch_ms));
+        let stage = Stage::Starting { plan: Box::new(plan), started, stdio };
+        self.live.insert(pid, Entry { process, stage, deadline: None, timed_out: false });
+        Ok(None)
+    }
+
+    /// A process that exists, but whose descriptors can't be used: its caller is told, and it is to be killed.
+    pub(crate) fn spawned_in_vain(
+        &mut self,
+        plan: &SpawnPlan,
+        started: Started,
+        response: Response,
+        errno: Errno,
+    ) -> Result<Arc<LiveProcess>, ProtocolError> {
+        let pid = self.new_pid(&response)?;
+        let object = prepare::object(&plan.request);
+        let errno = errno.raw_os_error();
+        drop(started.send(Err(SpawnError::Failed { step: SpawnStep::Stdio, errno, object })));
+        let process = Arc::new(LiveProcess::new(pid, plan, Streams::default(), Now::read().epoch_ms));
+        let entry =
+            Entry { process: Arc::clone(&process), stage: Stage::Failed, deadline: None, timed_out: false };
+        self.live.insert(pid, entry);
+        Ok(process)
+    }
+
+    fn new_pid(&self, response: &Response) -> Result<i32, ProtocolError> {
+        let &Response::Spawned { pid } = response else {
             return Err(ProtocolError::WrongAnswer("spawn"));
         };
         let taken = self.live.get(&pid).is_some_and(|entry| !matches!(entry.stage, Stage::Failed));
-        if pid <= 1 || taken {
-            return Err(ProtocolError::ProcessId(pid));
-        }
-        check_descriptors(plan.request.stdio, &answer.descriptors)?;
-        let process = Arc::new(LiveProcess::new(pid, &plan, streams(&plan), Now::read().epoch_ms));
-        let (stage, orphan) = match register(plan.request.stdio, answer.descriptors) {
-            Ok(stdio) => (Stage::Starting { plan: Box::new(plan), started, stdio }, None),
-            Err(errno) => {
-                let object = prepare::object(&plan.request);
-                let failed = SpawnError::Failed { step: SpawnStep::Stdio, errno, object };
-                drop(started.send(Err(failed)));
-                (Stage::Failed, Some(Arc::clone(&process)))
-            }
-        };
-        self.live.insert(pid, Entry { process, stage, deadline: None, timed_out: false });
-        Ok(orphan)
+        if pid <= 1 || taken { Err(ProtocolError::ProcessId(pid)) } else { Ok(pid) }
     }
 
     /// The program runs, or could not be run.
@@ -251,11 +270,11 @@ fn check_descriptors(stdio: Stdio, descriptors: &[OwnedFd]) -> Result<(), Protoc
 }
 
 /// The number and kind of the descriptors is checked.
-fn register(stdio: Stdio, descriptors: Vec<OwnedFd>) -> Result<Descriptors, i32> {
-    let errno = |error: std::io::Error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
+fn register(stdio: Stdio, descriptors: Vec<OwnedFd>) -> Result<Descriptors, Errno> {
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let mut descriptors = descriptors.into_iter();
     let mut next = |interest| {
-        let descriptor = descriptors.next().ok_or(Errno::BADF.raw_os_error())?;
+        let descriptor = descriptors.next().ok_or(Errno::BADF)?;
         pipe::register(descriptor, interest).map_err(errno)
     };
     match stdio {

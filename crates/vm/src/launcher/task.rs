@@ -120,8 +120,14 @@ fn kill(channel: &Channel, outbox: &mut Outbox, shared: &Shared) -> Result<(), E
 }
 
 fn handle(shared: &Shared, packet: Packet<LauncherEvent>) -> Result<(), LauncherDeath> {
-    let Packet { message, mut descriptors } = packet;
+    let Packet { message, mut descriptors, lost_descriptors } = packet;
     let expected = usize::from(matches!(message, LauncherEvent::HostDirOpened { .. }));
+    if let (true, LauncherEvent::HostDirOpened { token }) = (lost_descriptors, &message) {
+        let errno = Errno::MFILE.raw_os_error();
+        let step = "receive host directory".to_owned();
+        answer_host_dir(shared, *token, Err(BootFailure { step, object: Default::default(), errno }));
+        return Ok(());
+    }
     if descriptors.len() != expected {
         let found = descriptors.len();
         return Err(LauncherDeath::protocol(Breach::Descriptors { expected, found }));

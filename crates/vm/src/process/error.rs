@@ -159,7 +159,7 @@ impl CallFailure {
             Self::Init(Failure::System(failure)) => Ok(failure.errno),
             Self::Init(Failure::TimedOut { .. }) => Ok(Errno::TIMEDOUT.raw_os_error()),
             Self::Init(Failure::TooManyStuck) => Ok(Errno::BUSY.raw_os_error()),
-            Self::TooLong => Ok(Errno::TOOBIG.raw_os_error()),
+            Self::Local(errno) => Ok(errno.raw_os_error()),
             Self::Unavailable(unavailable) => Err(unavailable),
         }
     }
