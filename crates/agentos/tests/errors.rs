@@ -67,10 +67,23 @@ async fn calls_on_what_is_not_there_name_it() {
 #[tokio::test]
 async fn memory_that_is_used_up_ends_the_process_that_used_it() {
     let world = World::new().await;
-    let vm = world.vm_with(world.options().limits(Limits::default().memory_bytes(64 << 20))).await;
+    let limits = Limits::default().memory_bytes(64 << 20);
+    let Some(vm) = limited(&world, limits, "limits.memory_bytes").await else { return };
     let exit = within("the end", hog(&vm)).await;
     assert_eq!(exit, Exit::OutOfMemory);
     assert_eq!(vm.exec("echo alive").await.unwrap().stdout, b"alive\n");
+}
+
+/// A limit that this host cannot enforce is refused by name and never ignored.
+async fn limited(world: &World, limits: Limits, named: &str) -> Option<AgentOs> {
+    match AgentOs::create(world.options().limits(limits)).await {
+        Ok(vm) => Some(vm),
+        Err(refused) => {
+            let (kind, object) = (refused.kind(), refused.object());
+            assert_eq!((kind, object), (ErrorKind::HostUnsupported, Some(named)), "{refused:?}");
+            None
+        }
+    }
 }
 
 async fn hog(vm: &AgentOs) -> Exit {
@@ -81,7 +94,7 @@ async fn hog(vm: &AgentOs) -> Exit {
 async fn a_program_may_use_neither_too_many_processes_nor_open_files() {
     let world = World::new().await;
     let limits = Limits::default().processes(40).open_files(64);
-    let vm = world.vm_with(world.options().limits(limits)).await;
+    let Some(vm) = limited(&world, limits, "limits.processes").await else { return };
     let forks = "for i in $(seq 100); do sleep 50 & done 2>&1; echo; ulimit -n";
     let out = vm.exec(forks).await.unwrap();
     let text = out.stdout_lossy() + out.stderr_lossy();
