@@ -16,10 +16,15 @@ const RUN_ONCE: &[&str] = &["xtask"];
 /// The package whose binary is the product.
 const PRODUCT: &str = "agentos-cli";
 
+/// Package and example that the abuse tests put into VMs. It is a tool of theirs, no documentation.
+const PROBE: (&str, &str) = ("agentos-linux", "attempt");
+
 #[derive(Debug)]
 pub(crate) struct Built {
     /// The `agentos` binary; none when only chores are tested.
     pub(crate) agentos: Option<PathBuf>,
+    /// What the abuse tests make their attempts with; none when only chores are tested.
+    pub(crate) probe: Option<PathBuf>,
     pub(crate) executables: Vec<Executable>,
     pub(crate) examples: Vec<Executable>,
 }
@@ -52,7 +57,8 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
     if packages.is_empty() {
         command.arg("--workspace");
     } else {
-        for package in packages.iter().map(String::as_str).chain(needs_product(packages).then_some(PRODUCT)) {
+        let needed = [PRODUCT, PROBE.0].into_iter().filter(|_| needs_product(packages));
+        for package in packages.iter().map(String::as_str).chain(needed) {
             command.args(["--package", package]);
         }
     }
@@ -72,7 +78,7 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
 }
 
 fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
-    let mut agentos = None;
+    let (mut agentos, mut probe) = (None, None);
     let (mut executables, mut examples) = (Vec::new(), Vec::new());
     for message in messages {
         let (Some(path), Some(manifest)) =
@@ -89,6 +95,10 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
         let directory = Path::new(manifest).parent().and_then(|path| path.strip_prefix(root).ok());
         let directory = directory.ok_or_else(|| format!("{manifest} is outside of {}", root.display()))?;
         let package = package_name(message["package_id"].as_str().unwrap_or_default()).to_owned();
+        if kind == "example" && (package.as_str(), name) == PROBE {
+            probe = Some(PathBuf::from(path));
+            continue;
+        }
         if !packages.is_empty() && !packages.contains(&package) {
             continue;
         }
@@ -110,7 +120,7 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
     if agentos.is_none() && needs_product(packages) {
         return Err("the build made no `agentos` binary".into());
     }
-    Ok(Built { agentos, executables, examples })
+    Ok(Built { agentos, probe, executables, examples })
 }
 
 /// Only a selection of nothing but chores does without the product.
@@ -154,6 +164,7 @@ mod tests {
             artifact("p#agentos-vm@0.1.0", "lib", "agentos_vm", true),
             artifact("p#agentos-cli@0.1.0", "bin", "agentos", false),
             artifact("p#agentos#0.1.0", "example", "quickstart", false),
+            artifact("p#agentos-linux@0.1.0", "example", "attempt", false),
             json!({"reason": "build-finished", "success": true}),
         ];
         let built = collect(Path::new("/x"), &[], &messages).unwrap();
@@ -161,6 +172,7 @@ mod tests {
         let labels: Vec<String> = built.executables.iter().map(Executable::label).collect();
         assert_eq!(labels, ["agentos-vm", "agentos-vm::boot"]);
         assert_eq!(built.examples.len(), 1);
+        assert_eq!(built.probe.unwrap(), Path::new("/x/target/attempt-false"));
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
     }
 

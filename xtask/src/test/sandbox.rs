@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /tmp/agentos-test-PID-USER/
-//!   bin/       the test executables and `agentos`          (only when the user changes)
+//!   bin/       the test executables, `agentos`, the probe  (only when the user changes)
 //!   source/    a readable copy of the source tree          (only when the user changes)
 //!   agents/    a copy of the agent store of the caller     (only when the user changes)
 //!   home/      HOME, with AGENTOS_HOME in it
@@ -86,6 +86,7 @@ pub(crate) struct Sandbox {
     directory: PathBuf,
     source: PathBuf,
     agentos: Option<PathBuf>,
+    probe: Option<PathBuf>,
     agents: PathBuf,
 }
 
@@ -108,6 +109,7 @@ impl Sandbox {
             runner,
             source: root.to_path_buf(),
             agentos: built.agentos.clone(),
+            probe: built.probe.clone(),
             agents: store.clone(),
             directory,
         };
@@ -123,10 +125,17 @@ impl Sandbox {
         fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
         let bin = self.directory.join("bin");
         fs::create_dir(&bin)?;
-        for path in built.executables.iter().map(|executable| &executable.path).chain(&built.agentos) {
+        for path in built
+            .executables
+            .iter()
+            .map(|executable| &executable.path)
+            .chain(&built.agentos)
+            .chain(&built.probe)
+        {
             place_executable(path, &bin)?;
         }
         self.agentos = built.agentos.as_ref().map(|_| bin.join("agentos"));
+        self.probe = built.probe.as_ref().and_then(|path| Some(bin.join(path.file_name()?)));
         self.source = self.directory.join("source");
         copy_tree(root, &self.source, &Owner::Caller)?;
         self.agents = self.directory.join("agents");
@@ -223,6 +232,9 @@ impl Sandbox {
             .env("XDG_CONFIG_HOME", home.join(".config"));
         if let Some(agentos) = &self.agentos {
             command.env("AGENTOS_SIDECAR", agentos);
+        }
+        if let Some(probe) = &self.probe {
+            command.env("AGENTOS_TEST_PROBE", probe);
         }
     }
 

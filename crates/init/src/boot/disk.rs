@@ -81,10 +81,11 @@ fn shows_usr_local(plan: &BootPlan) -> bool {
 fn devices(plan: &BootPlan, staged: &Staged) -> Result<(), BootFailure> {
     let target = format!("{ROOT}/dev");
     bind_tree(&staged.devices, &target)?;
-    // Where ids are mapped, terminals belong to the group that write(1) and its like expect.
+    // Where ids are mapped, terminals belong to the group that write(1) and its like expect. The kernel counts the
+    // terminals of all instances together (kernel.pty.max): without a maximum of its own one VM takes everybody's.
     let options = match plan.ids {
-        IdRange::Range { .. } => c"newinstance,gid=5,mode=620,ptmxmode=666",
-        IdRange::Single => c"newinstance,mode=620,ptmxmode=666",
+        IdRange::Range { .. } => c"newinstance,gid=5,mode=620,ptmxmode=666,max=256",
+        IdRange::Single => c"newinstance,mode=620,ptmxmode=666,max=256",
     };
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     let terminals = format!("{target}/pts");
