@@ -61,6 +61,11 @@ macro_rules! from_bytes_and_strings {
                 Self(Bytes::copy_from_slice(value.as_bytes()))
             }
         }
+        impl From<&&str> for $target {
+            fn from(value: &&str) -> Self {
+                Self::from(*value)
+            }
+        }
         impl From<String> for $target {
             fn from(value: String) -> Self {
                 Self(Bytes::from(value))

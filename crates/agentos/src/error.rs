@@ -27,6 +27,9 @@ struct Inner {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
+/// What calls of this crate return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 /// What callers branch on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -171,6 +171,16 @@ impl<P: Into<GuestPath>, C: Into<Content>> From<(P, C)> for BatchWriteEntry {
     }
 }
 
+impl<P, C> From<&(P, C)> for BatchWriteEntry
+where
+    P: Clone + Into<GuestPath>,
+    C: Clone + Into<Content>,
+{
+    fn from((path, content): &(P, C)) -> Self {
+        Self::new(path.clone(), content.clone())
+    }
+}
+
 /// One file of [`AgentOs::write_files`].
 #[derive(Debug)]
 #[non_exhaustive]

@@ -76,7 +76,7 @@ mod vm;
 
 pub use agent::{AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
-pub use error::{Error, ErrorKind, JsonRpcError};
+pub use error::{Error, ErrorKind, JsonRpcError, Result};
 pub use filesystem::{
     BatchReadResult, BatchWriteEntry, BatchWriteResult, Delete, DirEntry, FileType, Mkdir, ReaddirRecursive,
     VirtualStat,

@@ -183,6 +183,9 @@ async fn a_batch_answers_for_every_file_in_order() {
     let contents: Vec<Option<&[u8]>> = read.iter().map(|result| result.content.as_deref()).collect();
     assert_eq!(contents, [Some(&b"22"[..]), None, Some(&b"1"[..])]);
     assert_eq!(read[1].error.as_ref().unwrap().kind(), ErrorKind::NotFound);
+    let borrowed = [("/home/user/three", "333")];
+    assert!(vm.write_files(&borrowed).await.unwrap()[0].success);
+    assert_eq!(vm.read_files(&["/home/user/three"]).await.unwrap()[0].content.as_deref(), Some(&b"333"[..]));
     assert_eq!(vm.read_files([""; 0]).await.unwrap().len(), 0);
     assert_eq!(vm.write_files([("", ""); 0]).await.unwrap().len(), 0);
 }

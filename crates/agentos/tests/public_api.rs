@@ -96,6 +96,11 @@ impl Api {
                 }
                 self.add(&item.ident.to_string(), &item);
             }
+            Item::Type(item) if self.exported.contains(&item.ident.to_string()) => {
+                let mut item = item.clone();
+                keep_attributes(&mut item.attrs);
+                self.add(&item.ident.to_string(), &item);
+            }
             Item::Impl(item) => self.implementation(item),
             Item::Macro(item) => self.expansion(item),
             _ => {}

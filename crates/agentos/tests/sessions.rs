@@ -184,3 +184,23 @@ async fn a_session_whose_creator_went_away_is_undone() {
 async fn session_of(vm: AgentOs) -> Result<Session, agentos::Error> {
     vm.create_session("pi").await
 }
+
+#[tokio::test]
+async fn the_transcript_outlives_the_session_until_it_is_deleted() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    within("the turn", session.prompt("Run the command `echo remembered`")).await.unwrap();
+    let mut requests = session.permission_requests();
+    session.close().await.unwrap();
+    assert!(within("nobody asks any more", requests.next()).await.is_none());
+    let history = vm.read_history(session.id()).await.unwrap();
+    let numbers: Vec<u64> = history.iter().map(|event| event.sequence_number).collect();
+    assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>());
+    let text = history.iter().map(|event| event.notification.to_string()).collect::<String>();
+    assert!(text.contains("remembered"), "{text}");
+    vm.delete_session(session.id()).await.unwrap();
+    assert_eq!(vm.read_history(session.id()).await.unwrap_err().kind(), ErrorKind::NotFound);
+    let error = vm.restore_session(session.id()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound), "{error:?}");
+}

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use agentos::{
-    AgentOs, AgentOsOptions, AgentOsSharedSidecarOptions, AgentOsSidecar, ErrorKind, SidecarPlacement,
-    SidecarState, VmState,
+    AgentOs, AgentOsOptions, AgentOsSharedSidecarOptions, AgentOsSidecar, ErrorKind, PermissionReply,
+    SidecarPlacement, SidecarState, VmState,
 };
+use agentos_proto::v1;
 use support::fake::{Fake, Script, VERSION};
 use support::{eventually, within};
 use tempfile::TempDir;
@@ -335,4 +336,48 @@ fn without_a_runtime_there_is_an_error_and_no_panic() {
         panic!("no runtime to wait with")
     };
     assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test]
+async fn a_request_for_permission_is_answered_once_and_one_that_is_dropped_is_rejected() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let session = vm.create_session("fake").await.unwrap();
+    let mut requests = session.permission_requests();
+    let first = within("the first", requests.next()).await.unwrap();
+    assert_eq!((first.permission_id(), first.description()), ("p-1", Some("run ls")));
+    assert_eq!(first.params()["toolCall"], 1);
+    first.reply(PermissionReply::Always).await.unwrap();
+    drop(within("the second", requests.next()).await.unwrap());
+    let expected =
+        [("p-1".to_owned(), v1::PermissionReply::Always), ("p-2".to_owned(), v1::PermissionReply::Reject)];
+    eventually("both are answered", || async { *fake.script.answers.lock().unwrap() == expected }).await;
+    assert!(within("the end", requests.next()).await.is_none());
+}
+
+#[tokio::test]
+async fn what_an_agent_said_of_itself_is_kept_and_what_it_refuses_is_an_error() {
+    let story = Story::new();
+    let _fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let (send, mut progress) = tokio::sync::mpsc::channel(8);
+    let session = vm
+        .create_session("fake")
+        .on_install_progress(move |step| send.try_send((step.package, step.received_bytes)).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(progress.recv().await, Some(("fake".to_owned(), 5)));
+    assert_eq!((session.model_reason(), session.model().as_str()), ("no key", "demo"));
+    assert_eq!(session.agent_info().unwrap().name, "fake");
+    session.set_mode("code").await.unwrap();
+    assert_eq!(session.modes().unwrap().current_mode_id, "code");
+    let error = session.set_model("x").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let answer = error.rpc_error().unwrap();
+    assert_eq!(
+        (answer.code, answer.data.as_ref().unwrap()["supported"][0].as_str()),
+        (-32601, Some("session/set_mode"))
+    );
+    assert_eq!(session.set_thought_level("high").await.unwrap_err().kind(), ErrorKind::Unsupported);
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agentos_proto::v1;
+use agentos_proto::v1::session_service_server::{SessionService, SessionServiceServer};
 use agentos_proto::v1::sidecar_service_server::{SidecarService, SidecarServiceServer};
 use agentos_proto::v1::vm_service_server::{VmService, VmServiceServer};
 use prost::Message;
@@ -23,6 +24,8 @@ pub(crate) struct Script {
     pub(crate) created: AtomicUsize,
     pub(crate) disposed: Mutex<Vec<String>>,
     pub(crate) create_entered: AtomicUsize,
+    /// What was answered to requests for permission.
+    pub(crate) answers: Mutex<Vec<(String, v1::PermissionReply)>>,
     /// CreateVm takes one permit: a test without permits keeps it waiting.
     pub(crate) create_permits: Semaphore,
 }
@@ -35,6 +38,7 @@ impl Default for Script {
             created: AtomicUsize::new(0),
             disposed: Mutex::default(),
             create_entered: AtomicUsize::new(0),
+            answers: Mutex::default(),
             create_permits: Semaphore::new(1000),
         }
     }
@@ -62,7 +66,8 @@ impl Fake {
         runtime.spawn(async move {
             tonic::transport::Server::builder()
                 .add_service(SidecarServiceServer::new(services.clone()))
-                .add_service(VmServiceServer::new(services))
+                .add_service(VmServiceServer::new(services.clone()))
+                .add_service(SessionServiceServer::new(services))
                 .serve_with_incoming(UnixListenerStream::new(listener))
                 .await
                 .unwrap();
@@ -200,4 +205,128 @@ fn refusal() -> Status {
         retryable: true,
     };
     Status::with_details(Code::AlreadyExists, detail.message.clone(), detail.encode_to_vec().into())
+}
+
+type Stream<T> = ReceiverStream<Result<T, Status>>;
+
+/// A stream that has these messages and then ends.
+fn stream<T>(messages: Vec<T>) -> Stream<T> {
+    let (send, receive) = tokio::sync::mpsc::channel(messages.len().max(1));
+    for message in messages {
+        send.try_send(Ok(message)).unwrap();
+    }
+    ReceiverStream::new(receive)
+}
+
+/// An agent that asks for permission twice and says what else it can do: nothing.
+#[tonic::async_trait]
+impl SessionService for Services {
+    type CreateSessionStream = Stream<v1::CreateSessionEvent>;
+    type SessionEventsStream = Stream<v1::SessionEvent>;
+    type InstallAgentStream = Stream<v1::InstallProgress>;
+
+    async fn create_session(
+        &self,
+        request: Request<v1::CreateSessionRequest>,
+    ) -> Result<Response<Self::CreateSessionStream>, Status> {
+        let install = v1::InstallProgress {
+            package: request.into_inner().agent_type,
+            received_bytes: 5,
+            total_bytes: Some(10),
+            place: "/store".into(),
+        };
+        let created = v1::SessionCreated {
+            session_id: "s-1".into(),
+            model: v1::ModelKind::Demo.into(),
+            model_reason: "no key".into(),
+            initialize_json: r#"{"agentInfo":{"name":"fake"}}"#.into(),
+            session_json:
+                r#"{"modes":{"currentModeId":"ask","availableModes":[{"id":"ask"},{"id":"code"}]}}"#.into(),
+        };
+        let event = |event| v1::CreateSessionEvent { event: Some(event) };
+        Ok(Response::new(stream(vec![
+            event(v1::create_session_event::Event::Install(install)),
+            event(v1::create_session_event::Event::Created(created)),
+        ])))
+    }
+
+    async fn session_events(
+        &self,
+        request: Request<v1::SessionEventsRequest>,
+    ) -> Result<Response<Self::SessionEventsStream>, Status> {
+        assert!(request.get_ref().permissions_only);
+        let asked = |sequence_number: u64, id: &str| v1::SessionEvent {
+            sequence_number,
+            notification_json: format!(
+                r#"{{"jsonrpc":"2.0","method":"_agentos/permission_request",
+                    "params":{{"permissionId":"{id}","description":"run ls","params":{{"toolCall":1}}}}}}"#
+            ),
+        };
+        let other = v1::SessionEvent { sequence_number: 5, notification_json: r#"{"method":"x"}"#.into() };
+        Ok(Response::new(stream(vec![asked(4, "p-1"), other, asked(6, "p-2")])))
+    }
+
+    async fn respond_permission(
+        &self,
+        request: Request<v1::RespondPermissionRequest>,
+    ) -> Result<Response<v1::RespondPermissionResponse>, Status> {
+        let request = request.into_inner();
+        let reply = request.reply();
+        self.script.answers.lock().unwrap().push((request.permission_id, reply));
+        Ok(Response::new(v1::RespondPermissionResponse {}))
+    }
+
+    async fn raw_send(
+        &self,
+        request: Request<v1::RawSendRequest>,
+    ) -> Result<Response<v1::RawSendResponse>, Status> {
+        let request = request.into_inner();
+        let response_json = match request.method.as_str() {
+            "session/set_mode" => r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into(),
+            method => format!(
+                r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":-32601,"message":"no {method}",
+                    "data":{{"supported":["session/set_mode"]}}}}}}"#
+            ),
+        };
+        Ok(Response::new(v1::RawSendResponse { response_json }))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn prompt(&self, _: Request<v1::PromptRequest>) -> Result<Response<v1::PromptResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn cancel_session(
+        &self,
+        _: Request<v1::CancelSessionRequest>,
+    ) -> Result<Response<v1::CancelSessionResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn close_session(
+        &self,
+        _: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn list_agents(
+        &self,
+        _: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn install_agent(
+        &self,
+        _: Request<v1::InstallAgentRequest>,
+    ) -> Result<Response<Self::InstallAgentStream>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
 }
