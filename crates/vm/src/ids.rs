@@ -1,7 +1,7 @@
 //! Ranges of host ids for VMs, so that no two VMs of this host share a user.
 //!
 //! Sidecars know nothing of one another. What keeps them apart is the kernel: the ids above [`FIRST_ID`] are cut
-//! into blocks of [`RANGES_PER_BLOCK`] ranges, and a sidecar that uses one holds an exclusive `flock` on the file of
+//! into blocks of 64 ranges, and a sidecar that uses one holds an exclusive `flock` on the file of
 //! that block. The lock goes with the process, however it ends. The files stay: removing one while somebody else has
 //! it open would give the block away twice.
 

@@ -1,7 +1,7 @@
 //! A live VM: the handle, its visible states and how it ends.
 //!
 //! The handle is a queue to the VM's owner task (see `driver`) and what the two share. Every call goes through
-//! [`Vm::call`]: send, wait, and where no answer comes, say why from the VM's state. When the last handle is dropped
+//! `Vm::call`: send, wait, and where no answer comes, say why from the VM's state. When the last handle is dropped
 //! the VM is killed; [`Vm::dispose`] is the polite way, and the only one that waits.
 
 use std::os::fd::OwnedFd;
