@@ -69,6 +69,8 @@ pub(crate) fn run() -> ExitCode {
     if agentos_linux::signal::die_with_parent().is_err() {
         return ExitCode::FAILURE;
     }
+    // Every process of every VM inherits from here.
+    agentos_linux::signal::stop_ignoring();
     match serve(control) {
         Ok(()) | Err(ServeError::Wire(WireError::HungUp)) => ExitCode::SUCCESS,
         Err(ServeError::Prepare(failure)) => {

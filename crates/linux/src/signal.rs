@@ -142,6 +142,26 @@ pub fn die_with_parent() -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
 }
 
+/// Lets go of signals that whoever started this process had it ignore (nohup, a shell's background jobs): exec keeps
+/// ignored signals ignored, and programs that find them so leave them so. SIGPIPE stays as the runtime has set it.
+pub fn stop_ignoring() {
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| *signal != libc::SIGPIPE) {
+        let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: a null new action only asks; the old one is written to a place of its own type and size.
+        let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+        // The C library keeps two real-time signals for itself and refuses to speak of them.
+        if asked != 0 {
+            continue;
+        }
+        // SAFETY: the call succeeded, so it has written the whole structure.
+        let action = unsafe { action.assume_init() };
+        if action.sa_sigaction == libc::SIG_IGN {
+            // SAFETY: SIG_DFL is no function, so no code of ours runs at a signal because of this call.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+}
+
 /// Reaps one child, waiting for its end.
 pub fn reap_waiting(pid: i32) {
     let Some(pid) = Pid::from_raw(pid) else { return };
@@ -154,4 +174,28 @@ pub fn reap_waiting(pid: i32) {
 pub fn has_children() -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(rustix::process::waitid(rustix::process::WaitId::All, options), Err(Errno::CHILD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stop_ignoring;
+
+    fn disposition(signal: i32) -> libc::sighandler_t {
+        // SAFETY: sigaction is a plain C structure of integers and pointers, for which zero is a value.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: a null new action only asks; the old one is written to a place of its own type and size.
+        let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) };
+        assert_eq!(asked, 0);
+        action.sa_sigaction
+    }
+
+    #[test]
+    fn ignored_signals_are_default_again_and_the_runtimes_own_choice_stays() {
+        let pipe = disposition(libc::SIGPIPE);
+        // SAFETY: SIG_IGN is no function; no other test of this crate sends or awaits SIGUSR2.
+        unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
+        stop_ignoring();
+        assert_eq!(disposition(libc::SIGUSR2), libc::SIG_DFL);
+        assert_eq!(disposition(libc::SIGPIPE), pipe);
+    }
 }
