@@ -27,11 +27,16 @@ fn the_real_pi_writes_the_file_and_runs_the_command() {
     let inside = |script: &str| world.agentos(["exec", "--vm", "box", "--", "sh", "-c", script]);
     eventually("the command runs", || inside(&format!("test -e {word}.started")).code == Some(0));
 
-    let processes =
-        inside("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done").expect(0).text();
-    let pi =
-        processes.lines().find(|line| line.contains("--mode rpc")).unwrap_or_else(|| panic!("{processes}"));
-    assert!(pi.contains("node") && pi.contains("pi-coding-agent") && pi.contains("cli.js"), "{pi}");
+    // Pi puts its name in place of its arguments; what it is shows in its executable and in its child.
+    let list = "for p in /proc/[0-9]*; do \
+                echo $(readlink $p/exe) $(cut -d ' ' -f 4 $p/stat) ${p#/proc/} $(tr '\\0' ' ' < $p/cmdline); done";
+    let processes = inside(list).expect(0).text();
+    let fields: Vec<Vec<&str>> = processes.lines().map(|line| line.split_whitespace().collect()).collect();
+    let bash = fields.iter().find(|fields| fields.len() > 4 && fields[3].ends_with("bash"));
+    let bash = bash.unwrap_or_else(|| panic!("no shell of the tool's in\n{processes}"));
+    let pi = fields.iter().find(|fields| fields.len() > 3 && fields[2] == bash[1]);
+    let pi = pi.unwrap_or_else(|| panic!("no parent of the tool's shell in\n{processes}"));
+    assert!(pi[0].starts_with("/opt/agentos/packages/node-linux-") && pi[3] == "pi", "{processes}");
 
     inside(&format!("touch {word}.go")).expect(0);
     let result = running.finish().expect(0);
@@ -134,8 +139,7 @@ fn nothing_an_agent_prints_controls_the_terminal() {
     let world = World::with_agents();
     let prompt = "demo:run printf 'a\\033]0;owned\\007\\302\\2332Jb'\ndemo:say \x1b[2J\u{9b}31m\u{202e}said";
     for flags in [&[][..], &["--json"]] {
-        let arguments = ["run", "pi", prompt].iter().chain(flags).copied();
-        let result = world.agentos(arguments).expect(0);
+        let result = world.agentos([&["run", "pi", prompt], flags].concat()).expect(0);
         let text = result.text();
         assert!(text.contains("said"), "{text}");
         let bad = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
