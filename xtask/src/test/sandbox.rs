@@ -92,7 +92,8 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn prepare(root: &Path, built: &Built, runner: Runner) -> Result<Self, Failure> {
-        let directory = std::env::temp_dir().join(format!("agentos-test-{}-{runner}", std::process::id()));
+        let user = if runner == Runner::Root { "root" } else { "user" };
+        let directory = std::env::temp_dir().join(format!("agentos-test-{}-{user}", std::process::id()));
         fs::create_dir(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
         let foreign = runner.foreign_id();
         for (name, mode) in [("home", 0o755), ("runtime", 0o700), ("tmp", 0o755), ("skips", 0o755)] {
