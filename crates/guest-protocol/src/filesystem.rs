@@ -12,26 +12,56 @@ pub const MAX_INLINE_CONTENT_BYTES: usize = 256 * 1024;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FileRequest {
     /// Answered by [`FileResponse::Content`] or [`FileResponse::Stream`].
-    Read { path: Bytes },
+    Read {
+        path: Bytes,
+    },
     /// Content of at most [`MAX_INLINE_CONTENT_BYTES`]; parents are made; whole or not at all.
-    Write { path: Bytes, content: Bytes },
+    Write {
+        path: Bytes,
+        content: Bytes,
+    },
     /// Answered by [`FileResponse::WriteOpened`].
-    OpenWrite { path: Bytes },
+    OpenWrite {
+        path: Bytes,
+    },
     /// Makes what was written since OpenWrite visible. The sidecar has closed its descriptor.
-    CommitWrite { ticket: WriteTicket },
+    CommitWrite {
+        ticket: WriteTicket,
+    },
     /// Removes what was written since OpenWrite.
-    AbortWrite { ticket: WriteTicket },
-    Mkdir { path: Bytes, recursive: bool },
+    AbortWrite {
+        ticket: WriteTicket,
+    },
+    Mkdir {
+        path: Bytes,
+        recursive: bool,
+    },
     /// Answered by [`FileResponse::Names`].
-    ReadDir { path: Bytes },
+    ReadDir {
+        path: Bytes,
+    },
     /// Answered by [`FileResponse::Entries`].
-    ReadDirRecursive { path: Bytes, max_depth: Option<u32>, exclude: Vec<Bytes> },
+    ReadDirRecursive {
+        path: Bytes,
+        max_depth: Option<u32>,
+        exclude: Vec<Bytes>,
+    },
     /// Follows links. Answered by [`FileResponse::Stat`].
-    Stat { path: Bytes },
+    Stat {
+        path: Bytes,
+    },
     /// Follows links; false for absent and dangling. Answered by [`FileResponse::Exists`].
-    Exists { path: Bytes },
-    Rename { from: Bytes, to: Bytes },
-    Delete { path: Bytes, recursive: bool },
+    Exists {
+        path: Bytes,
+    },
+    Rename {
+        from: Bytes,
+        to: Bytes,
+    },
+    Delete {
+        path: Bytes,
+        recursive: bool,
+    },
 }
 
 /// A write in progress, known to init alone.
@@ -44,9 +74,13 @@ pub enum FileResponse {
     Content(Bytes),
     /// Descriptor to read the content from until its end: a regular file, or a pipe that init feeds.
     /// `size_bytes` is what stat said, a hint alone.
-    Stream { size_bytes: u64 },
+    Stream {
+        size_bytes: u64,
+    },
     /// Descriptor to write the content to: a regular file, or a pipe that init drains.
-    WriteOpened { ticket: WriteTicket },
+    WriteOpened {
+        ticket: WriteTicket,
+    },
     Names(Vec<Bytes>),
     Entries(Vec<DirEntry>),
     Stat(Stat),

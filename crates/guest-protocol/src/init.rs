@@ -31,16 +31,24 @@ pub struct InitRequest {
 pub enum Request {
     Spawn(SpawnRequest),
     /// Answered by [`Response::Done`], also when the process is gone already.
-    Signal { pid: i32, signal: i32, scope: SignalScope },
+    Signal {
+        pid: i32,
+        signal: i32,
+        scope: SignalScope,
+    },
     /// Kills every descendant of a supervised process, daemons included; answered when none is left.
-    KillSupervised { pid: i32 },
+    KillSupervised {
+        pid: i32,
+    },
     ListProcesses,
     File(FileRequest),
     Mount(MountRequest),
     Network(NetworkRequest),
     /// SIGHUP to the leaders of terminals, SIGTERM to the rest, SIGKILL to what is left after `grace_ms`. Answered
     /// when no process is left; init then exits with 0.
-    Shutdown { grace_ms: u64 },
+    Shutdown {
+        grace_ms: u64,
+    },
 }
 
 /// From init to the sidecar.
@@ -49,7 +57,10 @@ pub enum InitMessage {
     Ready,
     /// Instead of Ready; init exits after it.
     BootFailed(BootFailure),
-    Response { id: RequestId, response: Result<Response, Failure> },
+    Response {
+        id: RequestId,
+        response: Result<Response, Failure>,
+    },
     Event(Event),
 }
 
@@ -58,7 +69,9 @@ pub enum Response {
     Done,
     /// The process is forked; [`Event::ExecDone`] follows. Descriptors by [`crate::process::Stdio`]: for pipes the
     /// write end of stdin where it is piped, then the read ends of stdout and stderr; for a terminal its master.
-    Spawned { pid: i32 },
+    Spawned {
+        pid: i32,
+    },
     Processes(Vec<ProcessEntry>),
     File(FileResponse),
     /// The mount was in use: it is detached and goes with its last user.
@@ -75,7 +88,9 @@ pub enum Failure {
     /// The call and the kernel's answer.
     System(BootFailure),
     /// Init gave up waiting for a file system that does not answer.
-    TimedOut { call: String },
+    TimedOut {
+        call: String,
+    },
     /// So many calls hang in file systems that don't answer that no more are started.
     TooManyStuck,
 }

@@ -34,14 +34,29 @@ pub enum LauncherEvent {
     /// The launcher can't work on this host at all; it exits after this.
     StartFailed(BootFailure),
     /// The clone exists. `pid` is the host's.
-    Cloned { vm: VmNumber, pid: i32, cgroups: Cgroups },
+    Cloned {
+        vm: VmNumber,
+        pid: i32,
+        cgroups: Cgroups,
+    },
     /// The VM never became ready; everything of it is gone.
-    BootFailed { vm: VmNumber, failure: BootFailure },
+    BootFailed {
+        vm: VmNumber,
+        failure: BootFailure,
+    },
     /// The VM's init is reaped and its cgroups are removed.
-    Exited { vm: VmNumber, status: crate::process::Status },
+    Exited {
+        vm: VmNumber,
+        status: crate::process::Status,
+    },
     /// Descriptor: the detached tree.
-    HostDirOpened { token: u32 },
-    HostDirFailed { token: u32, failure: BootFailure },
+    HostDirOpened {
+        token: u32,
+    },
+    HostDirFailed {
+        token: u32,
+        failure: BootFailure,
+    },
 }
 
 /// How the launcher came to stand.

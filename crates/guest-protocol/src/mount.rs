@@ -18,7 +18,15 @@ pub struct HostDir {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum MountRequest {
     /// Attach the detached tree in the packet's descriptor.
-    Attach { target: Bytes },
-    Memory { target: Bytes, max_bytes: u64, read_only: bool },
-    Unmount { target: Bytes },
+    Attach {
+        target: Bytes,
+    },
+    Memory {
+        target: Bytes,
+        max_bytes: u64,
+        read_only: bool,
+    },
+    Unmount {
+        target: Bytes,
+    },
 }
