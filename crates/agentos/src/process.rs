@@ -310,6 +310,7 @@ impl Exec {
                 convert::process::ExecProgress::Stdout(chunk) => stdout.push(chunk),
                 convert::process::ExecProgress::Stderr(chunk) => stderr.push(chunk),
                 convert::process::ExecProgress::Exited { exit, truncated, pid } => {
+                    let exit = vm.exited(exit)?;
                     let truncated = truncated || stdout.truncated || stderr.truncated;
                     let (stdout, stderr) = (stdout.finish(), stderr.finish());
                     return Ok(ExecResult { stdout, stderr, exit, truncated, pid });
@@ -512,7 +513,7 @@ impl Process {
         let request = convert::process::wait_request(self.vm.id(), self.pid);
         let reply = self.vm.live()?.process().wait_process(request).await;
         let reply = reply.map_err(|status| self.vm.failed(status))?.into_inner();
-        Ok(convert::process::exit(reply.exit, "WaitProcess")?)
+        self.vm.exited(convert::process::exit(reply.exit, "WaitProcess")?)
     }
 
     /// Sends SIGTERM to it alone; does nothing once it has exited.

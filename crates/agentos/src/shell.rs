@@ -167,7 +167,7 @@ impl Shell {
         let request = convert::shell::wait_request(self.vm.id(), &self.id);
         let reply = self.vm.live()?.shell().wait_shell(request).await;
         let reply = reply.map_err(|status| self.vm.failed(status))?.into_inner();
-        Ok(convert::process::exit(reply.exit, "WaitShell")?)
+        self.vm.exited(convert::process::exit(reply.exit, "WaitShell")?)
     }
 
     /// Hangs up the terminal and kills the shell.

@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind};
 use crate::options::{
     AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, AgentOsSidecarConfig,
 };
+use crate::process::Exit;
 use crate::session::SessionData;
 use crate::sidecar::AgentOsSidecar;
 
@@ -242,6 +243,16 @@ impl AgentOs {
             return CallError::VmDisposed { vm_id: self.inner.id.clone() }.into();
         }
         self.inner.sidecar.failed(status)
+    }
+
+    /// An exit as it is told to whoever waited for it: a call that our own dispose cut off was closed.
+    pub(crate) fn exited(&self, exit: Exit) -> Result<Exit, Error> {
+        match exit {
+            Exit::VmGone { .. } if self.inner.disposed.load(Ordering::Acquire) => {
+                Err(CallError::VmDisposed { vm_id: self.inner.id.clone() }.into())
+            }
+            exit => Ok(exit),
+        }
     }
 
     pub(crate) fn sessions(&self) -> &Mutex<HashMap<String, Arc<SessionData>>> {

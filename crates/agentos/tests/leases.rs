@@ -16,7 +16,11 @@ async fn a_disposed_vm_ends_its_calls_and_takes_no_more() {
     let vm = world.vm().await;
     let running = tokio::spawn(vm.exec("sleep 1000").into_future());
     eventually("it runs", || async { !vm.all_processes().await.unwrap().is_empty() }).await;
+    let sleep = vm.spawn("sleep", ["1000"]).await.unwrap();
+    let waiting = tokio::spawn(async move { sleep.wait().await });
     vm.dispose().await.unwrap();
+    let waited = within("the waiting call", waiting).await.unwrap();
+    assert!(matches!(&waited, Err(error) if error.kind() == ErrorKind::Closed), "{waited:?}");
     let ended = within("the running call", running).await.unwrap();
     assert!(matches!(&ended, Err(error) if error.kind() == ErrorKind::Closed), "{ended:?}");
     assert_eq!(vm.exec("true").await.unwrap_err().kind(), ErrorKind::Closed);
@@ -121,4 +125,23 @@ fn sidecar_pid(runtime_dir: &Path) -> rustix::process::Pid {
         }
     }
     panic!("no sidecar has a socket in {socket_prefix}");
+}
+
+#[tokio::test]
+async fn a_burst_of_vms_is_served_and_leaves_nothing() {
+    let world = World::new().await;
+    let one = |number: usize| {
+        let options = world.options();
+        async move {
+            let vm = AgentOs::create(options).await.unwrap();
+            let out = vm.exec(format!("echo {number}")).await.unwrap();
+            assert_eq!(out.stdout_lossy(), format!("{number}\n"));
+            vm
+        }
+    };
+    let vms = within("all of them", futures_util::future::join_all((0..50).map(one))).await;
+    assert_eq!(world.sidecar.describe().active_vm_count, 50);
+    drop(vms);
+    eventually("none is left", || async { world.sidecar.list_vms().await.unwrap().is_empty() }).await;
+    assert_eq!(world.sidecar.describe().active_vm_count, 0);
 }
