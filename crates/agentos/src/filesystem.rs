@@ -205,14 +205,16 @@ impl AgentOs {
         let reply =
             self.live()?.filesystem().read_file(request).await.map_err(|status| self.failed(status))?;
         let mut chunks = reply.into_inner();
-        let next = chunks.message().await.map_err(|status| self.failed(status))?;
-        let Some(first) = next else { return Ok(Vec::new()) };
-        // One chunk, the usual case, is taken over without a copy where nothing else shares its buffer.
-        let mut content = Vec::from(first.data);
+        let mut pieces = Vec::new();
         while let Some(chunk) = chunks.message().await.map_err(|status| self.failed(status))? {
-            content.extend_from_slice(&chunk.data);
+            pieces.push(chunk.data);
         }
-        Ok(content)
+        // One piece, the usual case, is taken over without a copy where nothing else shares its buffer; for more, the
+        // whole is allocated once.
+        if pieces.len() <= 1 {
+            return Ok(pieces.pop().map(Vec::from).unwrap_or_default());
+        }
+        Ok(pieces.concat())
     }
 
     /// Writes a file, creating parents. Readers that open it later see the old content or the new, never a part;

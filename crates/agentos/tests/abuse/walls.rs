@@ -21,7 +21,7 @@ async fn the_root_can_not_be_left() {
                 &[
                     "chroot /tmp".to_owned(),
                     "chroot .".to_owned(),
-                    format!("chroot-twice {path}"),
+                    format!("chroot-twice /tmp {path}"),
                     "pivot_root /tmp".to_owned(),
                     "pivot_root .".to_owned(),
                 ],
@@ -29,9 +29,10 @@ async fn the_root_can_not_be_left() {
             .await;
     }
     let jail = world.host_dir("jail");
+    fs::create_dir(jail.join("below")).unwrap();
     let jail = jail.display();
     assert_eq!(outside_privately(&format!("chroot {jail}")), "ok");
-    assert_eq!(outside_privately(&format!("chroot {jail} then chroot-twice {path}")), Canary::TEXT);
+    assert_eq!(outside_privately(&format!("chroot {jail} then chroot-twice /below {path}")), Canary::TEXT);
     assert_eq!(outside_privately(&format!("mount tmpfs {jail} then pivot_root {jail}")), "ok");
     canary.check();
 }
@@ -126,7 +127,7 @@ async fn no_mount_can_be_made_moved_changed_or_taken_away() {
         format!("bind {one} {other}"),
         "make-shared /".to_owned(),
         "fsopen tmpfs".to_owned(),
-        "open_tree /".to_owned(),
+        format!("mount tmpfs {one} then open_tree {one}"),
         format!("mount tmpfs {one} then fspick {one}"),
     ] {
         assert_eq!(outside_privately(&words), "ok", "{words}");
