@@ -1,6 +1,7 @@
 //! A session, from the wish to the running agent.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,8 +86,14 @@ impl Host {
             demo_base_url: &demo_base_url,
             mcp_servers: &wish.mcp_servers,
         })?;
-        let prepared = plan.clone();
-        blocking(move || prepared.prepare().map_err(Failure::from)).await?;
+        let state = StateDir::new(sessions.home()?.session_dir(&id));
+        let (prepared, shown) = (plan.clone(), state.instructions());
+        let directory = shown.host_path.clone();
+        blocking(move || {
+            prepared.prepare()?;
+            write_instructions(&directory, &instructions)
+        })
+        .await?;
 
         let shared = sessions.prepare_vm(&wish.vm_id, &hosted.vm, &plan.mounts).await?;
         let launched = Launched::start(&hosted.vm, &plan, &shared).await?;
@@ -104,6 +111,8 @@ impl Host {
             transcripts,
         })
         .await?;
+        state.keep();
+        sessions.show_instructions(&wish.vm_id, &hosted.vm, &shown).await;
         sessions.live.insert(session.clone());
         tokio::spawn(launch::watch(session.clone(), launched));
         Ok(session)
@@ -169,13 +178,28 @@ impl SessionHost {
     ) -> Result<Vec<PlanMount>, Failure> {
         let shared: Vec<PlanMount> = mounts.iter().filter(|mount| mount.read_only).cloned().collect();
         let mut prepared = self.prepared.lock().await;
-        if !prepared.contains(vm_id) {
+        let done = prepared.entry(vm_id.to_owned()).or_default();
+        if !done.packages {
             for mount in &shared {
                 mount_plan(vm, mount).await?;
             }
-            prepared.insert(vm_id.to_owned());
+            done.packages = true;
         }
         Ok(shared)
+    }
+
+    /// Shows a VM the instructions of its first session as a file. The agent has them already, so that a VM without
+    /// the file is none the worse.
+    async fn show_instructions(&self, vm_id: &str, vm: &Vm, mount: &PlanMount) {
+        let mut prepared = self.prepared.lock().await;
+        let done = prepared.entry(vm_id.to_owned()).or_default();
+        if done.instructions {
+            return;
+        }
+        match mount_plan(vm, mount).await {
+            Ok(()) => done.instructions = true,
+            Err(failure) => tracing::warn!(vm_id, reason = failure.message(), "no file of instructions"),
+        }
     }
 }
 
@@ -214,6 +238,46 @@ async fn own_modules(vm: &Vm, agent: &Agent) -> Option<String> {
     let package = format!("{NODE_MODULES}/{}/package.json", agent.agent_package);
     let there = vm.exists(package.as_bytes()).await.unwrap_or(false);
     there.then(|| NODE_MODULES.to_owned())
+}
+
+/// A session's directory on the host; dropped before the session stands, it is removed.
+struct StateDir(Option<PathBuf>);
+
+impl StateDir {
+    fn new(path: PathBuf) -> Self {
+        Self(Some(path))
+    }
+
+    /// The instructions beside the agent's own state, to be read in the VM and not changed.
+    fn instructions(&self) -> PlanMount {
+        let host_path = self.0.as_deref().unwrap_or(Path::new("")).join("etc");
+        PlanMount { host_path, guest_path: "/etc/agentos".to_owned(), read_only: true }
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        let Some(path) = &self.0 else { return };
+        if let Err(error) = std::fs::remove_dir_all(path) {
+            tracing::debug!(path = %path.display(), %error, "state of a session that never was");
+        }
+    }
+}
+
+fn write_instructions(directory: &Path, text: &str) -> Result<(), Failure> {
+    let file = directory.join("instructions.md");
+    let written = std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&file, text));
+    written.map_err(|error| {
+        let (path, message) = (file.to_string_lossy(), format!("writing {}: {error}", file.display()));
+        match error.raw_os_error() {
+            Some(errno) => Failure::system(errno, path, message),
+            None => Failure::new(ErrorKind::Internal, path, message),
+        }
+    })
 }
 
 fn instructions(hosted: &HostedVm, wish: &CreateSession) -> String {
@@ -262,7 +326,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_base_instructions_name_the_system() {
-        assert!(OS_INSTRUCTIONS.contains("agentOS"));
+    fn a_session_that_never_was_leaves_no_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("session");
+        let state = StateDir::new(path.clone());
+        write_instructions(&state.instructions().host_path, OS_INSTRUCTIONS).unwrap();
+        let file = path.join("etc/instructions.md");
+        assert!(std::fs::read_to_string(&file).unwrap().contains("agentOS"));
+        drop(state);
+        assert!(!path.exists());
+        StateDir::new(path.clone()).keep();
     }
 }

@@ -12,7 +12,7 @@ mod create;
 mod launch;
 mod stdio;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use agentos_agents::model::ModelWish;
@@ -44,6 +44,13 @@ pub(crate) struct SessionDefaults {
     pub(crate) agents: Vec<AgentConfig>,
 }
 
+/// What a VM sees already of what all its sessions share.
+#[derive(Debug, Default)]
+struct Prepared {
+    packages: bool,
+    instructions: bool,
+}
+
 /// All sessions of this sidecar.
 #[derive(Debug)]
 pub(crate) struct SessionHost {
@@ -52,8 +59,8 @@ pub(crate) struct SessionHost {
     transcripts: OnceCell<Transcripts>,
     live: Sessions,
     demo: DemoModel,
-    /// VMs that see the agents' packages already.
-    prepared: Mutex<HashSet<String>>,
+    /// What VMs see already.
+    prepared: Mutex<HashMap<String, Prepared>>,
     /// Installations whose compile cache this run has made or failed to make.
     warmed_up: Mutex<HashSet<String>>,
 }
@@ -65,7 +72,7 @@ impl SessionHost {
             transcripts: OnceCell::new(),
             live: Sessions::default(),
             demo: DemoModel::new(config.runtime_dir.clone()),
-            prepared: Mutex::new(HashSet::new()),
+            prepared: Mutex::new(HashMap::new()),
             warmed_up: Mutex::new(HashSet::new()),
         }
     }
