@@ -1,5 +1,7 @@
 //! `agentos run` with the real Pi, from the prompt to the files. The model is the offline one; the agent is not.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
 mod support;
 
 use rustix::process::Signal;

@@ -116,10 +116,7 @@ impl Drop for World {
             }
         }
         // Its directory must not go before it does. A test that failed has enough to say already.
-        let deadline = Instant::now() + DEADLINE;
-        while self.sidecar_socket().exists() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until(|| !self.sidecar_socket().exists());
     }
 }
 
@@ -138,7 +135,7 @@ pub(crate) struct Finished {
 impl Finished {
     fn of(child: Child) -> Self {
         let pid = child.id();
-        let (done, ended) = std::sync::mpsc::channel::<()>();
+        let (done, ended) = std::sync::mpsc::sync_channel::<()>(1);
         let watchdog = std::thread::spawn(move || {
             if ended
                 .recv_timeout(DEADLINE)
@@ -215,14 +212,21 @@ fn code(status: ExitStatus) -> Option<i32> {
     status.code().or_else(|| status.signal().map(|signal| -signal))
 }
 
-/// Waits until the condition holds.
-#[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+/// Waits until the condition holds; false when it never did.
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {} s in vain: {what}", DEADLINE.as_secs());
-        std::thread::sleep(Duration::from_millis(10));
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
+    true
+}
+
+#[track_caller]
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(wait_until(condition), "waited {} s in vain: {what}", DEADLINE.as_secs());
 }
 
 /// Says why a test can't run here.

@@ -5,14 +5,13 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use super::{DEADLINE, World, binary};
+use super::{World, binary, wait_until};
 
 pub(crate) struct Terminal {
     keyboard: File,
@@ -65,15 +64,13 @@ impl Terminal {
 
     #[track_caller]
     pub(crate) fn wait_for(&self, what: &str, condition: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let contents = self.contents();
-            if condition(&contents) {
-                return contents;
-            }
-            assert!(Instant::now() < deadline, "waited in vain for {what}; the screen:\n{contents}");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        let mut contents = String::new();
+        let seen = wait_until(|| {
+            contents = self.contents();
+            condition(&contents)
+        });
+        assert!(seen, "waited in vain for {what}; the screen:\n{contents}");
+        contents
     }
 
     /// Waits for a line that is exactly this.
@@ -99,13 +96,14 @@ impl Terminal {
 
     #[track_caller]
     pub(crate) fn wait_for_end(&mut self) -> i32 {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return super::code(status).unwrap();
-            }
-            assert!(Instant::now() < deadline, "it did not end; the screen:\n{}", self.contents());
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        let mut ended = None;
+        wait_until(|| {
+            ended = self.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        match ended {
+            Some(status) => super::code(status).unwrap(),
+            None => panic!("it did not end; the screen:\n{}", self.contents()),
         }
     }
 }
