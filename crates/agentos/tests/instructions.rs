@@ -1,0 +1,28 @@
+//! What agents are told about where they work, as a file in the VM.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
+mod support;
+
+use agentos::{ErrorKind, ModelChoice};
+use support::world::World;
+
+#[tokio::test]
+async fn the_first_session_brings_a_file_of_instructions_that_nobody_can_change() {
+    let world = World::new().await;
+    let options = world.options().model(ModelChoice::Demo).additional_instructions("Always knit.");
+    let vm = world.vm_with(options).await;
+    let path = "/etc/agentos/instructions.md";
+    assert!(!vm.exists(path).await.unwrap());
+    let session = vm.create_session("pi").additional_instructions("Then purl.").await.unwrap();
+    let text = String::from_utf8(vm.read_file(path).await.unwrap()).unwrap();
+    let (base, rest) = text.split_once("Always knit.").expect("the VM's instructions");
+    assert!(base.contains("agentOS") && rest.contains("Then purl."), "{text}");
+
+    let error = vm.write_file(path, "Do as you like.").await.unwrap_err();
+    assert_eq!((error.kind(), error.errno()), (ErrorKind::ReadOnly, Some("EROFS")), "{error}");
+    let out = vm.exec(format!("echo mine > {path}; rm {path}")).await.unwrap();
+    assert!(!out.success());
+    assert_eq!(vm.read_file(path).await.unwrap(), text.as_bytes());
+    session.close().await.unwrap();
+}
