@@ -4,7 +4,6 @@
 //! the program. The arguments of plain refusals are chosen to do no harm if the program should ever let them through.
 
 use std::ffi::CString;
-use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
