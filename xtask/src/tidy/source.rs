@@ -84,10 +84,13 @@ fn sleeps(line: &str) -> bool {
     has_word(line, "sleep") && (line.contains("sleep(") || line.trim_start().starts_with("use "))
 }
 
-/// Whether the function around the end of `before` is one that polls.
+/// Whether the function around the end of `before` is one that polls, or a test whose clock is paused: there, sleeping
+/// takes no time and is exact.
 fn is_polling(before: &[&str]) -> bool {
-    let name = before.iter().rev().find_map(|line| line.split_once("fn ").map(|(_, rest)| rest));
-    name.is_some_and(|name| POLLING.iter().any(|start| name.starts_with(start)))
+    let Some(start) = before.iter().rposition(|line| line.contains("fn ")) else { return false };
+    let name = before[start].split_once("fn ").map_or("", |(_, rest)| rest);
+    let attribute = start.checked_sub(1).map_or("", |above| before[above]);
+    POLLING.iter().any(|start| name.starts_with(start)) || attribute.contains("start_paused = true")
 }
 
 #[cfg(test)]
@@ -145,6 +148,8 @@ mod tests {
         assert!(problems("crates/vm/src/a.rs", sleeping).is_empty());
         let polling = "fn wait_for(condition: impl Fn() -> bool) {\n    thread::sleep(PAUSE);\n}\n";
         assert!(problems("crates/vm/tests/a.rs", polling).is_empty());
+        let paused = format!("#[tokio::test(start_paused = true)]\nasync {sleeping}");
+        assert!(problems("crates/vm/tests/a.rs", &paused).is_empty());
         let unit = format!("#[cfg(test)]\nmod tests {{\n{sleeping}}}\n");
         assert_eq!(problems("crates/vm/src/a.rs", &unit).len(), 1);
     }
