@@ -172,3 +172,27 @@ fn shutdown_ends_what_ignores_sigterm_and_then_the_vm() {
     let (event, _) = receive::<LauncherEvent>(&launcher.socket);
     assert!(matches!(event, LauncherEvent::Exited { status: Status::Exited(0), .. }), "{event:?}");
 }
+
+#[test]
+fn vms_killed_at_any_moment_of_their_boot_leave_the_launcher_and_the_others_alone() {
+    let launcher = Launcher::start();
+    let sentinel = launcher.boot(100);
+    for number in 101..140 {
+        let (ours, theirs) = seqpacket::pair().unwrap();
+        let vm = VmNumber(number);
+        let request = LauncherRequest::Boot { vm, plan: Box::new(launcher.plan(number)) };
+        send(&launcher.socket, &request, &[&theirs]);
+        drop(theirs);
+        // Some are killed before they are cloned to the end, some on their way, some when they are ready.
+        if number % 3 == 0 {
+            let _ = receive::<InitMessage>(&ours);
+        }
+        send(&launcher.socket, &LauncherRequest::Kill { vm }, &[]);
+        let (event, _) = receive::<LauncherEvent>(&launcher.socket);
+        assert!(matches!(event, LauncherEvent::Cloned { .. }), "{event:?}");
+        let (event, _) = receive::<LauncherEvent>(&launcher.socket);
+        let LauncherEvent::Exited { vm: ended, status } = event else { panic!("{event:?}") };
+        assert_eq!((ended, status), (vm, Status::Signaled(9)));
+    }
+    assert_eq!(run(&sentinel, "echo well", false).0, "well\n");
+}
