@@ -8,13 +8,17 @@
 //! Should this process die in between, the lease's end disposes a leased VM.
 
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use agentos::{AgentOs, AgentOsOptions, Mount};
 use clap::Args;
+use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec};
 use crate::terminal::notice;
+
+const DISPOSE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The user's home in every VM.
 pub(crate) const HOME: &str = "/home/user";
@@ -122,9 +126,10 @@ impl Guest {
                 notice(&format!("kept VM {name}: `agentos shell --vm {name}`, `agentos dispose {name}`"));
             }
             Fate::Dispose => {
-                let disposed = self.vm.dispose().await;
+                // A sidecar that is stuck must not hold us; the lease's end disposes the VM as well.
+                let disposed = timeout(DISPOSE_PATIENCE, self.vm.dispose()).await;
                 let outcome = outcome?;
-                disposed?;
+                disposed.unwrap_or(Ok(()))?;
                 return Ok(outcome);
             }
         }

@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 
+use agentos::ErrorKind;
 use clap::Args;
 
 use crate::failure::Failure;
 use crate::guest::{AttachArgs, Guest, VmArgs};
+use crate::signals::SIGTERM;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: those of `agentos exec`.
@@ -37,6 +39,11 @@ pub(crate) async fn run(args: ShellArgs) -> Result<u8, Failure> {
     if args.attach.vm.is_some() {
         terminal = terminal.envs(args.vm.env.iter().map(|env| (&env.name, &env.value)));
     }
-    let outcome = terminal.await.map(|code| u8::try_from(code).unwrap_or(u8::MAX)).map_err(Failure::from);
+    let outcome = match terminal.await {
+        Ok(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        // SIGTERM or SIGHUP; the terminal has been restored.
+        Err(error) if error.kind() == ErrorKind::Cancelled => Err(Failure::Interrupted { signal: SIGTERM }),
+        Err(error) => Err(error.into()),
+    };
     guest.leave(outcome).await
 }

@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use support::World;
 
@@ -50,6 +50,33 @@ fn doctor_says_the_same_in_words_in_json_and_in_its_exit_code() {
     // The table tells the truth: a VM can be created where it says so.
     let exec = world.agentos(["exec", "--", "true"]);
     assert_eq!(exec.code == Some(0), able, "{}", exec.stderr);
+}
+
+#[test]
+fn a_host_that_can_t_is_explained_with_its_cure() {
+    let world = World::new();
+    // A user namespace of its own, in which no further one may be made.
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let limited = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user", "sh", "-c", script, "sh"])
+            .arg(support::binary())
+            .args(arguments);
+        world.environment(&mut command);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let doctor = limited(&["doctor"]);
+    let table = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(doctor.status.code(), Some(1), "{table}{}", String::from_utf8_lossy(&doctor.stderr));
+    for (arguments, code) in [(&["run", "pi", "hello"][..], 3), (&["exec", "--", "true"], 125)] {
+        let output = limited(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        for text in [&table, &stderr] {
+            assert!(text.contains("sysctl -w user.max_user_namespaces"), "{text}");
+        }
+    }
 }
 
 #[test]

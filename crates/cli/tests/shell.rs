@@ -169,6 +169,6 @@ fn a_terminated_shell_restores_the_terminal() {
     let world = World::new();
     let mut terminal = bash(&world);
     terminal.signal(rustix::process::Signal::TERM);
-    assert_ne!(terminal.wait_for_end(), 0);
+    assert_eq!(terminal.wait_for_end(), 143, "{}", terminal.contents());
     assert!(terminal.settings().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
 }
