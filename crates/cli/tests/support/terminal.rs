@@ -83,9 +83,10 @@ impl Terminal {
     pub(crate) fn signal(&self, signal: Signal) {
         // `setsid` forks when it leads a process group; the command is its child then, else itself.
         let pid = self.child.id();
-        let children =
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let pid = children.split_whitespace().next().and_then(|child| child.parse().ok()).unwrap_or(pid);
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let forked = read("comm").trim_end() == "setsid";
+        let child = || read(&format!("task/{pid}/children")).split_whitespace().next()?.parse().ok();
+        let pid = if forked { child().unwrap_or(pid) } else { pid };
         // One that has ended meanwhile is what was wanted.
         let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal);
     }
