@@ -22,8 +22,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A user that no system hands out: above the ids of people and daemons, below 65,534 (nobody).
-const UNPRIVILEGED_ID: u32 = 61_234;
+/// Users that no system hands out: above those of people, below those that systemd takes for services. One for each run,
+/// because the kernel has budgets per user (processes, descriptors in flight, inotify) and two runs at once would eat
+/// each other's.
+const UNPRIVILEGED_IDS: std::ops::Range<u32> = 60_600..61_100;
 
 /// What of the caller's environment a test may see. Keys of model providers, above all, must not reach one: a test
 /// that spends money or passes only for those who have a key is worse than none.
@@ -67,7 +69,9 @@ impl Runner {
 
     /// The id to change to; none when the caller already is who runs the tests.
     fn foreign_id(self) -> Option<u32> {
-        (self == Self::Unprivileged && rustix::process::geteuid().is_root()).then_some(UNPRIVILEGED_ID)
+        let ids = UNPRIVILEGED_IDS;
+        let of_this_run = ids.start + std::process::id() % (ids.end - ids.start);
+        (self == Self::Unprivileged && rustix::process::geteuid().is_root()).then_some(of_this_run)
     }
 }
 
