@@ -52,7 +52,9 @@ pub(crate) fn run(config: Config) -> Result<(), SidecarError> {
     start_log();
     raise_open_files();
     let (socket, listener) = Socket::bind(&config.socket)?;
-    leftovers::clean(&config.runtime_dir);
+    if let Some(directory) = config.socket.parent() {
+        leftovers::clean(directory);
+    }
     let (starts, requests) = sync_channel(1);
     let daemon = thread::Builder::new()
         .name("agentos-daemon".to_owned())
@@ -148,7 +150,13 @@ async fn until_idle(host: &Host, first: Duration, linger: Duration) {
     }
 }
 
+/// Resolves when somebody wants the sidecar to end. The end of the terminal it was started from is no such wish: kept
+/// VMs outlive it.
 async fn signalled() -> &'static str {
+    // Once watched, the signal has lost its default action for good, whether or not anybody listens.
+    if let Err(error) = signal(SignalKind::hangup()) {
+        tracing::warn!(%error, "the sidecar ends with its terminal");
+    }
     let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
         tracing::warn!("signals can't be watched: SIGTERM ends the sidecar and its VMs at once");

@@ -193,3 +193,101 @@ where
     let response = answer.map_err(|_| FetchError::NoHead)?.map_err(FetchError::Exchange)?;
     Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), _connection: connection }))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    type Answer = Result<Response<ResponseBody>, FetchError>;
+
+    /// Sends a request without a body to a server that reads its head and then does what it likes.
+    async fn ask<F>(server: impl FnOnce(DuplexStream) -> F) -> Answer
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (ours, mut theirs) = duplex(64 * 1024);
+        let mut head = Vec::new();
+        let request =
+            Request::get("/").header("host", "localhost").body(RequestBody { first: None, rest: None });
+        let exchange = tokio::spawn(exchange(ours, request.unwrap()));
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(theirs.read_u8().await.unwrap());
+        }
+        assert!(!String::from_utf8_lossy(&head).to_lowercase().contains("transfer-encoding"), "{head:?}");
+        tokio::spawn(server(theirs));
+        exchange.await.unwrap()
+    }
+
+    async fn says(text: &'static [u8]) -> Answer {
+        ask(async move |mut stream| stream.write_all(text).await.unwrap()).await
+    }
+
+    #[track_caller]
+    fn errno(answer: Answer) -> String {
+        Failure::from(answer.expect_err("the answer was taken")).into_detail().errno
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_passed_on_in_pieces_of_the_wanted_size() {
+        let mut answer =
+            says(b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 5\r\n\r\nhello").await.unwrap();
+        assert_eq!(answer.status(), 302);
+        assert_eq!(answer.body_mut().next(3).await.unwrap().unwrap(), "hel");
+        assert_eq!(answer.body_mut().next(3).await.unwrap().unwrap(), "lo");
+        assert_eq!(answer.body_mut().next(3).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http_is_a_protocol_error() {
+        assert_eq!(errno(says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await), "EPROTO");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_up_is_a_reset() {
+        assert_eq!(errno(says(b"").await), "ECONNRESET");
+    }
+
+    #[tokio::test]
+    async fn endless_headers_are_cut_off() {
+        let answer = ask(async move |mut stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
+            // Ends when the other side has had enough.
+            while stream.write_all(b"x-more: and more and more\r\n").await.is_ok() {}
+        });
+        assert_eq!(errno(answer.await), "EPROTO");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_given_up() {
+        let answer = ask(async |stream| {
+            std::future::pending::<()>().await;
+            drop(stream);
+        });
+        assert!(matches!(answer.await, Err(FetchError::NoHead)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_given_up() {
+        let mut answer = ask(async |mut stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").await.unwrap();
+            std::future::pending::<()>().await;
+        })
+        .await
+        .unwrap();
+        assert_eq!(answer.body_mut().next(100).await.unwrap().unwrap(), "half");
+        assert!(matches!(answer.body_mut().next(100).await, Err(FetchError::Stalled)));
+    }
+
+    #[tokio::test]
+    async fn dropping_an_answer_ends_its_connection() {
+        let (gone, seen) = tokio::sync::oneshot::channel();
+        let answer = ask(async move |mut stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await.unwrap();
+            let _ = gone.send(stream.read(&mut [0]).await.unwrap());
+        });
+        drop(answer.await.unwrap());
+        assert_eq!(timeout(Duration::from_secs(20), seen).await.unwrap().unwrap(), 0);
+    }
+}

@@ -1,30 +1,39 @@
 //! What a sidecar leaves when it is killed, and its removal by the next one.
 //!
 //! The kernel takes processes, mounts and namespaces with a dead sidecar, and each launcher removes the control groups
-//! of launchers that are gone. What stays is in the runtime directory: sockets, each with a lock beside it.
+//! of launchers that are gone. What stays is in the directory of the socket: sockets, each with a lock beside it.
 //!
 //! ```text
 //! NAME.sock, NAME.sock.lock      held ──► alive, hands off
 //!                                free ──► dead: remove both
 //! ```
+//! That directory may hold files of others, whose locks and names are none of our business: only a socket is removed,
+//! and only a lock that is named as ours are.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::socket::{LOCK_SUFFIX, LockFile};
 
+/// What the name of every sidecar's socket ends with.
+const SOCKET_SUFFIX: &[u8] = b".sock";
+
 /// Best effort: what can't be removed now is tried again at the next start.
-pub(crate) fn clean(runtime_dir: &Path) {
-    for lock in entries(runtime_dir) {
+pub(crate) fn clean(directory: &Path) {
+    for lock in entries(directory) {
         let name = lock.as_os_str().as_bytes();
-        let Some(socket) =
-            name.strip_suffix(LOCK_SUFFIX.as_bytes()).map(|name| Path::new(OsStr::from_bytes(name)))
-        else {
+        let Some(socket) = name.strip_suffix(LOCK_SUFFIX.as_bytes()) else { continue };
+        if !socket.ends_with(SOCKET_SUFFIX) {
             continue;
-        };
+        }
+        let socket = Path::new(OsStr::from_bytes(socket));
+        if fs::symlink_metadata(socket).is_ok_and(|there| !there.file_type().is_socket()) {
+            continue;
+        }
         match LockFile::try_take(&lock) {
             // The lock file goes with the lock, when this arm ends.
             Ok(Some(_dead)) => match fs::remove_file(socket) {
@@ -60,12 +69,16 @@ mod tests {
         drop(UnixListener::bind(dir.path().join("dead.sock")).unwrap());
         fs::write(dir.path().join("dead.sock.lock"), "").unwrap();
         fs::write(dir.path().join("gone.sock.lock"), "").unwrap();
-        fs::write(dir.path().join("other"), "").unwrap();
+        for name in ["other", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
         let (_alive, _listener) = Socket::bind(&dir.path().join("alive.sock")).unwrap();
         clean(dir.path());
         let mut left = entries(dir.path());
         left.sort();
-        assert_eq!(left, ["alive.sock", "alive.sock.lock", "other"].map(|name| dir.path().join(name)));
+        let kept =
+            ["Cargo", "Cargo.lock", "alive.sock", "alive.sock.lock", "file.sock", "file.sock.lock", "other"];
+        assert_eq!(left, kept.map(|name| dir.path().join(name)));
     }
 
     #[test]
