@@ -1,7 +1,6 @@
 //! Mounts and the root directory: a VM's walls.
 
 use std::fs;
-use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -39,7 +38,7 @@ pub(crate) fn attempt(words: &[&str]) -> Option<Outcome> {
         }
         ["mount_setattr-writable", target] => set_attributes(target),
         ["chroot", target] => done(call(libc::SYS_chroot, &[pointer(text(target).as_bytes_with_nul())])),
-        ["chroot-twice", canary] => chroot_twice(canary),
+        ["chroot-twice", below, canary] => chroot_twice(below, canary),
         ["pivot_root", target] => {
             let target = text(target);
             let path = pointer(target.as_bytes_with_nul());
@@ -72,22 +71,14 @@ fn set_attributes(target: &str) -> Outcome {
 }
 
 /// The classic: a second root below the first leaves the working directory outside of it, and `..` leads up from there.
-fn chroot_twice(canary: &str) -> Outcome {
-    let below = Path::new("attempt-chroot");
-    let made = fs::create_dir(below);
-    let entered = call(libc::SYS_chroot, &[pointer(c"attempt-chroot".to_bytes_with_nul())]);
-    if entered.is_ok() {
-        for _ in 0..64 {
-            io(std::env::set_current_dir(".."))?;
-        }
-        call(libc::SYS_chroot, &[pointer(c".".to_bytes_with_nul())])?;
-        io(std::env::set_current_dir("/"))?;
-        return io(fs::read_to_string(canary));
+fn chroot_twice(below: &str, canary: &str) -> Outcome {
+    call(libc::SYS_chroot, &[pointer(text(below).as_bytes_with_nul())])?;
+    for _ in 0..64 {
+        io(std::env::set_current_dir(".."))?;
     }
-    if made.is_ok() {
-        io(fs::remove_dir(below))?;
-    }
-    entered.map(|_| String::new())
+    call(libc::SYS_chroot, &[pointer(c".".to_bytes_with_nul())])?;
+    io(std::env::set_current_dir("/"))?;
+    io(fs::read_to_string(canary))
 }
 
 /// What was inherited besides stdin, stdout and stderr.
