@@ -52,9 +52,9 @@ pub(crate) fn run(config: Config) -> Result<(), SidecarError> {
     start_log();
     raise_open_files();
     let (socket, listener) = Socket::bind(&config.socket)?;
-    if let Some(directory) = config.socket.parent() {
-        leftovers::clean(directory);
-    }
+    // Sockets of sidecars lie where their starters wanted them, those of demo models in the runtime directory.
+    let beside = config.socket.parent().filter(|directory| *directory != config.runtime_dir);
+    beside.into_iter().chain([config.runtime_dir.as_path()]).for_each(leftovers::clean);
     let (starts, requests) = sync_channel(1);
     let daemon = thread::Builder::new()
         .name("agentos-daemon".to_owned())
