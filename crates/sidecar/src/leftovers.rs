@@ -1,14 +1,14 @@
 //! What a sidecar leaves when it is killed, and its removal by the next one.
 //!
 //! The kernel takes processes, mounts and namespaces with a dead sidecar, and each launcher removes the control groups
-//! of launchers that are gone. What stays are sockets, beside ours and in the runtime directory, each with a lock beside it.
+//! of launchers that are gone. What stays are sockets, beside ours and in the runtime directory, each with a lock.
 //!
 //! ```text
 //! NAME.sock, NAME.sock.lock      held ──► alive, hands off
 //!                                free ──► dead: remove both
 //! ```
-//! These directories may hold files of others, whose locks and names are none of our business: only a socket is removed,
-//! and only a lock that is named as ours are.
+//! These directories may hold files of others, whose locks and names are none of our business: only a socket is
+//! removed, and only a lock that is named as ours are.
 
 use std::ffi::OsStr;
 use std::fs;
