@@ -111,6 +111,8 @@ async fn a_read_only_mount_is_read_only_by_every_name() {
     for guest in guests(&world, options).await {
         guest.check("ok", &["symlink /work/file /tmp/link-in"]).await;
         guest.check("EROFS|EPERM|EXDEV|EACCES", &CHANGES).await;
+        // Reading is all a lease needs, and the host's next writer would wait for it to be given back.
+        guest.check("EPERM", &["lease /work/file"]).await;
         guest
             .check("EPERM", &["remount-writable /work", "bind /work /tmp", "mount_setattr-writable /work"])
             .await;
@@ -137,6 +139,7 @@ async fn a_read_only_mount_is_read_only_by_every_name() {
 fn changes_succeed_outside(project: &std::path::Path) {
     let at = |name: &str| project.join(name).display().to_string();
     for words in [
+        format!("lease {}", at("file")),
         format!("append {} x", at("file")),
         format!("reopen-for-writing {}", at("file")),
         format!("fchmod {} 0o666", at("file")),

@@ -40,6 +40,10 @@ pub(crate) fn attempt(words: &[&str]) -> Option<Outcome> {
         ["capability", path] => set_file_capability(path),
         ["hard-link", from, to] => done(io(fs::hard_link(from, to))),
         ["rename", from, to] => done(io(fs::rename(from, to))),
+        ["lease", path] => io(fs::File::open(path)).and_then(|file| {
+            let (descriptor, reading) = (file.as_raw_fd() as u64, libc::F_RDLCK as u64);
+            done(call(libc::SYS_fcntl, &[descriptor, libc::F_SETLEASE as u64, reading]))
+        }),
         ["swap", one, other] => swap(one, other),
         ["symlink", target, path] => done(io(std::os::unix::fs::symlink(target, path))),
         ["remove", path] => done(io(fs::remove_file(path))),

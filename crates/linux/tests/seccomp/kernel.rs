@@ -274,6 +274,24 @@ fn nothing_can_be_typed_into_a_terminal_from_behind() {
 }
 
 #[test]
+fn leases_that_would_stall_writers_are_refused() {
+    let file = tempfile::tempfile().unwrap();
+    // A lease for reading needs a descriptor that can't write.
+    let reader = std::fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    drop(file);
+    let (lease, reading) = (libc::F_SETLEASE as u64, libc::F_RDLCK as u64);
+    let descriptor = reader.as_raw_fd() as u64;
+    check_refused_though_possible(
+        EPERM,
+        &[
+            call("fcntl", &[descriptor, lease, reading]),
+            call("fcntl", &[descriptor, lease | 1 << 32, reading]),
+        ],
+    );
+    check(Filter::Guest, &[(call("fcntl", &[descriptor, libc::F_GETFD as u64]), Outcome::Success)]);
+}
+
+#[test]
 fn personalities_of_debuggers_pass_and_weaker_memory_does_not() {
     const READ_IMPLIES_EXEC: u64 = 0x0040_0000;
     let randomize_not = libc::ADDR_NO_RANDOMIZE as u64;
