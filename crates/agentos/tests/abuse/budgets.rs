@@ -72,6 +72,16 @@ fn outside_one_process_s_hoard_is_missing_in_another() {
     hoard.wait().unwrap();
 }
 
+/// One budget for the whole machine, of which nobody has a share: it stays the host's.
+#[tokio::test]
+async fn asynchronous_io_of_the_kernel_is_the_host_s_alone() {
+    let world = World::new().await;
+    for guest in guests(&world, world.options()).await {
+        guest.check("ENOSYS", &["one aio"]).await;
+    }
+    assert_eq!(outside("one aio"), "ok");
+}
+
 /// What decides who comes first on the whole machine.
 #[tokio::test]
 async fn no_guest_comes_before_the_host() {
