@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 
 use rustix::process::Signal;
-use support::World;
+use support::{Running, World};
 
 #[test]
 fn the_exit_code_is_the_command_s() {
@@ -90,7 +90,8 @@ fn output_comes_while_the_command_runs() {
 #[test]
 fn an_interrupt_goes_to_the_command_and_its_children() {
     let world = World::new();
-    let script = "trap 'echo caught; exit 9' INT; echo ready; sleep 1000";
+    // A shell acts on a signal between two commands.
+    let script = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done";
     let mut running = world.start(["exec", "--", "bash", "-c", script]);
     assert_eq!(running.line(), "ready\n");
     running.signal(Signal::INT);
@@ -118,6 +119,34 @@ fn being_terminated_ends_the_command() {
     assert_eq!(running.line(), "ready\n");
     running.signal(Signal::TERM);
     running.finish().expect(143);
+}
+
+#[test]
+fn whoever_wants_a_signal_ignored_has_it_ignored() {
+    let world = World::new();
+    let mut command = std::process::Command::new("env");
+    command.arg("--ignore-signal=HUP").arg(support::binary());
+    command.args(["exec", "--", "sh", "-c", "echo ready; cat; echo whole"]);
+    world.environment(&mut command);
+    let mut running = Running::start(command);
+    assert_eq!(running.line(), "ready\n");
+    running.signal(Signal::HUP);
+    running.write("alive\n");
+    assert_eq!(running.line(), "alive\n");
+    let result = running.finish().expect(0);
+    assert_eq!(result.text(), "whole\n");
+}
+
+#[test]
+fn a_sidecar_that_dies_is_reported_and_nothing_hangs() {
+    let world = World::new();
+    let mut running = world.start(["exec", "--", "sh", "-c", "echo ready; sleep 1000"]);
+    assert_eq!(running.line(), "ready\n");
+    running.kill_sidecar();
+    let result = running.finish().expect(125);
+    assert!(result.stderr.contains("sidecar"), "{}", result.stderr);
+    // The next one starts another.
+    world.sh("true").expect(0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod support;
 
 use rustix::termios::LocalModes;
 use support::terminal::Terminal;
-use support::{World, skip};
+use support::{World, kill_sidecar_of, skip};
 
 /// What a test needs of the host's /usr, which the VM shows too.
 fn missing(test: &str, program: &str) -> bool {
@@ -171,4 +171,15 @@ fn a_terminated_shell_restores_the_terminal() {
     terminal.signal(rustix::process::Signal::TERM);
     assert_eq!(terminal.wait_for_end(), 143, "{}", terminal.contents());
     assert!(terminal.settings().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
+}
+
+#[test]
+fn a_sidecar_that_dies_leaves_no_raw_terminal() {
+    let world = World::new();
+    let mut terminal = bash(&world);
+    kill_sidecar_of(terminal.pid());
+    assert_eq!(terminal.wait_for_end(), 125, "{}", terminal.contents());
+    assert!(terminal.settings().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
+    terminal.wait_for("the reason", |contents| contents.contains("sidecar"));
+    world.sh("true").expect(0);
 }

@@ -88,18 +88,13 @@ impl World {
         self.agentos(["exec", "--", "sh", "-c", script])
     }
 
-    /// Starts the command with pipes to all three streams.
+    /// Starts the command with pipes to all three streams, and signals as a terminal gives them: whoever runs the tests
+    /// in the background has them ignored.
     pub(crate) fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Running { child, stdin, stdout: Some(stdout) }
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,TERM,HUP").arg(binary()).args(arguments);
+        self.environment(&mut command);
+        Running::start(command)
     }
 
     pub(crate) fn sidecar_socket(&self) -> PathBuf {
@@ -125,6 +120,33 @@ pub(crate) fn binary() -> PathBuf {
     std::env::var_os("AGENTOS_SIDECAR").map_or_else(|| env!("CARGO_BIN_EXE_agentos").into(), PathBuf::from)
 }
 
+/// Kills a process that has not ended in time, so that a test fails with what it printed instead of hanging.
+struct Watchdog {
+    alive: Option<std::sync::mpsc::SyncSender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Watchdog {
+    fn over(pid: u32) -> Self {
+        let (alive, gone) = std::sync::mpsc::sync_channel::<()>(1);
+        let thread = std::thread::spawn(move || {
+            if gone.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                signal(pid, rustix::process::Signal::KILL);
+            }
+        });
+        Self { alive: Some(alive), thread: Some(thread) }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.alive.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// A command that has ended.
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -134,19 +156,8 @@ pub(crate) struct Finished {
 
 impl Finished {
     fn of(child: Child) -> Self {
-        let pid = child.id();
-        let (done, ended) = std::sync::mpsc::sync_channel::<()>(1);
-        let watchdog = std::thread::spawn(move || {
-            if ended
-                .recv_timeout(DEADLINE)
-                .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
-            {
-                signal(pid, rustix::process::Signal::KILL);
-            }
-        });
+        let _watchdog = Watchdog::over(child.id());
         let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
-        drop(done);
-        watchdog.join().unwrap();
         Self { code: code(status), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
     }
 
@@ -174,6 +185,19 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdin, stdout: Some(stdout) }
+    }
+
+    /// The sidecar this command has started for itself.
+    pub(crate) fn kill_sidecar(&self) {
+        kill_sidecar_of(self.child.id());
+    }
+
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
@@ -191,6 +215,7 @@ impl Running {
     /// The rest of its output and its end.
     pub(crate) fn finish(mut self) -> Finished {
         drop(self.stdin.take());
+        let _watchdog = Watchdog::over(self.child.id());
         let mut rest = Vec::new();
         if let Some(mut stdout) = self.stdout.take() {
             stdout.read_to_end(&mut rest).unwrap();
@@ -199,6 +224,13 @@ impl Running {
         finished.stdout = rest;
         finished
     }
+}
+
+/// Kills the sidecar that this command has started.
+pub(crate) fn kill_sidecar_of(pid: u32) {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let sidecar = children.split_whitespace().next().expect("it started the sidecar").parse().unwrap();
+    signal(sidecar, rustix::process::Signal::KILL);
 }
 
 fn signal(pid: u32, number: rustix::process::Signal) {

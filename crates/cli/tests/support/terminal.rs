@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -33,7 +33,10 @@ impl Terminal {
         tcsetwinsize(&slave, size(80, 24)).unwrap();
         let copy = || Stdio::from(slave.try_clone().unwrap());
         let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait"]).arg(binary()).args(arguments);
+        command
+            .args(["--ctty", "--wait", "env", "--default-signal=INT,TERM,HUP"])
+            .arg(binary())
+            .args(arguments);
         world.environment(&mut command);
         command.env("TERM", "xterm").stdin(copy()).stdout(copy()).stderr(copy());
         let child = command.spawn().unwrap();
@@ -79,16 +82,17 @@ impl Terminal {
         self.wait_for(line, |contents| contents.lines().any(|shown| shown.trim_end() == line));
     }
 
-    /// Signals the command.
-    pub(crate) fn signal(&self, signal: Signal) {
-        // `setsid` forks when it leads a process group; the command is its child then, else itself.
+    /// The command's pid. `setsid` forks when it leads a process group; the command is its child then, else itself.
+    pub(crate) fn pid(&self) -> u32 {
         let pid = self.child.id();
         let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
         let forked = read("comm").trim_end() == "setsid";
         let child = || read(&format!("task/{pid}/children")).split_whitespace().next()?.parse().ok();
-        let pid = if forked { child().unwrap_or(pid) } else { pid };
-        // One that has ended meanwhile is what was wanted.
-        let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal);
+        if forked { child().unwrap_or(pid) } else { pid }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        super::signal(self.pid(), signal);
     }
 
     pub(crate) fn settings(&self) -> Termios {
