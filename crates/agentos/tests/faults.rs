@@ -142,6 +142,8 @@ async fn settles(before: &Census, sidecar: Pid, runtime_dir: &Path) {
     }
 }
 
+const VMS_TO_KILL: usize = 50;
+
 #[tokio::test]
 async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_clears_up() {
     let world = World::new().await;
@@ -149,7 +151,7 @@ async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_cle
     let launcher = launcher_of(sidecar);
     let marker = marker(1);
     let mut vms = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..VMS_TO_KILL {
         let vm = world.vm().await;
         vm.spawn("sleep", [&marker]).await.unwrap();
         vm.exec(format!("(setsid sleep {marker} &) ; (trap '' TERM HUP; sleep {marker} & wait) &"))
@@ -157,7 +159,7 @@ async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_cle
             .unwrap();
         vms.push(vm);
     }
-    eventually("they run", || async { running(&marker) >= 24 }).await;
+    eventually("they run", || async { running(&marker) >= 3 * VMS_TO_KILL }).await;
     let everything = descendants(sidecar);
     let host_mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     kill_process(sidecar, Signal::KILL).unwrap();
@@ -322,4 +324,38 @@ async fn creations_that_are_given_up_leave_nothing() {
     }
     settles(&before, sidecar, world.runtime_dir()).await;
     assert_eq!(world.vm().await.exec("echo alive").await.unwrap().stdout_lossy(), "alive\n");
+}
+
+/// Another program with VMs of its own in the same sidecar, to be killed.
+fn another_client(runtime_dir: &Path, marker: &str) -> std::process::Child {
+    let built = || {
+        let own = std::env::current_exe().unwrap();
+        own.parent().unwrap().parent().unwrap().join("agentos")
+    };
+    let binary = std::env::var_os("AGENTOS_SIDECAR").map_or_else(built, PathBuf::from);
+    let mut command = std::process::Command::new(binary);
+    command.args(["exec", "--", "sleep", marker]).env("XDG_RUNTIME_DIR", runtime_dir);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    command.stderr(std::process::Stdio::null()).spawn().unwrap()
+}
+
+#[tokio::test]
+async fn a_killed_client_s_vms_are_disposed_and_another_client_s_live_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let marker = marker(3);
+    let mut client = another_client(directory.path(), &marker);
+    // The client's own arguments name the marker too.
+    eventually("its process runs in a VM", || async { running(&marker) == 2 }).await;
+    let shared =
+        agentos::AgentOsSharedSidecarOptions::default().runtime_dir(directory.path().join("agentos"));
+    let mine = AgentOs::get_shared_sidecar(shared).await.unwrap();
+    let vm = AgentOs::create(AgentOsOptions::default().sidecar(&mine)).await.unwrap();
+    assert_eq!(mine.list_vms().await.unwrap().len(), 2);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let killed = Instant::now();
+    eventually("its VM is gone", || async { mine.list_vms().await.unwrap().len() == 1 }).await;
+    eventually("its process is gone", || async { running(&marker) == 0 }).await;
+    assert!(killed.elapsed() < Duration::from_secs(5), "it took {:?}", killed.elapsed());
+    assert_eq!(vm.exec("echo alive").await.unwrap().stdout_lossy(), "alive\n");
 }

@@ -1,6 +1,7 @@
 //! PID 1 and other users' processes. What debuggers do to their own must go on working.
 
 use crate::attempts::{Guest, PROBE, guests, is_root, outside};
+use crate::support::within;
 use crate::support::world::World;
 
 #[tokio::test]
@@ -85,9 +86,9 @@ async fn who_breaks_pid_1_s_limits_breaks_the_own_vm_at_most() {
             guest.check_alive().await;
         }
         // Whatever happened: no call hangs, and dispose works.
-        let _ = crate::support::within("an answer", guest.vm.exec("true")).await;
-        let _ = crate::support::within("an answer", guest.vm.read_file("/etc/passwd")).await;
-        crate::support::within("dispose", guest.vm.dispose()).await.unwrap();
+        let _ = within("an answer", guest.vm.exec("true")).await;
+        let _ = within("an answer", guest.vm.read_file("/etc/passwd")).await;
+        within("dispose", guest.vm.dispose()).await.unwrap();
         assert_eq!(sentinel.exec("echo alive").await.unwrap().stdout_lossy(), "alive\n");
     }
     assert_eq!(outside("limit-files child"), "ok");
@@ -102,5 +103,24 @@ async fn debuggers_work_on_the_guest_s_own_processes() {
         assert_ne!(traced.trim(), "", "{}: strace", guest.user);
         let debugged = guest.shell("command -v gdb >/dev/null || { echo exited normally; exit; }; gdb -q -batch -ex run /usr/bin/true 2>&1").await;
         assert!(debugged.contains("exited normally"), "{}: gdb: {debugged}", guest.user);
+    }
+}
+
+/// Names and arguments are the guest's to choose, and the host lists them.
+#[tokio::test]
+async fn monstrous_command_lines_are_listed_or_cut_and_harm_nobody() {
+    let world = World::new().await;
+    let sentinel = world.vm().await;
+    for guest in guests(&world, world.options()).await {
+        let monsters = "big=$(head -c 120000 /dev/zero | tr '\\0' '\\377'); for i in $(seq 40); do \
+             sh -c 'sleep 1000; true' \"$big\" \"$big\" \"$big\" \"$big\" \"$big\" \"$big\" \"$big\" & done; \
+             (exec -a \"$(printf 'two\\nlines\\033[2J')\" sleep 1000 &) ; echo made";
+        let made = guest.vm.exec(format!("bash -c '{}'", monsters.replace('\'', "'\\''"))).await.unwrap();
+        assert_eq!(made.stdout_lossy(), "made\n", "{}: {made:?}", guest.user);
+        let listed = within("a list", guest.vm.all_processes()).await.unwrap();
+        assert!(listed.len() >= 40, "{}: {} processes", guest.user, listed.len());
+        assert!(within("a tree", guest.vm.process_tree()).await.unwrap().len() >= 40, "{}", guest.user);
+        guest.check_alive().await;
+        assert_eq!(sentinel.exec("echo alive").await.unwrap().stdout_lossy(), "alive\n");
     }
 }

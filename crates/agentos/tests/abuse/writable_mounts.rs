@@ -112,6 +112,55 @@ async fn a_path_that_becomes_a_link_while_it_is_walked_leads_nowhere_outside() {
     swapper.kill().await.unwrap();
 }
 
+/// The same for a live mount, whose place is looked at before something is attached there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_becomes_a_link_while_it_is_mounted_on_leads_nowhere_outside() {
+    let world = World::new().await;
+    let canary = Canary::new(&world);
+    let project = world.host_dir("project");
+    fs::create_dir(project.join("dir")).unwrap();
+    symlink("../outside", project.join("link")).unwrap();
+    let options = with_probe(world.options().mount("/work", Mount::host_dir(&project).read_write()));
+    let vm = world.vm_with(options).await;
+    let swapper = vm.spawn(PROBE, ["swap", "/work/dir", "/work/link"]).await.unwrap();
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut mounted = 0;
+    for _ in 0..ROUNDS / 4 {
+        for target in ["/work/dir", "/work/dir/below"] {
+            if within("a mount", vm.mount_fs(target, Mount::memory())).await.is_ok() {
+                mounted += 1;
+                let _ = within("a write", vm.write_file(format!("{target}/new"), "inside")).await;
+                let _ = within("an unmount", vm.unmount_fs(target)).await;
+            }
+        }
+        canary.check();
+    }
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    assert!(mounted > 0, "never mounted: nothing raced");
+    swapper.kill().await.unwrap();
+}
+
+/// A tree so deep that no path reaches its end, and names that a terminal would obey.
+#[tokio::test]
+async fn a_tree_of_monstrous_depth_and_names_is_listed_and_deleted() {
+    let world = World::new().await;
+    let project = world.host_dir("project");
+    let options = world.options().mount("/work", Mount::host_dir(&project).read_write());
+    for guest in guests(&world, options).await {
+        let names_for_terminals = "mkdir /work/deep && ln -s . /work/deep/loop && \
+             touch \"$(printf '/work/deep/\\033]0;x\\007')\" \"$(printf '/work/deep/\\377\\376')\" && echo made";
+        assert_eq!(guest.shell(names_for_terminals).await, "made\n", "{}", guest.user);
+        guest.check("ok", &["deepen /work/deep 3000"]).await;
+        // All of it, or an error: never a hang, and never what is elsewhere.
+        if let Ok(listed) = within("a list", guest.vm.readdir_recursive("/work/deep")).await {
+            assert!(listed.iter().all(|entry| entry.path.starts_with("/work/deep/")), "{}", guest.user);
+        }
+        within("a deletion", guest.vm.delete("/work/deep").recursive()).await.unwrap();
+        assert_eq!(names(&project), [] as [&str; 0], "{}", guest.user);
+        guest.check_alive().await;
+    }
+}
+
 /// Ways to a set-id bit on a file at /work.
 const SET_ID: [&str; 26] = [
     "chmod /work/file 0o4755",

@@ -40,6 +40,7 @@ pub(crate) fn attempt(words: &[&str]) -> Option<Outcome> {
         ["capability", path] => set_file_capability(path),
         ["hard-link", from, to] => done(io(fs::hard_link(from, to))),
         ["rename", from, to] => done(io(fs::rename(from, to))),
+        ["deepen", path, levels] => deepen(path, number(levels)),
         ["lease", path] => io(fs::File::open(path)).and_then(|file| {
             let (descriptor, reading) = (file.as_raw_fd() as u64, libc::F_RDLCK as u64);
             done(call(libc::SYS_fcntl, &[descriptor, libc::F_SETLEASE as u64, reading]))
@@ -57,6 +58,16 @@ fn read(path: &str) -> Outcome {
     let end = bytes.len().min(256);
     let start = String::from_utf8_lossy(&bytes[..end]).into_owned();
     Ok(if start.is_empty() { "nothing".to_owned() } else { start.replace('\n', " ") })
+}
+
+/// Directories in one another, far beyond what a path can name.
+fn deepen(path: &str, levels: u64) -> Outcome {
+    io(std::env::set_current_dir(path))?;
+    for _ in 0..levels {
+        io(fs::create_dir("directory"))?;
+        io(std::env::set_current_dir("directory"))?;
+    }
+    Ok("ok".to_owned())
 }
 
 /// Exchanges two names as fast as it goes, until it is killed.
