@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::figure::{Figure, Limit, MEDIAN, P99, Quantile, Unit, at};
 use serde_json::json;
 
-const HEADINGS: [&str; 8] = ["figure", "n", "median", "p99", "limit", "host", "bubblewrap", ""];
+const HEADINGS: [&str; 9] = ["figure", "n", "best", "median", "p99", "limit", "host", "bubblewrap", ""];
 
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
@@ -29,7 +29,7 @@ pub(crate) fn table(figures: &[Figure]) -> String {
     table
 }
 
-fn row(figure: &Figure) -> [String; 8] {
+fn row(figure: &Figure) -> [String; 9] {
     let verdict = match (figure.limits.is_empty(), figure.is_over()) {
         (true, _) => "",
         (false, false) => "ok",
@@ -40,6 +40,7 @@ fn row(figure: &Figure) -> [String; 8] {
     [
         figure.name.to_owned(),
         figure.samples.len().to_string(),
+        number(at(&figure.samples, Quantile(0)), figure.unit),
         number(at(&figure.samples, MEDIAN), figure.unit),
         number(at(&figure.samples, P99), figure.unit),
         limits.join(", "),
@@ -122,7 +123,10 @@ mod tests {
         let table = table(&[figure()]);
         let line = table.lines().last().unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(words.join(" "), "create 3 2.00 ms 3.00 ms 2.50 ms (host + 1), p99 15.0 ms 1.50 ms ok");
+        assert_eq!(
+            words.join(" "),
+            "create 3 1.00 ms 2.00 ms 3.00 ms 2.50 ms (host + 1), p99 15.0 ms 1.50 ms ok"
+        );
     }
 
     #[test]
