@@ -1,5 +1,9 @@
-//! Client connections: accepted from our own user and root alone, counted while they last.
+//! Client connections: accepted from our own user and root alone, and never from inside a VM; counted while they last.
+//!
+//! With a single id a VM's user is our own user to the kernel, and a mount may hold our socket somewhere below: a guest
+//! that finds it would ask for a VM with the whole host in it. What tells a guest from a client is the pid namespace.
 
+use std::fs;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,11 +47,19 @@ impl Stream for Incoming {
             }
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => match stream.peer_cred() {
-                    Ok(peer) if may_connect(peer.uid(), self.uid) => {
+                    Ok(peer) if !may_connect(peer.uid(), self.uid) => {
+                        tracing::warn!(uid = peer.uid(), "another user's connection is refused");
+                    }
+                    Ok(peer) if peer.uid() == self.uid && !peer.pid().is_some_and(shares_pid_namespace) => {
+                        tracing::warn!(
+                            pid = peer.pid(),
+                            "a connection from inside a VM or container is refused"
+                        );
+                    }
+                    Ok(_) => {
                         let guard = self.host.connected();
                         return Poll::Ready(Some(Ok(Client { stream, _guard: guard })));
                     }
-                    Ok(peer) => tracing::warn!(uid = peer.uid(), "another user's connection is refused"),
                     Err(error) => tracing::warn!(%error, "a connection without credentials is refused"),
                 },
                 Err(error) => {
@@ -61,6 +73,17 @@ impl Stream for Incoming {
 
 fn may_connect(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
+}
+
+/// Whether the process is no deeper in pid namespaces than we are. One that is gone can't be asked and gets a no.
+fn shares_pid_namespace(pid: i32) -> bool {
+    let levels = |process: &str| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        // One number per namespace, from that of /proc down to the process's own.
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        Some(numbers.split_whitespace().count())
+    };
+    levels(&pid.to_string()).is_some_and(|theirs| Some(theirs) == levels("self"))
 }
 
 /// One connection.
@@ -114,7 +137,14 @@ impl AsyncWrite for Client {
 
 #[cfg(test)]
 mod tests {
-    use super::may_connect;
+    use super::{may_connect, shares_pid_namespace};
+
+    #[test]
+    fn a_client_is_told_from_what_can_not_be_asked() {
+        assert!(shares_pid_namespace(std::process::id().try_into().unwrap()));
+        // The largest pid there may be is 4,194,304.
+        assert!(!shares_pid_namespace(5_000_000));
+    }
 
     #[test]
     fn only_our_own_user_and_root_may_connect() {

@@ -331,3 +331,18 @@ async fn sockets_and_fifos_of_the_host_are_refused_at_the_mount() {
     assert_eq!(out.stdout_lossy(), "ok\n");
     listener.accept().unwrap();
 }
+
+/// Where a VM's user is the sidecar's own user, the socket's mode and the peer's id are no obstacle.
+#[tokio::test]
+async fn the_sidecar_serves_no_guest_that_finds_its_socket() {
+    let world = World::new().await;
+    let name = names(world.runtime_dir()).into_iter().find(|name| name.ends_with(".sock")).unwrap();
+    let socket = world.runtime_dir().join(&name);
+    let leave = || Mount::host_dir(world.runtime_dir()).allow_sockets();
+    let options = world.options().mount("/ro", leave()).mount("/rw", leave().read_write());
+    for guest in guests(&world, options).await {
+        let attempts = [format!("ask-grpc /ro/{name}"), format!("ask-grpc /rw/{name}")];
+        guest.check("hung up|EPIPE|ECONNRESET|EACCES|ECONNREFUSED", &attempts).await;
+    }
+    assert_eq!(outside(&format!("ask-grpc {}", socket.display())), "answered", "the control");
+}

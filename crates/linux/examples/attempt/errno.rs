@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-const NAMES: [(Errno, &str); 44] = [
+const NAMES: [(Errno, &str); 45] = [
     (Errno::PERM, "EPERM"),
     (Errno::NOENT, "ENOENT"),
     (Errno::SRCH, "ESRCH"),
@@ -45,6 +45,7 @@ const NAMES: [(Errno, &str); 44] = [
     (Errno::CONNREFUSED, "ECONNREFUSED"),
     (Errno::NETUNREACH, "ENETUNREACH"),
     (Errno::DQUOT, "EDQUOT"),
+    (Errno::CONNRESET, "ECONNRESET"),
     (Errno::NOKEY, "ENOKEY"),
     (Errno::STALE, "ESTALE"),
 ];

@@ -13,12 +13,23 @@ pub(crate) fn attempt(words: &[&str]) -> Option<Outcome> {
             let place = std::ptr::from_mut(&mut pair).addr() as u64;
             done(call(libc::SYS_socketpair, &[self::family(family)?, libc::SOCK_STREAM as u64, 0, place]))
         }
+        ["ask-grpc", path] => ask(path),
         ["connect-unix", path] => {
             crate::io(std::os::unix::net::UnixStream::connect(path)).map(|_| "ok".to_owned())
         }
         _ => return None,
     };
     Some(outcome)
+}
+
+/// Whether a server of HTTP/2, which is what gRPC is made of, greets whoever connects.
+fn ask(path: &str) -> Outcome {
+    use std::io::{Read, Write};
+    let mut stream = crate::io(std::os::unix::net::UnixStream::connect(path))?;
+    // The client's preface and empty settings.
+    crate::io(stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"))?;
+    let count = crate::io(stream.read(&mut [0; 64]))?;
+    Ok(if count > 0 { "answered" } else { "hung up" }.to_owned())
 }
 
 fn family(name: &str) -> Option<u64> {
