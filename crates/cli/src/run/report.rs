@@ -202,8 +202,8 @@ impl Output {
             Some(host) => host.join(name).display().to_string(),
             None => format!("{}/{name}", file.place.guest),
         };
-        let size = file.size_bytes;
-        let line = format!("{sign} {} ({size} bytes)", harmless_line(&place));
+        let unit = if file.size_bytes == 1 { "byte" } else { "bytes" };
+        let line = format!("{sign} {} ({} {unit})", harmless_line(&place), file.size_bytes);
         let target = |name: &str| {
             let path = out.map(|out| out.path().join(name)).unwrap_or_default();
             harmless_line(&path.display().to_string())
