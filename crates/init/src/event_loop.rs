@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
-use agentos_guest_protocol::process::{SignalScope, SpawnRequest};
+use agentos_guest_protocol::process::{SignalScope, SpawnFailure, SpawnRequest, SpawnStep};
 use agentos_linux::signal::{self, ChildSignals};
 use agentos_linux::{Errno, seqpacket};
 use rustix::event::{Timespec, epoll};
@@ -133,7 +133,11 @@ impl<'a> EventLoop<'a> {
     }
 
     fn wait(&self) -> Result<Vec<u64>, LoopError> {
-        let deadlines = [self.pool.next_deadline(), self.shutdown.as_ref().and_then(Shutdown::next_step)];
+        let deadlines = [
+            self.pool.next_deadline(),
+            self.children.next_overdue(),
+            self.shutdown.as_ref().and_then(Shutdown::next_step),
+        ];
         let timeout = deadlines.into_iter().flatten().min().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
@@ -288,6 +292,11 @@ impl<'a> EventLoop<'a> {
     fn timers(&mut self) -> Result<(), LoopError> {
         let now = Instant::now();
         self.pool.expire(now);
+        for (pid, report) in self.children.give_up_overdue(now) {
+            epoll::delete(&self.poll, &report)?;
+            let failure = SpawnFailure { step: SpawnStep::Exec, errno: Errno::TIMEDOUT.raw_os_error() };
+            self.say(&InitMessage::Event(Event::ExecDone { pid, result: Err(failure) }), &[])?;
+        }
         let Some(shutdown) = &mut self.shutdown else { return Ok(()) };
         if !shutdown.killed && now >= shutdown.deadline {
             shutdown.killed = true;

@@ -5,6 +5,7 @@ mod list;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::process::{SpawnFailure, SpawnRequest, SpawnStep, Status, Stdio};
 use agentos_linux::signal::{self, Ended};
@@ -25,6 +26,7 @@ pub(crate) struct Children {
 pub(crate) struct Child {
     /// Open until exec has succeeded or failed.
     pub report: Option<OwnedFd>,
+    started: Instant,
     terminal: bool,
     /// The program below a supervisor, once known; signals go to it.
     program: Option<i32>,
@@ -66,6 +68,7 @@ impl Children {
             .map_err(at(SpawnStep::Fork))?;
         let record = Child {
             report: Some(child.report),
+            started: Instant::now(),
             terminal: program.terminal,
             program: None,
             supervised: request.supervised,
@@ -100,6 +103,27 @@ impl Children {
         Some((result, child.report.take()?))
     }
 
+    /// When the next exec is overdue, if one is pending.
+    pub(crate) fn next_overdue(&self) -> Option<Instant> {
+        let pending = self.by_pid.values().filter(|child| child.report.is_some());
+        pending.map(|child| child.started + EXEC_TIMEOUT).min()
+    }
+
+    /// Gives up the processes whose exec is overdue: they are killed, and their report pipes come back.
+    pub(crate) fn give_up_overdue(&mut self, now: Instant) -> Vec<(i32, OwnedFd)> {
+        let mut overdue = Vec::new();
+        for (pid, child) in &mut self.by_pid {
+            if child.report.is_some() && child.started + EXEC_TIMEOUT <= now {
+                // Stopped or not, nobody survives this one; what is gone already needs no signal.
+                for victim in [Some(*pid), child.program].into_iter().flatten() {
+                    let _ = signal::send(victim, SIGKILL);
+                }
+                overdue.extend(child.report.take().map(|report| (*pid, report)));
+            }
+        }
+        overdue
+    }
+
     /// Reaps one process, ours or an orphan.
     pub(crate) fn reap(&mut self, pid: i32) -> Option<Status> {
         let ended = signal::reap(pid)?;
@@ -127,6 +151,12 @@ impl Children {
         self.by_pid.iter().filter(|(_, child)| child.terminal).map(|(pid, _)| *pid).collect()
     }
 }
+
+/// A process that has not come to its exec by now was stopped on the way: since it has the guest's ids, the guest may
+/// send it signals. Or its program lies in a file system that does not answer.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
+
+const SIGKILL: i32 = 9;
 
 /// The C strings of a request.
 struct Strings {

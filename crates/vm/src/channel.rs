@@ -192,6 +192,11 @@ impl Outbox {
         self.waiting.is_empty()
     }
 
+    /// Forgets what waits: it can't be sent, and its sender is told so.
+    pub(crate) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+
     /// Sends at once where nothing waits before it.
     pub(crate) fn send(&mut self, channel: &Channel, outgoing: Outgoing) -> Result<(), Errno> {
         self.waiting.push_back(outgoing);

@@ -26,6 +26,8 @@ pub(crate) struct Hierarchies {
     unified: Option<OwnedFd>,
     /// Where a reader outside of this mount namespace finds the directories.
     paths: BTreeMap<&'static str, PathBuf>,
+    /// The parents of the launcher's own directories, and their name there. By descriptor: the launcher hides /sys.
+    parents: Vec<(OwnedFd, String)>,
 }
 
 /// The groups of one VM.
@@ -52,8 +54,11 @@ impl Hierarchies {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut hierarchies = Self::default();
         for (key, version, path) in find(&mounts, &own) {
-            let Some((directory, place)) = prepare_parent(&path, version) else { continue };
+            let Some(Prepared { directory, place, shared, name }) = prepare_parent(&path, version) else {
+                continue;
+            };
             hierarchies.paths.insert(key, place);
+            hierarchies.parents.push((shared, name));
             match key {
                 "memory" => hierarchies.memory = Some(directory),
                 "cpu" => hierarchies.cpu = Some(directory),
@@ -136,9 +141,9 @@ impl Hierarchies {
 
     /// Removes the launcher's own directories, once it has no VM.
     pub(super) fn remove_own(&self) {
-        for path in self.paths.values() {
+        for (shared, name) in &self.parents {
             // Nothing depends on it: the next launcher cleans up what is left.
-            let _ = std::fs::remove_dir(path);
+            let _ = rustix::fs::unlinkat(shared, name.as_str(), AtFlags::REMOVEDIR);
         }
     }
 }
@@ -231,8 +236,16 @@ fn below(place: &str, root: &str, group: &str) -> PathBuf {
     Path::new(place).join(inside.trim_start_matches('/'))
 }
 
+/// A launcher's directory in one hierarchy.
+struct Prepared {
+    directory: OwnedFd,
+    place: PathBuf,
+    shared: OwnedFd,
+    name: String,
+}
+
 /// Makes this launcher's directory in a hierarchy and removes those of launchers that are gone.
-fn prepare_parent(own: &Path, version: Version) -> Option<(OwnedFd, PathBuf)> {
+fn prepare_parent(own: &Path, version: Version) -> Option<Prepared> {
     if version == Version::Two && !delegate(own) {
         return None;
     }
@@ -242,14 +255,16 @@ fn prepare_parent(own: &Path, version: Version) -> Option<(OwnedFd, PathBuf)> {
     if version == Version::Two && !delegate(&shared) {
         return None;
     }
-    let mine = shared.join(launcher_name(std::process::id())?);
+    let name = launcher_name(std::process::id())?;
+    let mine = shared.join(&name);
     make_directory(&mine)?;
     if version == Version::Two && !delegate(&mine) {
         return None;
     }
-    let directory =
-        rustix::fs::open(&mine, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    Some((directory, mine))
+    let open = |path: &Path| {
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    };
+    Some(Prepared { directory: open(&mine)?, shared: open(&shared)?, place: mine, name })
 }
 
 fn make_directory(path: &Path) -> Option<()> {

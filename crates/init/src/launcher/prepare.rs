@@ -123,20 +123,29 @@ pub(crate) fn prepare(_alone: &SingleThreaded) -> Result<Prepared, BootFailure> 
         cgroup_memory: cgroups.has_memory(),
         cgroup_cpu: cgroups.has_cpu(),
         cgroup_processes: cgroups.has_processes(),
-        max_open_files: raise_open_files(),
+        max_open_files: raise_open_files(ids),
     };
     Ok(Prepared { findings, cgroups, host_directories })
 }
 
 /// Raises the hard limit as far as the kernel lets root go, and says what it is. Nobody may raise it later: a VM's
 /// user namespace has no say in it.
-fn raise_open_files() -> u32 {
+fn raise_open_files(ids: IdMode) -> u32 {
     let wanted = Rlimit { current: Some(MAX_OPEN_FILES.into()), maximum: Some(MAX_OPEN_FILES.into()) };
     // Without the right to raise it, what there is has to do.
     let _ = rustix::process::setrlimit(Resource::Nofile, wanted);
     let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
-    hard.and_then(|hard| u32::try_from(hard).ok()).unwrap_or(MAX_OPEN_FILES)
+    let hard = hard.and_then(|hard| u32::try_from(hard).ok()).unwrap_or(MAX_OPEN_FILES);
+    match ids {
+        IdMode::Range => hard,
+        // Descriptors in flight are counted for the host's user, and compared with the limit of whoever sends next:
+        // the guest has to come to its limit while the sidecar and the launcher can still send.
+        IdMode::Single => hard.saturating_sub(OPEN_FILES_OF_OUR_OWN).max(MIN_OPEN_FILES),
+    }
 }
+
+const OPEN_FILES_OF_OUR_OWN: u32 = 1024;
+const MIN_OPEN_FILES: u32 = 64;
 
 /// The kernel's default for fs.nr_open.
 const MAX_OPEN_FILES: u32 = 1 << 20;

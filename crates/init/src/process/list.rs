@@ -1,6 +1,7 @@
 //! The processes of the VM as its own /proc shows them.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 
 use agentos_guest_protocol::Bytes;
@@ -9,27 +10,41 @@ use agentos_guest_protocol::process::ProcessEntry;
 /// USER_HZ: the unit of times in /proc/PID/stat, 100 on every architecture that Linux has.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// A command line is shown up to this length; a process may have made its own arbitrarily long.
-const MAX_COMMAND_BYTES: usize = 128 * 1024;
+/// A command line is shown up to this length: a process can make its own as long as its address space.
+const MAX_COMMAND_BYTES: u64 = 128 * 1024;
+
+/// Beyond this many bytes of command lines in one list, each is shown up to [`MAX_LATER_COMMAND_BYTES`].
+const MAX_LIST_BYTES: u64 = 8 * 1024 * 1024;
+const MAX_LATER_COMMAND_BYTES: u64 = 1024;
 
 /// Every process but PID 1 and our helpers. A process that ends while it is looked at is left out.
 pub(crate) fn list(helpers: &[i32]) -> Vec<ProcessEntry> {
     let boot_ms = boot_time_ms();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut listed_bytes = 0;
     let mut processes: Vec<ProcessEntry> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != 1 && !helpers.contains(pid))
-        .filter_map(|pid| entry(pid, helpers, boot_ms))
+        .filter_map(|pid| {
+            let room =
+                if listed_bytes < MAX_LIST_BYTES { MAX_COMMAND_BYTES } else { MAX_LATER_COMMAND_BYTES };
+            let process = entry(pid, helpers, boot_ms, room)?;
+            listed_bytes += process.argv.iter().map(|argument| argument.len() as u64).sum::<u64>();
+            Some(process)
+        })
         .collect();
     processes.sort_by_key(|process| process.pid);
     processes
 }
 
-fn entry(pid: i32, helpers: &[i32], boot_ms: u64) -> Option<ProcessEntry> {
+fn entry(pid: i32, helpers: &[i32], boot_ms: u64, room: u64) -> Option<ProcessEntry> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = Stat::parse(&stat)?;
-    let mut command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.truncate(MAX_COMMAND_BYTES);
+    let mut command = Vec::new();
+    if let Ok(file) = fs::File::open(format!("/proc/{pid}/cmdline")) {
+        // A process that ends meanwhile has no command line any more.
+        let _ = file.take(room).read_to_end(&mut command);
+    }
     let link = |name: &str| {
         let target = fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default();
         Bytes::from(target.into_os_string().into_vec())

@@ -96,8 +96,11 @@ impl LiveTable {
             }
         };
         let process = Arc::new(LiveProcess::new(pid, &plan, streams(&plan), Now::read().epoch_ms));
+        // From the fork on, not from exec: the guest may stop the process in between.
+        let deadline = plan.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.timeouts.extend(deadline.map(|deadline| (deadline, pid)));
         let stage = Stage::Starting { plan: Box::new(plan), started, stdio };
-        self.live.insert(pid, Entry { process, stage, deadline: None, timed_out: false });
+        self.live.insert(pid, Entry { process, stage, deadline, timed_out: false });
         Ok(None)
     }
 
@@ -147,10 +150,6 @@ impl LiveTable {
             return Ok(());
         }
         entry.stage = Stage::Running;
-        if let Some(deadline) = plan.timeout.and_then(|timeout| Instant::now().checked_add(timeout)) {
-            entry.deadline = Some(deadline);
-            self.timeouts.insert((deadline, pid));
-        }
         let process = Arc::clone(&entry.process);
         lock(&self.shared.records).started(&process);
         let pipes = start_pump(&process, stdio, tasks);
@@ -162,13 +161,13 @@ impl LiveTable {
 
     pub(crate) fn exited(&mut self, pid: i32, status: Status) -> Result<(), ProtocolError> {
         let entry = self.live.remove(&pid).ok_or(ProtocolError::UnknownProcess(pid))?;
+        if let Some(deadline) = entry.deadline {
+            self.timeouts.remove(&(deadline, pid));
+        }
         match entry.stage {
             Stage::Starting { .. } => return Err(ProtocolError::Unexpected("Exited before ExecDone")),
             Stage::Failed => return Ok(()),
             Stage::Running => {}
-        }
-        if let Some(deadline) = entry.deadline {
-            self.timeouts.remove(&(deadline, pid));
         }
         let exit = self.judge(status, entry.timed_out);
         entry.process.set_exit(exit.clone());

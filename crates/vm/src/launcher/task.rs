@@ -80,21 +80,38 @@ fn send(
     shared: &Shared,
     Queued { request, descriptors }: Queued,
 ) -> Result<(), Errno> {
-    match Outgoing::prepare(&request, descriptors) {
+    let sent = match Outgoing::prepare(&request, descriptors) {
         Ok(outgoing) => outbox.send(channel, outgoing),
-        Err(error) => {
-            refuse(shared, &request, &error);
+        Err(PrepareError::Encode(_)) => Err(Errno::TOOBIG),
+        Err(PrepareError::Spill(errno)) => Err(errno),
+    };
+    match sent {
+        Err(errno) if fails_the_request_alone(errno) => {
+            outbox.clear();
+            refuse(shared, &request, errno);
             Ok(())
         }
+        other => other,
     }
 }
 
-/// Answers a request that can't be put into a frame as the launcher would have.
-fn refuse(shared: &Shared, request: &LauncherRequest, error: &PrepareError) {
-    let errno = match error {
-        PrepareError::Encode(_) => Errno::TOOBIG,
-        PrepareError::Spill(errno) => *errno,
-    };
+/// What this host is short of now, or what is wrong with this one message, says nothing about the launcher. Where all
+/// VMs and the sidecar are one user, a guest can bring such a shortage about.
+fn fails_the_request_alone(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::TOOMANYREFS
+            | Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::NOSPC
+            | Errno::TOOBIG
+    )
+}
+
+/// Answers a request that can't be sent as the launcher would have.
+fn refuse(shared: &Shared, request: &LauncherRequest, errno: Errno) {
     let failure = |step: &str| BootFailure {
         step: step.to_owned(),
         object: Default::default(),
