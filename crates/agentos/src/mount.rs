@@ -81,7 +81,7 @@ impl AgentOs {
     /// # Errors
     ///
     /// `InvalidInput` for a path that is not absolute and normalized or may not be a mount point, `NotFound` for a
-    /// host directory that is absent, `Policy` for one that holds sockets without `allow_sockets`.
+    /// host directory that is absent, `Permission` for one that holds sockets without `allow_sockets`.
     pub async fn mount_fs(&self, path: impl Into<String>, mount: Mount) -> Result<(), Error> {
         let request = convert::mount::mount_request(self.id(), path.into(), &mount)?;
         self.live()?.mount().mount_fs(request).await.map_err(|status| self.failed(status))?;

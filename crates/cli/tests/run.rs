@@ -233,13 +233,16 @@ fn keys_of_the_caller_are_taken_only_when_the_agent_looks_for_them_and_it_is_sai
     let (code, stderr) = run(&["--model", "demo"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(!stderr.contains("giving"), "{stderr}");
+    // There is no way to the internet out of a VM: a key alone must not turn a run that works into one that fails.
     let (code, stderr) = run(&[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("not using ANTHROPIC_API_KEY"), "{stderr}");
+    let (code, stderr) = run(&["--model", "provider"]);
     assert!(stderr.contains("giving the agent ANTHROPIC_API_KEY"), "{stderr}");
     assert!(!stderr.contains("UNRELATED_KEY"), "{stderr}");
-    // There is no way to the internet out of a VM.
     assert_eq!(code, Some(4), "{stderr}");
     assert!(stderr.contains("--model demo"), "{stderr}");
-    assert_eq!(requests(&world).len(), 1, "the offline model answered the first run alone");
+    assert_eq!(requests(&world).len(), 2, "the offline model answered the first two runs alone");
 }
 
 #[test]

@@ -176,7 +176,14 @@ impl<'a> EventLoop<'a> {
         response: Result<Response, Failure>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), LoopError> {
-        self.say(&InitMessage::Response { id, response }, descriptors)
+        match self.say(&InitMessage::Response { id, response }, descriptors) {
+            // An answer that is longer than any frame fails that request, not the VM.
+            Err(LoopError::Wire(WireError::Encode(_))) => {
+                let response = Err(Failure::System(failure("answer", "", Errno::OVERFLOW)));
+                self.say(&InitMessage::Response { id, response }, &[])
+            }
+            other => other,
+        }
     }
 
     /// Serves what has arrived, a bounded number at a time so that reaping is never starved.

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::command::{Answer, CallFailure, ProtocolError};
 use crate::launcher::OpenHostDirError;
 use crate::path::{GuestPath, PathError};
-use crate::spec::{MountOptions, MountRefusal, mount_target, plan_mount};
+use crate::spec::{MountOptions, MountRefusal, plan_mount, unmount_target};
 use crate::vm::{GoneReason, Unavailable, Vm};
 
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ impl Vm {
 
     /// Takes a mount away; one that is in use is out of sight at once and goes with its last user.
     pub async fn unmount_fs(&self, path: &[u8]) -> Result<Unmounted, MountError> {
-        let target = mount_target(path)?;
+        let target = unmount_target(path)?;
         let request = Request::Mount(MountRequest::Unmount { target: target.to_wire() });
         let unmounted = self.call(request, Vec::new(), parse_unmounted).await;
         unmounted.map_err(|failure| failed("unmount", &target, failure))

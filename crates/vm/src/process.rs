@@ -139,7 +139,8 @@ impl ProcessDriver {
 }
 
 impl Vm {
-    /// Starts a program and returns once it runs. A dropped future kills what it began.
+    /// Starts a program and returns once it runs. A dropped future kills what it began. A supervised one is in no list
+    /// of spawned processes.
     pub async fn spawn(&self, spec: ProcessSpec) -> Result<Process, SpawnError> {
         let (piped, input) = match spec.stdin {
             Stdin::Null => (false, None),
@@ -149,7 +150,8 @@ impl Vm {
         let program = Program { argv: spec.argv, env: spec.env, cwd: spec.cwd };
         let stdio = Stdio::Pipes { stdin: piped };
         let request = prepare::spawn_request(self.spec(), program, stdio, spec.supervised)?;
-        let plan = SpawnPlan { request, kind: Kind::Spawn, input, timeout: spec.timeout };
+        let kind = if spec.supervised { Kind::Supervised } else { Kind::Spawn };
+        let plan = SpawnPlan { request, kind, input, timeout: spec.timeout };
         let mut running = self.start(plan).await?;
         running.guard.disarm();
         Ok(Process { vm: self.clone(), live: running.process })

@@ -19,7 +19,7 @@ pub use environment::Environment;
 pub(crate) use environment::EnvironmentRefusal;
 pub use limits::LimitOptions;
 pub use mounts::{MountKind, MountOptions};
-pub(crate) use mounts::{MountRefusal, mount_target, plan_mount};
+pub(crate) use mounts::{MountRefusal, plan_mount, unmount_target};
 
 use crate::launcher::Launcher;
 use crate::path::{GuestPath, PathError};

@@ -24,10 +24,11 @@ use crate::guest::{Guest, VmArgs};
 use crate::install::Progress;
 use crate::read_only::ReadOnly;
 use crate::run::changes::Snapshot;
-use crate::run::model::ModelArg;
+use crate::run::model::{Found, ModelArg};
 use crate::run::out::OutDir;
 use crate::run::report::{Ending, Output, texts};
 use crate::signals::Signals;
+use crate::spec::EnvSpec;
 use crate::terminal::{harmless_line, notice};
 
 /// The events of a session that is closed are all there; this is for a sidecar that has died.
@@ -138,12 +139,18 @@ impl Work<'_> {
     async fn open_session(&self, output: &Output) -> Result<Session, Failure> {
         let RunArgs { agent, vm: vm_args, model, .. } = self.args;
         let vm = &self.guest.vm;
-        let taken = model::taken(vm, agent, *model, vm_args).await?;
+        let Found { taken, left } = model::find(vm, agent, *model, vm_args).await?;
+        let names = |found: &[EnvSpec]| {
+            let names: Vec<&str> = found.iter().map(|env| env.name.as_str()).collect();
+            names.join(", ")
+        };
         if !taken.is_empty() {
-            let names: Vec<&str> = taken.iter().map(|env| env.name.as_str()).collect();
+            notice(&format!("giving the agent {} of your environment (--model demo: none)", names(&taken)));
+        }
+        if !left.is_empty() {
             notice(&format!(
-                "giving the agent {} of your environment (--model demo: none)",
-                names.join(", ")
+                "not using {} of your environment: no provider can be reached from a VM yet (--model provider: all the same)",
+                names(&left)
             ));
         }
         let json = output.is_json();

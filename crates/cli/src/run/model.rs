@@ -9,12 +9,12 @@ use crate::spec::EnvSpec;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ModelArg {
-    /// A provider when a key or base URL the agent looks for is set here or given with --env, else the offline model
+    /// A provider when a key or base URL the agent looks for is given with --env, else the offline model
     #[default]
     Auto,
     /// The offline scripted model
     Demo,
-    /// Whatever the agent's own configuration says
+    /// Whatever the agent's own configuration says, with the keys of your environment that the agent looks for
     Provider,
 }
 
@@ -28,21 +28,37 @@ impl From<ModelArg> for ModelChoice {
     }
 }
 
-/// The variables of this process's environment that the agent looks for, unless the caller decided otherwise: by the
-/// model, or by giving one of them with `--env`.
-pub(super) async fn taken(
+/// What the caller's environment has of the variables that the agent looks for.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Given to the session.
+    pub taken: Vec<EnvSpec>,
+    /// Set, and not given: no provider can be reached out of a VM without a network, so that `auto` would trade a run
+    /// that works for a connection error. Who insists says `--model provider` or gives the variable with `--env`.
+    pub left: Vec<EnvSpec>,
+}
+
+/// Looks for the agent's variables, unless the caller decided otherwise: by the model, or by giving one of them with
+/// `--env`.
+pub(super) async fn find(
     vm: &AgentOs,
     agent: &str,
     model: ModelArg,
     args: &VmArgs,
-) -> Result<Vec<EnvSpec>, Failure> {
+) -> Result<Found, Failure> {
     if model == ModelArg::Demo {
-        return Ok(Vec::new());
+        return Ok(Found::default());
     }
     let agents = vm.list_agents().await?;
     let wanted =
         agents.into_iter().find(|entry| entry.id == agent).map(|entry| entry.model_env).unwrap_or_default();
-    Ok(pick(&wanted, args, |name| std::env::var(name).ok()))
+    let set = pick(&wanted, args, |name| std::env::var(name).ok());
+    let demanded = std::env::var("AGENTOS_MODEL").is_ok_and(|value| value == "provider");
+    Ok(if model == ModelArg::Provider || demanded {
+        Found { taken: set, left: Vec::new() }
+    } else {
+        Found { taken: Vec::new(), left: set }
+    })
 }
 
 fn pick(wanted: &[String], args: &VmArgs, look: impl Fn(&str) -> Option<String>) -> Vec<EnvSpec> {

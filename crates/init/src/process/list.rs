@@ -15,7 +15,14 @@ const MAX_COMMAND_BYTES: u64 = 128 * 1024;
 
 /// Beyond this many bytes of command lines in one list, each is shown up to [`MAX_LATER_COMMAND_BYTES`].
 const MAX_LIST_BYTES: u64 = 8 * 1024 * 1024;
-const MAX_LATER_COMMAND_BYTES: u64 = 1024;
+const MAX_LATER_COMMAND_BYTES: u64 = 256;
+
+/// A process may have as many arguments as its command line has bytes; this many are shown one by one, and what follows
+/// as the last one.
+const MAX_ARGUMENTS: usize = 1024;
+
+/// What an argument takes beside its bytes, here and in the sidecar.
+const ARGUMENT_COST_BYTES: u64 = 32;
 
 /// Every process but PID 1 and our helpers. A process that ends while it is looked at is left out.
 pub(crate) fn list(helpers: &[i32]) -> Vec<ProcessEntry> {
@@ -29,7 +36,9 @@ pub(crate) fn list(helpers: &[i32]) -> Vec<ProcessEntry> {
             let room =
                 if listed_bytes < MAX_LIST_BYTES { MAX_COMMAND_BYTES } else { MAX_LATER_COMMAND_BYTES };
             let process = entry(pid, helpers, boot_ms, room)?;
-            listed_bytes += process.argv.iter().map(|argument| argument.len() as u64).sum::<u64>();
+            // Every argument costs, an empty one too.
+            let cost = |argument: &Bytes| argument.len() as u64 + ARGUMENT_COST_BYTES;
+            listed_bytes += process.argv.iter().map(cost).sum::<u64>();
             Some(process)
         })
         .collect();
@@ -67,7 +76,7 @@ fn arguments(command: &[u8], name: &[u8]) -> Vec<Bytes> {
         return vec![Bytes::from([b"[", name, b"]"].concat())];
     }
     let command = command.strip_suffix(b"\0").unwrap_or(command);
-    command.split(|byte| *byte == 0).map(|argument| Bytes::from(argument.to_vec())).collect()
+    command.splitn(MAX_ARGUMENTS, |byte| *byte == 0).map(|argument| Bytes::from(argument.to_vec())).collect()
 }
 
 /// The fields of /proc/PID/stat that are of use here.
@@ -126,6 +135,11 @@ mod tests {
         for line in [&b""[..], b"1", b")(", b"1 (x)", b"1 (x) S 1"] {
             assert_eq!(Stat::parse(line), None);
         }
+    }
+
+    #[test]
+    fn a_command_line_of_nothing_but_ends_is_no_flood_of_arguments() {
+        assert_eq!(arguments(&vec![0; 128 * 1024], b"sh").len(), MAX_ARGUMENTS);
     }
 
     #[test]

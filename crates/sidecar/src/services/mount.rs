@@ -10,6 +10,9 @@ use crate::convert::mount::mount_options;
 use crate::errors::{Failure, of_vm};
 use crate::host::Host;
 
+/// Where the sidecar itself mounts for agents.
+const OURS: [&str; 2] = ["/opt/agentos", "/etc/agentos"];
+
 #[derive(Debug)]
 pub(super) struct Mounts(pub(super) Arc<Host>);
 
@@ -32,6 +35,11 @@ impl MountService for Mounts {
     ) -> Result<Response<v1::UnmountFsResponse>, Status> {
         let request = request.into_inner();
         let hosted = self.0.vm(&request.vm_id)?;
+        if OURS.iter().any(|ours| request.path.starts_with(ours)) {
+            let message =
+                format!("Agents and their instructions need what is mounted there: {}", request.path);
+            return Err(Failure::invalid("path", message).into());
+        }
         let unmounted = hosted.vm.unmount_fs(request.path.as_bytes()).await.map_err(of_vm(&request.vm_id))?;
         Ok(Response::new(v1::UnmountFsResponse { busy: unmounted == Unmounted::Busy }))
     }

@@ -32,6 +32,8 @@ pub(crate) struct LiveProcess {
 pub(crate) enum Kind {
     Exec,
     Spawn,
+    /// An agent: its streams are a protocol of ours, so that nobody finds it by its pid.
+    Supervised,
     Shell,
 }
 

@@ -60,7 +60,7 @@ impl Records {
     /// The process's exit is set already.
     pub(crate) fn exited(&mut self, process: &LiveProcess, exit: Exit, now: Now) {
         self.forget_old(now.instant);
-        if process.kind == Kind::Shell {
+        if matches!(process.kind, Kind::Shell | Kind::Supervised) {
             return;
         }
         if self.exited.len() == MAX_EXITED_SHOWN {
@@ -166,6 +166,7 @@ mod tests {
         run(&mut records, 10, Kind::Exec, start);
         run(&mut records, 11, Kind::Spawn, start);
         run(&mut records, 12, Kind::Shell, start);
+        run(&mut records, 13, Kind::Supervised, start);
         let later = |seconds| start.instant + Duration::from_secs(seconds);
         let shown: Vec<_> = records.recently_exited(later(59)).map(|info| (info.pid, info.driver)).collect();
         assert_eq!(shown, [(10, ProcessDriver::Node), (11, ProcessDriver::Node)]);

@@ -12,6 +12,9 @@ use crate::path::{GuestPath, PathError};
 /// What init needs for itself: a mount there would hide the masks of /proc or the VM's own devices.
 const RESERVED: [&[u8]; 3] = [b"/proc", b"/dev", b"/sys"];
 
+/// Mounts that a VM is made of, beside the reserved ones: nobody takes them away.
+const OWN: [&[u8]; 3] = [b"/usr", b"/tmp", b"/run"];
+
 /// Where command directories appear, one numbered directory each.
 const COMMANDS: &str = "/opt/agentos/commands";
 
@@ -87,9 +90,18 @@ pub(crate) fn plan_mount(mount: MountOptions, disk_bytes: u64) -> Result<MountPl
     Ok(MountPlan { target, kind })
 }
 
-pub(crate) fn mount_target(path: &[u8]) -> Result<GuestPath, MountRefusal> {
+fn mount_target(path: &[u8]) -> Result<GuestPath, MountRefusal> {
     let target = GuestPath::parse(path).map_err(MountRefusal::TargetPath)?;
     if target.depth() == 0 || RESERVED.iter().any(|reserved| target.is_within(reserved)) {
+        return Err(MountRefusal::Target(target));
+    }
+    Ok(target)
+}
+
+/// A place that a mount may be taken from: not one of those the VM itself is made of.
+pub(crate) fn unmount_target(path: &[u8]) -> Result<GuestPath, MountRefusal> {
+    let target = mount_target(path)?;
+    if OWN.iter().any(|own| target.depth() == 1 && target.is_within(own)) {
         return Err(MountRefusal::Target(target));
     }
     Ok(target)
