@@ -205,16 +205,16 @@ impl AgentOs {
         let reply =
             self.live()?.filesystem().read_file(request).await.map_err(|status| self.failed(status))?;
         let mut chunks = reply.into_inner();
-        let mut pieces = Vec::new();
+        // One piece, the usual case, is taken over without a copy where nothing else shares its buffer. The buffers of
+        // more go back at once, so that the next pieces find them.
+        let mut content: Option<Vec<u8>> = None;
         while let Some(chunk) = chunks.message().await.map_err(|status| self.failed(status))? {
-            pieces.push(chunk.data);
+            match &mut content {
+                None => content = Some(Vec::from(chunk.data)),
+                Some(content) => content.extend_from_slice(&chunk.data),
+            }
         }
-        // One piece, the usual case, is taken over without a copy where nothing else shares its buffer; for more, the
-        // whole is allocated once.
-        if pieces.len() <= 1 {
-            return Ok(pieces.pop().map(Vec::from).unwrap_or_default());
-        }
-        Ok(pieces.concat())
+        Ok(content.unwrap_or_default())
     }
 
     /// Writes a file, creating parents. Readers that open it later see the old content or the new, never a part;

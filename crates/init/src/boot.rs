@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agentos_guest_protocol::init::InitMessage;
-use agentos_guest_protocol::launcher::{BootFailure, BootPlan, IdRange};
+use agentos_guest_protocol::launcher::{Base, BootFailure, BootPlan, IdRange};
 use agentos_linux::clone::{self, SingleThreaded};
 use agentos_linux::{Errno, credentials, seqpacket, signal};
 use rustix::fs::{Mode, OFlags};
@@ -177,6 +177,7 @@ fn harden(plan: &BootPlan) -> Result<Guest, BootFailure> {
         drop_groups: plan.ids != IdRange::Single,
         capabilities,
         open_files: u64::from(plan.limits.open_files),
+        root_in_memory: matches!(plan.base, Base::Host { .. }),
     })
 }
 

@@ -3,13 +3,14 @@
 //! ```text
 //!             ┌─ control socket   requests; a hang-up ends the VM
 //! epoll ──────┼─ SIGCHLD          reap all; ours become Exited events
-//!             ├─ report pipes     exec has succeeded or failed: ExecDone
-//!             └─ file pool        answers of the file threads
+//!             └─ report pipes     exec has succeeded or failed: ExecDone
 //! ```
-//! Nothing here waits for a guest: what could hang in a file system runs on the pool's threads, and the sidecar reads
-//! its socket. The loop ends when the sidecar hangs up or has asked for a shutdown and seen it done.
+//! Nothing here waits for a guest: what could hang in a file system runs on the pool's threads, which answer by
+//! themselves, and the sidecar reads its socket. The loop ends when the sidecar hangs up or has asked for a shutdown
+//! and seen it done.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
@@ -19,7 +20,8 @@ use agentos_linux::{Errno, seqpacket};
 use rustix::event::{Timespec, epoll};
 use rustix::thread::CapabilitySet;
 
-use crate::filesystem::{Answer, Pool, Root};
+use crate::control::Control;
+use crate::filesystem::{Answer, FileSystem, Pool, Root};
 use crate::process::{self, Children};
 use crate::wire::{self, WireError, failure};
 use crate::{mounts, network};
@@ -35,6 +37,8 @@ pub(crate) struct Guest {
     pub drop_groups: bool,
     pub capabilities: CapabilitySet,
     pub open_files: u64,
+    /// The root directory's own file system is of nothing but memory, so nothing in it ever waits.
+    pub root_in_memory: bool,
 }
 
 impl Guest {
@@ -63,17 +67,15 @@ enum LoopError {
     Wire(#[from] WireError),
     #[error("a system call of the event loop failed")]
     System(#[from] Errno),
-    #[error("the file threads can't be set up")]
-    Pool(#[from] crate::filesystem::PoolError),
 }
 
 /// What an epoll event is about: one of these, or the report pipe of the process with that pid.
 const CONTROL: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
-const FILES: u64 = u64::MAX - 2;
 
 struct EventLoop<'a> {
     control: BorrowedFd<'a>,
+    sidecar: Arc<Control>,
     poll: OwnedFd,
     signals: ChildSignals,
     pool: Pool,
@@ -96,14 +98,18 @@ struct Shutdown {
 impl<'a> EventLoop<'a> {
     fn start(control: BorrowedFd<'a>, guest: Guest) -> Result<Self, LoopError> {
         let signals = ChildSignals::open()?;
-        let pool = Pool::new(Root::new(mounts::open_directory(std::path::Path::new("/"))?))?;
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (fd, word) in [(control, CONTROL), (signals.as_fd(), SIGNALS), (pool.fd(), FILES)] {
+        for (fd, word) in [(control, CONTROL), (signals.as_fd(), SIGNALS)] {
             epoll::add(&poll, fd, epoll::EventData::new_u64(word), epoll::EventFlags::IN)?;
         }
         rustix::io::ioctl_fionbio(control, true)?;
+        let sidecar = Arc::new(Control::new(rustix::io::fcntl_dupfd_cloexec(control, 0)?));
+        let root = Root::new(mounts::open_directory(std::path::Path::new("/"))?);
+        let quick = guest.root_in_memory.then(|| root.at_once()).transpose()?;
+        let pool = Pool::new(FileSystem::new(root, quick), answers(&sidecar));
         Ok(Self {
             control,
+            sidecar,
             poll,
             signals,
             pool,
@@ -123,7 +129,6 @@ impl<'a> EventLoop<'a> {
                 match word {
                     CONTROL => self.requests(&mut buffer)?,
                     SIGNALS => self.reap()?,
-                    FILES => self.file_answers()?,
                     pid => self.report(pid as i32)?,
                 }
             }
@@ -150,24 +155,8 @@ impl<'a> EventLoop<'a> {
         Ok(events.iter().map(|event: &epoll::Event| event.data.u64()).collect())
     }
 
-    /// Sends to the sidecar. The socket is non-blocking for reading; a full one is waited for, because the sidecar
-    /// always reads, and what can't be said can't be dropped.
     fn say(&self, message: &InitMessage, descriptors: &[BorrowedFd<'_>]) -> Result<(), LoopError> {
-        loop {
-            match wire::send(self.control, message, descriptors) {
-                Err(WireError::System(Errno::AGAIN)) => {
-                    let mut writable = [rustix::event::PollFd::from_borrowed_fd(
-                        self.control,
-                        rustix::event::PollFlags::OUT,
-                    )];
-                    match rustix::event::poll(&mut writable, None) {
-                        Ok(_) | Err(Errno::INTR) => {}
-                        Err(errno) => return Err(errno.into()),
-                    }
-                }
-                other => return Ok(other?),
-            }
-        }
+        Ok(self.sidecar.say(message, descriptors)?)
     }
 
     fn answer(
@@ -176,14 +165,7 @@ impl<'a> EventLoop<'a> {
         response: Result<Response, Failure>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), LoopError> {
-        match self.say(&InitMessage::Response { id, response }, descriptors) {
-            // An answer that is longer than any frame fails that request, not the VM.
-            Err(LoopError::Wire(WireError::Encode(_))) => {
-                let response = Err(Failure::System(failure("answer", "", Errno::OVERFLOW)));
-                self.say(&InitMessage::Response { id, response }, &[])
-            }
-            other => other,
-        }
+        Ok(self.sidecar.answer(id, response, descriptors)?)
     }
 
     /// Serves what has arrived, a bounded number at a time so that reaping is never starved.
@@ -283,19 +265,6 @@ impl<'a> EventLoop<'a> {
         self.finish_shutdown()
     }
 
-    fn file_answers(&mut self) -> Result<(), LoopError> {
-        for Answer { id, result } in self.pool.drain() {
-            match result {
-                Ok((response, descriptor)) => {
-                    let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
-                    self.answer(id, Ok(Response::File(response)), &descriptors)?;
-                }
-                Err(failure) => self.answer(id, Err(failure), &[])?,
-            }
-        }
-        Ok(())
-    }
-
     fn timers(&mut self) -> Result<(), LoopError> {
         let now = Instant::now();
         self.pool.expire(now);
@@ -335,6 +304,20 @@ impl<'a> EventLoop<'a> {
         self.done = true;
         Ok(())
     }
+}
+
+/// Says what file calls have come to. A sidecar that can't be reached has hung up, which the loop sees for itself.
+fn answers(sidecar: &Arc<Control>) -> Box<dyn Fn(Answer) + Send + Sync> {
+    let sidecar = Arc::clone(sidecar);
+    Box::new(move |Answer { id, result }| {
+        let _ = match result {
+            Ok((response, descriptor)) => {
+                let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
+                sidecar.answer(id, Ok(Response::File(response)), &descriptors)
+            }
+            Err(failure) => sidecar.answer(id, Err(failure), &[]),
+        };
+    })
 }
 
 impl Shutdown {

@@ -43,5 +43,6 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use pool::{Answer, Pool, PoolError};
+pub(crate) use calls::FileSystem;
+pub(crate) use pool::{Answer, Pool};
 pub(crate) use root::Root;

@@ -11,6 +11,7 @@
 //! There is no tokio and no gRPC here, and a clone never execs: its memory is a copy of the launcher's few pages.
 
 mod boot;
+mod control;
 mod event_loop;
 pub(crate) mod filesystem;
 mod launcher;

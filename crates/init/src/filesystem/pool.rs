@@ -1,7 +1,8 @@
 //! The threads that do file calls, and the deadlines that keep hanging mounts from taking init with them.
 //!
 //! ```text
-//! submit ─► queue ─► worker ─► finished ─► drain            eventfd: something is finished
+//! submit ─► at once, where nothing can hang ─► answered
+//!        └► queue ─► worker ─► answered, by the worker itself
 //!              │         │
 //!              │         ├ no heartbeat for a second: slow, another worker may take its place
 //!              │         └ none for 30 seconds: answered as timed out; the thread is left where it hangs
@@ -13,7 +14,7 @@
 //! The pool has no clock for its deadlines: the event loop says what time it is, and is told when to look again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,18 +22,16 @@ use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::filesystem::{FileCall, FileFailure, FileRequest, FileResponse};
 use agentos_guest_protocol::init::{Failure, RequestId};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, read, write};
+use rustix::io::Errno;
 
 use super::calls::{FileSystem, Outcome, call_of, path_of};
 use super::path::failure;
 use super::progress::Progress;
-use super::root::Root;
 use super::streams::STACK_BYTES;
 
 const MAX_HEALTHY: usize = 4;
 const MAX_STUCK: usize = 16;
-/// Calls submitted and not yet drained; one more is EAGAIN.
+/// Calls submitted and not yet answered; one more is EAGAIN.
 const MAX_IN_FLIGHT: usize = 1024;
 
 const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -46,31 +45,27 @@ const REMOVAL_WAIT: Duration = Duration::from_secs(1);
 const _: () = assert!(SLOW_AFTER.as_secs() < STUCK_AFTER.as_secs());
 const _: () = assert!(STUCK_AFTER.as_secs() < ENDLESS_AFTER.as_secs());
 
-/// What the event loop sends on.
+/// What a call has come to.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) id: RequestId,
     pub(crate) result: Result<(FileResponse, Option<OwnedFd>), Failure>,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("file calls have no eventfd to report on")]
-pub(crate) struct PoolError(#[source] Errno);
+/// Tells the sidecar. Called on any thread, and never while the pool's state is locked.
+pub(crate) type Answers = Box<dyn Fn(Answer) + Send + Sync>;
 
 /// Does file calls on threads. Belongs to the event loop; nothing of it ever waits for a file system.
-#[derive(Debug)]
 pub(crate) struct Pool {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     files: FileSystem,
     state: Mutex<State>,
     /// There is a job, or an end.
     work: Condvar,
-    /// Readable while something is finished and not drained.
-    done: OwnedFd,
+    answers: Answers,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +74,6 @@ struct State {
     workers: BTreeMap<WorkerId, Worker>,
     last_worker: WorkerId,
     idle: usize,
-    finished: Vec<Answer>,
     in_flight: usize,
     closing: bool,
 }
@@ -129,24 +123,19 @@ enum Pace {
 }
 
 impl Pool {
-    pub(crate) fn new(root: Root) -> Result<Self, PoolError> {
-        let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(PoolError)?;
-        let shared = Shared {
-            files: FileSystem::new(root),
-            state: Mutex::new(State::default()),
-            work: Condvar::new(),
-            done,
-        };
-        Ok(Self { shared: Arc::new(shared) })
+    pub(crate) fn new(files: FileSystem, answers: Answers) -> Self {
+        let shared = Shared { files, state: Mutex::new(State::default()), work: Condvar::new(), answers };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Readable when [`Pool::drain`] has something.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.shared.done.as_fd()
-    }
-
-    /// Takes a call on. Its answer, refusals included, comes through [`Pool::drain`].
+    /// Takes a call on, or does it here and now where that can't hang.
     pub(crate) fn submit(&self, id: RequestId, request: FileRequest, now: Instant) {
+        let files = &self.shared.files;
+        // A panic is the worker's to report.
+        if let Ok(Some(outcome)) = catch_unwind(AssertUnwindSafe(|| files.handle_at_once(&request))) {
+            self.shared.answer(id, Ok(outcome));
+            return;
+        }
         let subject = Subject { call: call_of(&request), path: path_of(&request).to_vec() };
         let work = move |files: &FileSystem, progress: &Progress| files.handle(&request, progress);
         self.submit_work(Job { id, subject, submitted: now, work: Box::new(work) });
@@ -161,25 +150,17 @@ impl Pool {
         } else {
             None
         };
-        state.in_flight += 1;
         if let Some(failure) = refusal {
-            self.shared.finish(&mut state, job.id, Err(failure));
+            drop(state);
+            self.shared.answer(job.id, Err(failure));
             return;
         }
+        state.in_flight += 1;
         state.queue.push_back(job);
-        self.shared.staff(&mut state);
+        let refused = self.shared.staff(&mut state);
         drop(state);
         self.shared.work.notify_one();
-    }
-
-    /// All answers there are.
-    pub(crate) fn drain(&self) -> Vec<Answer> {
-        // Emptied before looking, so that what is finished after the look is heard of.
-        let _ = read(&self.shared.done, &mut [0u8; 8]);
-        let mut state = self.shared.lock();
-        let finished = std::mem::take(&mut state.finished);
-        state.in_flight -= finished.len();
-        finished
+        self.shared.refuse(refused);
     }
 
     /// When [`Pool::expire`] will next have something to do.
@@ -220,12 +201,14 @@ impl Pool {
         if state.healthy() == 0 && state.stuck() >= MAX_STUCK {
             overdue.extend(state.queue.drain(..).map(|job| (job.id, Failure::TooManyStuck)));
         }
-        for (id, failure) in overdue {
-            self.shared.finish(&mut state, id, Err(failure));
-        }
-        self.shared.staff(&mut state);
+        state.in_flight -= overdue.len();
+        overdue.extend(self.shared.staff(&mut state));
+        let waiting = !state.queue.is_empty();
         drop(state);
-        self.shared.work.notify_one();
+        if waiting {
+            self.shared.work.notify_one();
+        }
+        self.shared.refuse(overdue);
     }
 }
 
@@ -260,21 +243,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn finish(
-        &self,
-        state: &mut State,
-        id: RequestId,
-        result: Result<(FileResponse, Option<OwnedFd>), Failure>,
-    ) {
-        if state.finished.is_empty() {
-            // Can't fail: the counter is far from its limit, and it is ours.
-            let _ = write(&self.done, &1u64.to_ne_bytes());
-        }
-        state.finished.push(Answer { id, result });
+    fn answer(&self, id: RequestId, result: Result<Outcome, Failure>) {
+        let result = result.map(|outcome| (outcome.response, outcome.descriptor));
+        (self.answers)(Answer { id, result });
     }
 
-    /// Starts workers for jobs that no idle worker will take.
-    fn staff(self: &Arc<Self>, state: &mut State) {
+    fn refuse(&self, calls: Vec<(RequestId, Failure)>) {
+        for (id, failure) in calls {
+            self.answer(id, Err(failure));
+        }
+    }
+
+    /// Starts workers for jobs that no idle worker will take. The calls that nobody can be found for.
+    fn staff(self: &Arc<Self>, state: &mut State) -> Vec<(RequestId, Failure)> {
         while state.queue.len() > state.idle + state.starting() && state.may_start() {
             state.last_worker.0 += 1;
             let id = state.last_worker;
@@ -286,14 +267,13 @@ impl Shared {
             }
             state.workers.remove(&id);
             // The VM is out of processes. With other workers the job waits for one of them.
-            if state.healthy() == 0 {
-                let jobs: Vec<Job> = state.queue.drain(..).collect();
-                for job in jobs {
-                    self.finish(state, job.id, Err(job.subject.failed(Errno::AGAIN)));
-                }
+            if state.healthy() > 0 {
+                break;
             }
-            return;
+            state.in_flight -= state.queue.len();
+            return state.queue.drain(..).map(|job| (job.id, job.subject.failed(Errno::AGAIN))).collect();
         }
+        Vec::new()
     }
 
     /// A worker's life.
@@ -346,9 +326,9 @@ impl Shared {
         }
         match running {
             Some(running) if running.pace != Pace::Stuck => {
-                let result = result.map_err(Failure::File);
-                let result = result.map(|outcome| (outcome.response, outcome.descriptor));
-                self.finish(&mut state, running.id, result);
+                state.in_flight -= 1;
+                drop(state);
+                self.answer(running.id, result.map_err(Failure::File));
             }
             _ => {
                 drop(state);
@@ -434,6 +414,12 @@ impl Subject {
             FileCall::Copy => "copy",
         };
         Failure::TimedOut { call: format!("{call} '{}'", String::from_utf8_lossy(&self.path)) }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("state", &self.shared.state).finish_non_exhaustive()
     }
 }
 

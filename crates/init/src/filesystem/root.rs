@@ -19,6 +19,7 @@ const MAX_RACES: u32 = 1000;
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
+    resolve: ResolveFlags,
 }
 
 /// A name in an opened directory. Nothing is said about what the name stands for now.
@@ -48,14 +49,21 @@ pub(super) enum Backing {
 impl Root {
     /// `dir` is a directory descriptor; O_PATH is enough.
     pub(crate) fn new(dir: OwnedFd) -> Self {
-        Self { dir }
+        Self { dir, resolve: ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS }
+    }
+
+    /// The same root, but what lies in other file systems is not found (EXDEV), nor what the kernel would have to
+    /// look for (EAGAIN).
+    pub(crate) fn at_once(&self) -> Result<Self, Errno> {
+        let dir = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0)?;
+        Ok(Self { dir, resolve: self.resolve | ResolveFlags::NO_XDEV | ResolveFlags::CACHED })
     }
 
     /// Opens a path, its last link included unless `flags` say NOFOLLOW.
     pub(super) fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..MAX_RACES {
-            match openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            match openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), self.resolve) {
+                Err(Errno::AGAIN) if self.resolve.contains(ResolveFlags::CACHED) => break,
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 answer => return answer,
             }

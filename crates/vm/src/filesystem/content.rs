@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use agentos_guest_protocol::filesystem::FileCall;
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
@@ -15,8 +17,8 @@ use crate::path::GuestPath;
 use crate::pipe;
 use crate::window::MAX_CHUNK_BYTES;
 
-/// One read of a regular file: a hop to a blocking thread costs about as much as copying this much.
-const FILE_CHUNK_BYTES: usize = 256 * 1024;
+/// One read of a regular file: what a hop to a blocking thread costs is little beside copying this much.
+const FILE_CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A file's content: there already, or to be read.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ enum Source {
     RegularFile {
         file: Arc<OwnedFd>,
         offset: u64,
-        /// A read that was begun for a caller that gave up: the next one gets it.
-        reading: Option<JoinHandle<Result<Vec<u8>, rustix::io::Errno>>>,
+        /// A read that was begun ahead, or for a caller that gave up: the next one gets it.
+        reading: Option<JoinHandle<Result<Vec<u8>, Errno>>>,
     },
     Pipe(OwnedFd),
     RegisteredPipe(AsyncFd<OwnedFd>),
@@ -122,28 +124,36 @@ impl ContentStream {
     }
 }
 
+/// Reads on while the caller is busy with what it got.
 async fn read_file(
     file: &Arc<OwnedFd>,
     offset: &mut u64,
-    reading: &mut Option<JoinHandle<Result<Vec<u8>, rustix::io::Errno>>>,
+    reading: &mut Option<JoinHandle<Result<Vec<u8>, Errno>>>,
 ) -> std::io::Result<Bytes> {
-    let (file, position) = (Arc::clone(file), *offset);
-    let task = reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || read_at(&file, position)));
-    let read = (&mut *task).await;
+    let read = |offset| {
+        let file = Arc::clone(file);
+        tokio::task::spawn_blocking(move || read_at(&file, offset))
+    };
+    let read_now = reading.get_or_insert_with(|| read(*offset)).await;
     *reading = None;
-    let chunk = read.map_err(std::io::Error::other)??;
+    let chunk = read_now.map_err(std::io::Error::other)??;
     *offset += chunk.len() as u64;
+    if chunk.len() == FILE_CHUNK_BYTES {
+        *reading = Some(read(*offset));
+    }
     Ok(Bytes::from(chunk))
 }
 
-fn read_at(file: &OwnedFd, offset: u64) -> Result<Vec<u8>, rustix::io::Errno> {
-    let mut chunk = vec![0; FILE_CHUNK_BYTES];
-    let read = loop {
-        match rustix::io::pread(file, &mut chunk[..], offset) {
-            Err(rustix::io::Errno::INTR) => {}
-            read => break read?,
+/// A whole chunk, or less at the end of the file.
+fn read_at(file: &OwnedFd, offset: u64) -> Result<Vec<u8>, Errno> {
+    let mut chunk = Vec::with_capacity(FILE_CHUNK_BYTES);
+    while chunk.len() < FILE_CHUNK_BYTES {
+        let position = offset + chunk.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut chunk), position) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
         }
-    };
-    chunk.truncate(read);
+    }
     Ok(chunk)
 }

@@ -22,7 +22,7 @@ impl Tiny {
     fn new(test: &str) -> Option<Self> {
         let mount = tiny_tmpfs(test, "256k", "40")?;
         let root = Root::new(mount.as_fd().try_clone_to_owned().unwrap());
-        Some(Self { files: FileSystem::new(root), mount })
+        Some(Self { files: FileSystem::new(root, None), mount })
     }
 
     fn call(&self, request: FileRequest) -> Result<Outcome, agentos_guest_protocol::filesystem::FileFailure> {

@@ -1,30 +1,44 @@
 //! The threads: answers, deadlines, bounds.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::filesystem::{FileCall, FileRequest, FileResponse};
 use agentos_guest_protocol::init::{Failure, RequestId};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::support::{bytes, root_at};
 use crate::filesystem::calls::Outcome;
 use crate::filesystem::pool::{Job, Subject};
-use crate::filesystem::{Answer, Pool};
+use crate::filesystem::{Answer, FileSystem, Pool, Root};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Fixture {
     pool: Pool,
+    answers: Receiver<Answer>,
     dir: TempDir,
 }
 
 impl Fixture {
     fn new() -> Self {
+        Self::over(tempfile::tempdir().unwrap(), None)
+    }
+
+    /// As in a VM whose root directory is in memory: what only looks is done at once.
+    fn quick() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { pool: Pool::new(root_at(dir.path())).unwrap(), dir }
+        let quick = root_at(dir.path()).at_once().unwrap();
+        Self::over(dir, Some(quick))
+    }
+
+    fn over(dir: TempDir, quick: Option<Root>) -> Self {
+        let (say, answers) = channel();
+        // The pool's threads may outlive the test that looks at its answers.
+        let say = Box::new(move |answer| drop(say.send(answer)));
+        Self { pool: Pool::new(FileSystem::new(root_at(dir.path()), quick), say), answers, dir }
     }
 
     fn submit(&self, id: u32, request: FileRequest) {
@@ -61,13 +75,8 @@ impl Fixture {
 
     /// The next `count` answers, by id.
     fn wait_for(&self, count: usize) -> Vec<Answer> {
-        let mut answers = Vec::new();
-        while answers.len() < count {
-            let timeout = Timespec { tv_sec: 30, tv_nsec: 0 };
-            let ready = poll(&mut [PollFd::new(&self.pool.fd(), PollFlags::IN)], Some(&timeout)).unwrap();
-            assert_eq!(ready, 1, "only {answers:?} of {count}");
-            answers.extend(self.pool.drain());
-        }
+        let next = |_| self.answers.recv_timeout(30 * SECOND).unwrap();
+        let mut answers: Vec<Answer> = (0..count).map(next).collect();
         answers.sort_by_key(|answer| answer.id);
         answers
     }
@@ -78,18 +87,50 @@ fn ids(answers: &[Answer]) -> Vec<u32> {
 }
 
 #[test]
-fn every_call_is_answered_once_and_the_descriptor_is_quiet_again() {
+fn every_call_is_answered_once() {
     let fixture = Fixture::new();
-    assert!(fixture.pool.drain().is_empty());
+    assert!(fixture.answers.try_recv().is_err());
     for id in 0..500 {
         fixture.exists(id);
     }
     let answers = fixture.wait_for(500);
     assert_eq!(ids(&answers), (0..500).collect::<Vec<_>>());
     assert!(answers.iter().all(|answer| matches!(answer.result, Ok((FileResponse::Exists(true), None)))));
-    let nothing = Timespec { tv_sec: 0, tv_nsec: 0 };
-    assert_eq!(poll(&mut [PollFd::new(&fixture.pool.fd(), PollFlags::IN)], Some(&nothing)).unwrap(), 0);
+    assert!(fixture.answers.try_recv().is_err());
     assert_eq!(fixture.pool.next_deadline(), None);
+}
+
+#[test]
+fn what_only_looks_at_memory_is_done_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "content").unwrap();
+    std::os::unix::fs::symlink("/file", dir.path().join("link")).unwrap();
+    let files = FileSystem::new(root_at(dir.path()), Some(root_at(dir.path()).at_once().unwrap()));
+    // Anybody's rename or mount meanwhile makes the kernel look again instead of trusting its cache.
+    let at_once = |request| (0..100_000).find_map(|_| files.handle_at_once(&request)).unwrap().response;
+    let read = at_once(FileRequest::Read { path: bytes("/link") });
+    assert!(matches!(read, FileResponse::Content(content) if *content == *b"content"));
+    let stat = at_once(FileRequest::Stat { path: bytes("/link") });
+    assert!(matches!(stat, FileResponse::Stat(stat) if stat.size_bytes == 7));
+    assert!(matches!(at_once(FileRequest::Exists { path: bytes("/file") }), FileResponse::Exists(true)));
+}
+
+#[test]
+fn what_is_not_at_hand_or_may_hang_goes_to_the_threads() {
+    let quick = FileSystem::new(root_at(Path::new("/")), Some(root_at(Path::new("/")).at_once().unwrap()));
+    let at_once = |request| quick.handle_at_once(&request).is_some();
+    assert!(!at_once(FileRequest::Stat { path: bytes("/proc/self/status") }), "another file system");
+    assert!(!at_once(FileRequest::Read { path: bytes("/proc/version") }), "another file system");
+    assert!(!at_once(FileRequest::Mkdir { path: bytes("/"), recursive: true }), "does more than look");
+
+    let fixture = Fixture::quick();
+    // Failures are told by whoever would have waited.
+    fixture.submit(1, FileRequest::Read { path: bytes("/absent") });
+    fixture.submit(2, FileRequest::Stat { path: bytes("not absolute") });
+    for (answer, errno) in fixture.wait_for(2).iter().zip([Errno::NOENT, Errno::INVAL]) {
+        let Err(Failure::File(failure)) = &answer.result else { panic!("{answer:?}") };
+        assert_eq!(failure.errno, errno.raw_os_error());
+    }
 }
 
 #[test]
@@ -114,7 +155,7 @@ fn a_hanging_call_times_out_and_the_others_go_on() {
     let slow = fixture.pool.next_deadline().unwrap();
     assert!(slow <= Instant::now() + SECOND);
     fixture.pool.expire(start);
-    assert!(fixture.pool.drain().is_empty());
+    assert!(fixture.answers.try_recv().is_err());
     // ...but after a second others take their places.
     fixture.pool.expire(Instant::now() + SECOND);
     assert_eq!(ids(&fixture.wait_for(1)), [10]);
@@ -191,7 +232,7 @@ fn a_call_that_gets_on_is_given_more_time_but_not_for_ever() {
         step.send(()).unwrap();
         assert!(beats.recv().unwrap());
         fixture.pool.expire(start + minute * 60 * SECOND);
-        assert!(fixture.pool.drain().is_empty(), "minute {minute}");
+        assert!(fixture.answers.try_recv().is_err(), "minute {minute}");
     }
     step.send(()).unwrap();
     assert!(beats.recv().unwrap());
@@ -273,7 +314,7 @@ fn the_end_of_the_pool_removes_unfinished_writes() {
     fixture.submit(1, FileRequest::OpenWrite { path: bytes("/file") });
     let answers = fixture.wait_for(1);
     assert!(answers[0].result.is_ok());
-    let Fixture { pool, dir } = fixture;
+    let Fixture { pool, dir, .. } = fixture;
     drop(pool);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -222,7 +222,7 @@ pub(super) fn read_to_end(descriptor: OwnedFd) -> Vec<u8> {
 }
 
 pub(super) fn files_below(dir: &Path) -> FileSystem {
-    FileSystem::new(root_at(dir))
+    FileSystem::new(root_at(dir), None)
 }
 
 pub(super) fn root_at(dir: &Path) -> Root {

@@ -322,7 +322,7 @@ fn a_write_through_a_pipe_learns_of_a_full_disk() {
     drop(sink);
     assert_eq!(errno(distrusted.writes.commit(ticket, &Progress::default())), Errno::NOSPC);
     let request = FileRequest::ReadDir { path: bytes("/") };
-    let listed = FileSystem::new(Root::new(mount)).handle(&request, &Progress::default()).unwrap();
+    let listed = FileSystem::new(Root::new(mount), None).handle(&request, &Progress::default()).unwrap();
     assert_eq!(listed.response, FileResponse::Names(Vec::new()));
 }
 
