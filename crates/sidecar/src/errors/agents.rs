@@ -83,6 +83,9 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let message = chain(&error);
         match error {
+            StartError::Agent { agent, source } if source.kind() == FaultKind::NoSpace => {
+                Self::new(ErrorKind::NoSpace, agent, message)
+            }
             StartError::Agent { agent, .. } | StartError::Refused { agent, .. } => {
                 Self::new(ErrorKind::AgentFailed, agent, message)
             }
@@ -102,6 +105,7 @@ impl From<PromptError> for Failure {
             FaultKind::Timeout => ErrorKind::Timeout,
             FaultKind::AgentFailed => ErrorKind::AgentFailed,
             FaultKind::Closed => ErrorKind::Closed,
+            FaultKind::NoSpace => ErrorKind::NoSpace,
             FaultKind::Internal => ErrorKind::Internal,
         };
         Self::new(kind, "", chain(&error))
@@ -110,6 +114,7 @@ impl From<PromptError> for Failure {
 
 impl From<TranscriptError> for Failure {
     fn from(error: TranscriptError) -> Self {
-        Self::new(ErrorKind::Internal, "transcript", chain(&error))
+        let kind = if error.is_no_space() { ErrorKind::NoSpace } else { ErrorKind::Internal };
+        Self::new(kind, "transcript", chain(&error))
     }
 }
