@@ -48,6 +48,8 @@ pub struct InstallProgress {
     pub total_bytes: Option<u64>,
     /// Where on the host it is installed.
     pub place: String,
+    /// Whether another installation on this host fetches it, for which this one waits.
+    pub waiting: bool,
 }
 
 /// An MCP server for the agent to use.

@@ -104,8 +104,8 @@ fn lenient(json: &str) -> Value {
 }
 
 pub(crate) fn install_progress(progress: v1::InstallProgress) -> InstallProgress {
-    let v1::InstallProgress { package, received_bytes, total_bytes, place } = progress;
-    InstallProgress { package, received_bytes, total_bytes, place }
+    let v1::InstallProgress { package, received_bytes, total_bytes, place, waiting } = progress;
+    InstallProgress { package, received_bytes, total_bytes, place, waiting }
 }
 
 fn model_kind(model: v1::ModelKind, call: &'static str) -> Result<ModelKind, AnswerError> {

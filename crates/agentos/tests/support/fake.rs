@@ -234,6 +234,7 @@ impl SessionService for Services {
             received_bytes: 5,
             total_bytes: Some(10),
             place: "/store".into(),
+            waiting: false,
         };
         let created = v1::SessionCreated {
             session_id: "s-1".into(),

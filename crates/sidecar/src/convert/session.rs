@@ -99,6 +99,7 @@ pub(crate) fn install_progress(progress: Progress) -> v1::InstallProgress {
         received_bytes: progress.received_bytes,
         total_bytes: progress.total_bytes,
         place: progress.place.to_string_lossy().into_owned(),
+        waiting: progress.waiting,
     }
 }
 

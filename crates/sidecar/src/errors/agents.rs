@@ -48,6 +48,7 @@ impl From<InstallError> for Failure {
                 Some(errno) => Self::system(errno, path.to_string_lossy(), message),
                 None => Self::new(ErrorKind::Internal, path.to_string_lossy(), message),
             },
+            InstallError::Locked { lock, .. } => Self::new(ErrorKind::Busy, lock.to_string_lossy(), message),
             InstallError::Cancelled => Self::new(ErrorKind::Cancelled, "", message),
             InstallError::Download { package, .. } | InstallError::Unpack { package, .. } => {
                 Self::new(ErrorKind::AgentNotInstalled, package, message)
