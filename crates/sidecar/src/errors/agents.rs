@@ -1,5 +1,6 @@
 //! What agentos_agents says.
 
+use agentos_agents::configuration::Malformed;
 use agentos_agents::model::NoModel;
 use agentos_agents::plan::{PlanError, PrepareError};
 use agentos_agents::session::{FaultKind, PromptError, StartError};
@@ -20,6 +21,13 @@ impl From<UnknownAgent> for Failure {
 impl From<UnsupportedAgent> for Failure {
     fn from(error: UnsupportedAgent) -> Self {
         Self::new(ErrorKind::Unsupported, &error.id, error.to_string())
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(error: Malformed) -> Self {
+        let message = chain(&error);
+        Self::invalid(error.path, message)
     }
 }
 
