@@ -153,7 +153,7 @@ impl AgentOs {
     ///
     /// # Errors
     ///
-    /// `NotFound`: `Session not found: ID`.
+    /// `Unsupported`: this version restores none. `NotFound`: `Session not found: ID`.
     pub async fn restore_session(&self, session_id: &str) -> Result<Session, Error> {
         let request =
             v1::RestoreSessionRequest { vm_id: self.id().to_owned(), session_id: session_id.to_owned() };

@@ -231,7 +231,7 @@ async fn an_agent_that_never_stops_is_ended_and_its_session_says_so() {
     tokio::time::pause();
     assert_eq!(reply.await.unwrap().unwrap().stop_reason, "cancelled");
     assert_eq!(session.prompt(Prompt::text("y")).await.unwrap_err().kind(), FaultKind::Busy);
-    session.closed().await;
+    soon("the end", session.closed()).await;
     assert!(pi.killed().await);
     assert!(matches!(session.fate(), Some(AgentFault::Unstoppable { .. })), "{:?}", session.fate());
     let error = session.prompt(Prompt::text("z")).await.unwrap_err();
