@@ -153,7 +153,7 @@ impl AgentOs {
     ///
     /// # Errors
     ///
-    /// `NotFound`: `Session not found: ID`.
+    /// `Unsupported`: this version restores none. `NotFound`: `Session not found: ID`.
     pub async fn restore_session(&self, session_id: &str) -> Result<Session, Error> {
         let request =
             v1::RestoreSessionRequest { vm_id: self.id().to_owned(), session_id: session_id.to_owned() };
@@ -185,11 +185,11 @@ impl AgentOs {
         Ok(events)
     }
 
-    /// Removes the transcript and the agent's stored state of a session.
+    /// Removes the transcript of a session. One that lives is ended first, at once.
     ///
     /// # Errors
     ///
-    /// `NotFound`: `Session not found: ID`; `Busy` while it lives.
+    /// `NotFound`: `Session not found: ID`.
     pub async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
         let request = v1::DeleteSessionRequest { session_id: session_id.to_owned() };
         let reply = self.live()?.session_store().delete_session(request).await;

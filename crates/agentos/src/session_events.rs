@@ -38,7 +38,9 @@ impl SessionEvent {
 
 /// The events of a session: stored ones first, live ones after, none twice, none lost.
 ///
-/// A reader that falls 4,096 events behind gets one error of kind `Lagged`, and then the events that are still kept.
+/// A reader may be as slow as it likes: what it has not taken yet waits in the transcript, and holds up neither the
+/// agent nor other readers. A transcript has a bound, 512 MiB, at which the session ends with an error of kind
+/// `NoSpace`; its last event is `_agentos/transcript_full`.
 pub struct SessionEvents {
     vm: AgentOs,
     session_id: String,

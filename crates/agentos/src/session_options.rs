@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use tokio::sync::oneshot;
+
 use crate::builder::into_future;
 use crate::convert;
 use crate::convert::error::CallError;
@@ -48,6 +50,8 @@ pub struct InstallProgress {
     pub total_bytes: Option<u64>,
     /// Where on the host it is installed.
     pub place: String,
+    /// Whether another installation on this host fetches it, for which this one waits.
+    pub waiting: bool,
 }
 
 /// An MCP server for the agent to use.
@@ -212,47 +216,89 @@ impl CreateSession {
     }
 
     async fn run(self) -> Result<Session, Error> {
-        let vm = self.vm.clone();
-        vm.live()?;
-        let (mut reply, answer) = tokio::sync::oneshot::channel();
+        self.vm.live()?;
+        let (reply, answer) = tokio::sync::oneshot::channel();
         // A task of its own: when the caller goes away while the sidecar answers, somebody must be left to undo.
-        tokio::spawn(async move {
-            let vm = self.vm.clone();
-            let made = tokio::select! {
-                // Dropping the call tells the sidecar to undo.
-                () = reply.closed() => return,
-                made = self.make() => made,
-            };
-            if let Err(Ok(unwanted)) = reply.send(made)
-                && let Err(error) = vm.close_session(unwanted.id(), false).await
-            {
-                tracing::debug!(%error, "closing a session nobody waited for");
-            }
-        });
-        answer.await.map_err(|_| CallError::Incomplete { call: "CreateSession" })?
+        tokio::spawn(self.make_for(reply));
+        answer.await.map_err(|_| CallError::Incomplete { call: CALL })?
     }
 
-    async fn make(self) -> Result<Session, Error> {
-        let Self { vm, wish, mut on_install_progress } = self;
+    /// Makes the session for a caller that may leave at any moment.
+    async fn make_for(self, mut caller: oneshot::Sender<Result<Session, Error>>) {
+        let vm = self.vm.clone();
+        let mut making = match self.begin().await {
+            Ok(making) => making,
+            // Whoever has left doesn't miss it.
+            Err(error) => return drop(caller.send(Err(error))),
+        };
+        let id = making.id.clone();
+        let made = tokio::select! {
+            () = caller.closed() => None,
+            made = making.finish() => Some(made),
+        };
+        // Ends the call: the sidecar stops what it does for it.
+        drop(making);
+        let unwanted = match made {
+            Some(made) => caller.send(made).is_err_and(|unwanted| unwanted.is_ok()),
+            None => true,
+        };
+        // The session may stand by now, on its way to somebody who has left.
+        if unwanted && let Err(error) = vm.close_session(&id, false).await {
+            tracing::debug!(%error, "closing a session nobody waited for");
+        }
+    }
+
+    /// Asks for the session and waits for its id, which the sidecar tells before it does anything.
+    async fn begin(self) -> Result<Making, Error> {
+        let Self { vm, wish, on_install_progress } = self;
         let agent_type = wish.agent_type.clone();
         let request = convert::session::create_request(vm.id(), wish);
         let reply = vm.live()?.session().create_session(request).await.map_err(|status| vm.failed(status))?;
-        let mut events = reply.into_inner();
-        while let Some(event) = events.message().await.map_err(|status| vm.failed(status))? {
-            match convert::session::create_event(event, &agent_type)? {
+        let mut making =
+            Making { vm, id: String::new(), agent_type, events: reply.into_inner(), on_install_progress };
+        match making.next().await? {
+            CreateProgress::Begun(id) => making.id = id,
+            _ => return Err(CallError::Incomplete { call: CALL }.into()),
+        }
+        Ok(making)
+    }
+}
+
+/// The call that makes a session.
+const CALL: &str = "CreateSession";
+
+/// A session that the sidecar is making.
+struct Making {
+    vm: AgentOs,
+    id: String,
+    agent_type: String,
+    events: tonic::Streaming<agentos_proto::v1::CreateSessionEvent>,
+    on_install_progress: Option<Box<dyn FnMut(InstallProgress) + Send>>,
+}
+
+impl Making {
+    async fn next(&mut self) -> Result<CreateProgress, Error> {
+        let event = self.events.message().await.map_err(|status| self.vm.failed(status))?;
+        let event = event.ok_or(CallError::Incomplete { call: CALL })?;
+        Ok(convert::session::create_event(event, &self.agent_type)?)
+    }
+
+    async fn finish(&mut self) -> Result<Session, Error> {
+        loop {
+            match self.next().await? {
+                CreateProgress::Begun(_) => {}
                 CreateProgress::Install(progress) => {
-                    if let Some(handler) = &mut on_install_progress {
+                    if let Some(handler) = &mut self.on_install_progress {
                         handler(progress);
                     }
                 }
                 CreateProgress::Created(data) => {
-                    let session = vm.adopt_session(data);
+                    let session = self.vm.adopt_session(data);
                     warn_of_demo(&session);
                     return Ok(session);
                 }
             }
         }
-        Err(CallError::Incomplete { call: "CreateSession" }.into())
     }
 }
 
@@ -264,8 +310,7 @@ fn warn_of_demo(session: &Session) {
             tracing::warn!(
                 session = session.id(),
                 reason = session.model_reason(),
-                "this session talks to the offline demo model, which follows a script and understands little; \
-                 set a provider's key for real answers"
+                "this session talks to the offline demo model, which follows a script and understands little"
             );
         });
     }

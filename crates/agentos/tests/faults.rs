@@ -9,7 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentos::{AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, ErrorKind, Limits, Mount, VmState};
+use agentos::{
+    AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, ErrorKind, Limits, ModelChoice, Mount, VmState,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use support::world::World;
 use support::{eventually, within};
@@ -358,4 +360,33 @@ async fn a_killed_client_s_vms_are_disposed_and_another_client_s_live_on() {
     eventually("its process is gone", || async { running(&marker) == 0 }).await;
     assert!(killed.elapsed() < Duration::from_secs(5), "it took {:?}", killed.elapsed());
     assert_eq!(vm.exec("echo alive").await.unwrap().stdout_lossy(), "alive\n");
+}
+
+#[tokio::test]
+async fn a_killed_demo_model_is_replaced_and_old_sessions_reach_the_new_one() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let first = within("a session", vm.create_session("pi")).await.unwrap();
+    let model = demo_model_of(sidecar_in(world.runtime_dir()));
+    kill_process(Pid::from_raw(model).unwrap(), Signal::KILL).unwrap();
+    eventually("the model is dead", || async {
+        let status = fs::read_to_string(format!("/proc/{model}/status")).unwrap_or_default();
+        status.is_empty() || status.contains("State:\tZ")
+    })
+    .await;
+    let second = within("a session", vm.create_session("pi")).await.unwrap();
+    for session in [second, first] {
+        let reply = within("the turn", session.prompt("Run the command `echo $((6 * 7))`")).await.unwrap();
+        assert!(reply.text.contains("42"), "{}", reply.text);
+    }
+}
+
+fn demo_model_of(sidecar: Pid) -> i32 {
+    let own = sidecar.as_raw_nonzero().get();
+    let is_model = |pid: &i32| {
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        cmdline.split(|byte| *byte == 0).any(|word| word == b"demo-model")
+    };
+    let children = parents().into_iter().filter(|(_, parent)| *parent == own).map(|(pid, _)| pid);
+    children.into_iter().find(is_model).expect("the sidecar has a demo model")
 }

@@ -4,9 +4,12 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use agentos::{AgentInstall, AgentOs, ErrorKind, ModelChoice, ModelKind, PermissionPolicy, Session};
+use agentos::{
+    AgentInstall, AgentOs, ErrorKind, Limits, ModelChoice, ModelKind, Mount, PermissionPolicy, Session,
+};
 use support::within;
 use support::world::World;
 
@@ -203,4 +206,128 @@ async fn the_transcript_outlives_the_session_until_it_is_deleted() {
     assert_eq!(vm.read_history(session.id()).await.unwrap_err().kind(), ErrorKind::NotFound);
     let error = vm.restore_session(session.id()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_an_agent_keeps_is_on_the_vms_disk_and_goes_with_the_session() {
+    let home = tempfile::tempdir().unwrap();
+    let store = agent_store();
+    std::os::unix::fs::symlink(&store, home.path().join("agents")).unwrap();
+    let world = World::with_env("AGENTOS_HOME", home.path()).await;
+    let vm = world
+        .vm_with(world.options().model(ModelChoice::Demo).limits(Limits::default().disk_bytes(64 << 20)))
+        .await;
+    let session = session(&vm).await;
+    let state = format!("/opt/agentos/sessions/{}", session.id());
+    assert!(vm.exists(format!("{state}/models.json")).await.unwrap());
+    let full =
+        vm.exec(format!("head -c 128M /dev/zero > {state}/hoard; wc -c < {state}/hoard")).await.unwrap();
+    let kept: u64 = String::from_utf8(full.stdout).unwrap().trim().parse().unwrap();
+    assert!(kept <= 64 << 20, "the VM's own limit holds: {kept}");
+    let names: Vec<_> =
+        std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let ours =
+        |name: &std::ffi::OsString| name == "agents" || name.to_string_lossy().starts_with("sessions.db");
+    assert!(names.iter().all(ours), "nothing a guest can write is on the host: {names:?}");
+    session.close().await.unwrap();
+    support::eventually("its directory is gone", || async { !vm.exists(&state).await.unwrap() }).await;
+}
+
+/// Where the agents of this machine are, so that a home of the test's own has them too.
+fn agent_store() -> std::path::PathBuf {
+    if let Some(store) = std::env::var_os("AGENTOS_TEST_AGENT_STORE") {
+        return store.into();
+    }
+    let home = std::env::var_os("AGENTOS_HOME").map(std::path::PathBuf::from);
+    let home = home.unwrap_or_else(|| {
+        std::path::Path::new(&std::env::var_os("HOME").unwrap()).join(".local/share/agentos")
+    });
+    home.join("agents")
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_is_an_error_and_an_empty_one_names_no_provider() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let file = "/home/user/.pi/agent/models.json";
+    vm.write_file(file, "{ \"providers\": oops").await.unwrap();
+    let error = vm.create_session("pi").await.unwrap_err();
+    assert_eq!((error.kind(), error.object()), (ErrorKind::InvalidInput, Some(file)), "{error}");
+    vm.write_file(file, "{ \"providers\": {} }").await.unwrap();
+    assert_eq!(session(&vm).await.model(), ModelKind::Demo);
+    vm.write_file(file, r#"{"providers":{"x":{"baseUrl":"http://127.0.0.1:9/v1","apiKey":"k"}}}"#)
+        .await
+        .unwrap();
+    let configured = session(&vm).await;
+    assert_eq!(configured.model(), ModelKind::Provider, "{}", configured.model_reason());
+    assert!(configured.model_reason().contains(file), "{}", configured.model_reason());
+}
+
+#[tokio::test]
+async fn a_vm_disposed_while_a_session_is_made_takes_the_session_along() {
+    let world = World::new().await;
+    for _ in 0..3 {
+        let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+        let creating = tokio::spawn(session_of(vm.clone()));
+        support::eventually("the agent is being launched", || async {
+            !vm.all_processes().await.unwrap().is_empty()
+        })
+        .await;
+        within("the disposal", vm.dispose()).await.unwrap();
+        let made = within("the creation", creating).await.unwrap();
+        // Whichever came first: nothing of the session answers any more.
+        match made {
+            Ok(session) => assert!(session.prompt("hello").await.is_err()),
+            Err(error) => {
+                let kinds =
+                    [ErrorKind::Closed, ErrorKind::AgentFailed, ErrorKind::NotFound, ErrorKind::VmFailed];
+                assert!(kinds.contains(&error.kind()), "{error:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn modules_that_the_user_mounts_need_no_installed_agent() {
+    // The machine's store tells what Node's directory is called.
+    let world = World::new().await;
+    session(&world.vm_with(world.options().model(ModelChoice::Demo)).await).await;
+    let packages = std::fs::read_dir(agent_store().join("packages")).unwrap();
+    let names: Vec<String> =
+        packages.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let node = names.iter().find(|name| name.starts_with("node-")).unwrap();
+
+    let home = tempfile::tempdir().unwrap();
+    let world = World::with_env("AGENTOS_HOME", home.path()).await;
+    let modules = world.host_dir("node_modules");
+    let package = modules.join("@earendil-works/pi-coding-agent");
+    std::fs::create_dir_all(&package).unwrap();
+    std::fs::write(package.join("package.json"), "{}").unwrap();
+    let options =
+        world.options().model(ModelChoice::Demo).mount("/root/node_modules", Mount::host_dir(&modules));
+    let vm = world.vm_with(options).await;
+    let error = vm.create_session("pi").agent_install(AgentInstall::Never).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AgentNotInstalled, "not even Node is there: {error:?}");
+    // A Node that says what it was asked to run is all that the store needs to have.
+    let bin = home.path().join("agents/packages").join(node).join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::write(bin.join("node"), "#!/bin/sh\necho \"asked to run $1\" >&2\nexit 7\n").unwrap();
+    std::fs::set_permissions(bin.join("node"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = vm.create_session("pi").agent_install(AgentInstall::Never).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AgentFailed, "{error:?}");
+    assert!(error.to_string().contains("asked to run /root/node_modules/@earendil-works/"), "{error}");
+}
+
+#[tokio::test]
+async fn a_permission_policy_that_nobody_would_keep_is_refused_with_the_reason() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    let create = vm.create_session("pi").permission_policy(PermissionPolicy::RejectAll);
+    let error = create.await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.object()),
+        (ErrorKind::Unsupported, Some("permissionPolicy")),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("pi never asks before it acts"), "{error}");
 }

@@ -7,6 +7,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use agentos::{
     AgentOs, AgentOsOptions, AgentOsSharedSidecarOptions, AgentOsSidecar, ErrorKind, PermissionReply,
@@ -354,6 +355,20 @@ async fn a_request_for_permission_is_answered_once_and_one_that_is_dropped_is_re
         [("p-1".to_owned(), v1::PermissionReply::Always), ("p-2".to_owned(), v1::PermissionReply::Reject)];
     eventually("both are answered", || async { *fake.script.answers.lock().unwrap() == expected }).await;
     assert!(within("the end", requests.next()).await.is_none());
+}
+
+#[tokio::test]
+async fn a_session_whose_caller_leaves_while_it_is_made_is_closed_by_its_id() {
+    let story = Story::new();
+    let script = Script::default();
+    script.sessions_hang.store(true, Ordering::SeqCst);
+    let fake = story.fake(script);
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let mut create = Box::pin(vm.create_session("fake").into_future());
+    std::future::poll_fn(|context| Poll::Ready(create.as_mut().poll(context).is_pending())).await;
+    drop(create);
+    // How far the sidecar had come is not known here; by its id the session is closed in any case.
+    eventually("it is closed", || async { *fake.script.closed_sessions.lock().unwrap() == ["s-1"] }).await;
 }
 
 #[tokio::test]

@@ -2,15 +2,12 @@
 //!
 //! ```text
 //! $AGENTOS_HOME, else $XDG_DATA_HOME/agentos, else ~/.local/share/agentos
-//! ├── agents            the store: packages, downloads (see [`crate::store`])
-//! ├── sessions/ID/agent one agent's own state directory, 0700
-//! └── sessions.db       the transcripts (see [`crate::transcript`])
+//! ├── agents        the store: packages, downloads (see [`crate::store`])
+//! └── sessions.db   the transcripts (see [`crate::transcript`])
 //! ```
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-
-use crate::session::SessionId;
 
 /// The directory that holds everything agents leave on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,18 +74,6 @@ impl Home {
     #[must_use]
     pub fn sessions_db(&self) -> PathBuf {
         self.root.join("sessions.db")
-    }
-
-    /// The directory of one session.
-    #[must_use]
-    pub fn session_dir(&self, session: &SessionId) -> PathBuf {
-        self.root.join("sessions").join(session.as_str())
-    }
-
-    /// The state directory of the agent of one session; what the VM sees of the session.
-    #[must_use]
-    pub fn agent_state_dir(&self, session: &SessionId) -> PathBuf {
-        self.session_dir(session).join("agent")
     }
 }
 

@@ -1,13 +1,15 @@
 //! Agents: which there are, where their programs come from, how they are started, what a session with one is.
 //!
 //! In reading order: [`registry`] lists the agents as data; [`store`] fetches their packages from the npm registry;
-//! [`model`] decides which model a session talks to; [`plan`] turns all of that into a command line, files and mounts;
-//! [`wire`] translates an agent's own protocol to ACP's shapes without doing any I/O; [`session`] owns one running
-//! agent and its prompts; [`transcript`] keeps every event in SQLite. [`home`] names the directories.
+//! [`configuration`] tells whether an agent's own files name a provider; [`model`] decides which model a session talks
+//! to; [`plan`] turns all of that into a command line, files and mounts; [`wire`] translates an agent's own protocol to
+//! ACP's shapes without doing any I/O; [`session`] owns one running agent and its prompts; [`transcript`] keeps every
+//! event in SQLite. [`home`] names the directories.
 //!
 //! This crate is given paths and byte streams. It knows no VM, no namespace and no gRPC: whoever executes a
 //! [`plan::LaunchPlan`] decides where.
 
+pub mod configuration;
 pub mod home;
 pub mod model;
 pub mod plan;

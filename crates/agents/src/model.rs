@@ -99,7 +99,7 @@ pub fn choose(request: &ModelRequest<'_>) -> Result<ModelChoice, NoModel> {
         return Err(NoModel { agent: agent.id.clone(), variables });
     }
     Ok(demo(format!(
-        "no key for {} was found; to use a real model set one of {}",
+        "nothing in the session's environment or in the configuration of {} names a provider; it looks for {} and others",
         agent.id,
         variables.join(", ")
     )))
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_key_the_demo_model_answers_and_says_how_to_change_that() {
+    fn without_any_key_the_demo_model_answers_and_says_what_was_looked_for() {
         let choice = check(|_| {}).unwrap();
         assert_eq!(choice.kind, ModelKind::Demo);
         assert!(choice.reason.contains("ANTHROPIC_API_KEY"), "{}", choice.reason);

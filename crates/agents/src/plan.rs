@@ -4,22 +4,21 @@
 //! Agent + Installed + ModelChoice ── plan_session ──► LaunchPlan ──► (the sidecar) mounts, spawns ──► byte streams
 //! ```
 //!
-//! The planner knows paths and nothing of VMs. It leaves two traces on the host, both in [`LaunchPlan::prepare`]: the
-//! session's state directory (0700) and the configuration files in it. No file holds a secret: keys reach the agent
-//! through its environment alone.
-//!
-//! Inside the VM there are two places, the same for every session: [`GUEST_PACKAGES`] shows the whole store read-only,
-//! so one mount serves every agent and session, and [`GUEST_SESSIONS`] has one writable directory per session.
+//! The planner knows paths and nothing of VMs. Inside the VM there are two places, the same for every session:
+//! [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every agent and session, and
+//! [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and whatever it keeps
+//! there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's limit and ends
+//! with the VM. Nothing a guest can write is on the host. No file holds a secret: keys reach the agent through its
+//! environment alone.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::home::Home;
 use crate::model::{ModelChoice, ModelKind};
 use crate::registry::{Agent, Launch, UnsupportedAgent};
 use crate::session::SessionId;
@@ -48,11 +47,11 @@ pub struct PlanMount {
     pub read_only: bool,
 }
 
-/// A file to be written on the host before the launch.
+/// A file to be written in the VM before the launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanFile {
-    /// Its path on the host.
-    pub host_path: PathBuf,
+    /// Its path in the VM.
+    pub guest_path: String,
     /// Its whole content.
     pub content: Vec<u8>,
 }
@@ -69,9 +68,9 @@ pub struct LaunchPlan {
     pub cwd: String,
     /// What must be mounted. The store's mount is the same for every plan of one host.
     pub mounts: Vec<PlanMount>,
-    /// Directories of the host to be made (0700) before the mounts.
-    pub directories: Vec<PathBuf>,
-    /// Files of the host to be written (0600) before the mounts.
+    /// The session's own directory in the VM: to be made for the VM's user before the launch, to be removed after it.
+    pub state_dir: Option<String>,
+    /// Files to be written before the launch.
     pub files: Vec<PlanFile>,
     /// Directories that belong behind everything else on PATH.
     pub path_dirs: Vec<String>,
@@ -109,8 +108,6 @@ pub struct PlanRequest<'a> {
     pub agent: &'a Agent,
     /// The session, for its state directory.
     pub session: &'a SessionId,
-    /// Where state lives on the host.
-    pub home: &'a Home,
     /// The agent's packages in the store.
     pub installed: &'a Installed,
     /// A node_modules directory in the VM that holds the agent's package and wins over the store's.
@@ -145,11 +142,11 @@ pub enum PlanError {
     },
 }
 
-/// A step of preparing a plan's directories on the host failed.
+/// A directory of the store can't be made or moved for a warm-up.
 #[derive(Debug, thiserror::Error)]
 #[error("preparing {}", path.display())]
 pub struct PrepareError {
-    /// The directory or file.
+    /// The directory.
     pub path: PathBuf,
     /// What the system said.
     #[source]
@@ -167,8 +164,7 @@ impl PrepareError {
 pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> {
     request.agent.launchable()?;
     let agent = request.agent;
-    let host_state = request.home.agent_state_dir(request.session);
-    let guest_state = format!("{GUEST_SESSIONS}/{}/agent", request.session.as_str());
+    let state = format!("{GUEST_SESSIONS}/{}", request.session.as_str());
     let mut command = pi_command(request)?;
     let mut env = agent.env.clone();
     let mut files = Vec::new();
@@ -178,27 +174,24 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     }
     match request.model.kind {
         ModelKind::Demo => {
-            env.insert("PI_CODING_AGENT_DIR".to_owned(), guest_state.clone());
-            files.extend(demo_configuration(&host_state, request.demo_base_url));
+            env.insert("PI_CODING_AGENT_DIR".to_owned(), state.clone());
+            files.extend(demo_configuration(&state, request.demo_base_url));
         }
         // The agent's own configuration may be anywhere its user put it; only its transcripts move to the session.
         ModelKind::Provider => {
-            env.insert("PI_CODING_AGENT_SESSION_DIR".to_owned(), format!("{guest_state}/sessions"));
+            env.insert("PI_CODING_AGENT_SESSION_DIR".to_owned(), format!("{state}/sessions"));
         }
     }
     if !request.instructions.is_empty() {
-        let name = "agentos-instructions.md";
-        files.push(PlanFile {
-            host_path: host_state.join(name),
-            content: request.instructions.as_bytes().to_vec(),
-        });
-        command.extend(["--append-system-prompt".to_owned(), format!("{guest_state}/{name}")]);
+        let guest_path = format!("{state}/agentos-instructions.md");
+        command.extend(["--append-system-prompt".to_owned(), guest_path.clone()]);
+        files.push(PlanFile { guest_path, content: request.instructions.as_bytes().to_vec() });
     }
     if !request.mcp_servers.is_empty() {
-        let name = "agentos-mcp.mjs";
+        let guest_path = format!("{state}/agentos-mcp.mjs");
         let (content, variables) = mcp_extension(request.mcp_servers);
-        files.push(PlanFile { host_path: host_state.join(name), content });
-        command.extend(["--extension".to_owned(), format!("{guest_state}/{name}")]);
+        command.extend(["--extension".to_owned(), guest_path.clone()]);
+        files.push(PlanFile { guest_path, content });
         env.extend(variables);
     }
     command.extend(agent.extra_args.iter().cloned());
@@ -208,11 +201,8 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
         argv: command,
         env,
         cwd: request.cwd.to_owned(),
-        mounts: vec![
-            store_mount(request.installed.packages_dir()),
-            PlanMount { host_path: host_state.clone(), guest_path: guest_state, read_only: false },
-        ],
-        directories: vec![request.home.session_dir(request.session), host_state],
+        mounts: vec![store_mount(request.installed.packages_dir())],
+        state_dir: Some(state),
         files,
         path_dirs: node_dirs(request.installed),
         launch: agent.launch,
@@ -251,7 +241,7 @@ pub fn plan_warm_up(agent: &Agent, store: &Store, installed: &Installed) -> Resu
             store_mount(installed.packages_dir()),
             PlanMount { host_path: scratch.clone(), guest_path: GUEST_WARM_UP.to_owned(), read_only: false },
         ],
-        directories: vec![scratch.clone()],
+        state_dir: None,
         files: Vec::new(),
         path_dirs: node_dirs(installed),
         launch: agent.launch,
@@ -261,6 +251,12 @@ pub fn plan_warm_up(agent: &Agent, store: &Store, installed: &Installed) -> Resu
 }
 
 impl WarmUp {
+    /// Makes the directory that the run writes into.
+    pub fn prepare(&self) -> Result<(), PrepareError> {
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(&self.scratch).map_err(PrepareError::at(&self.scratch))
+    }
+
     /// Takes over what the run left, so that later sessions find it; of two at once the first wins.
     pub fn adopt(self) -> Result<(), PrepareError> {
         let cache = self.scratch.join("cache");
@@ -278,47 +274,6 @@ impl Drop for WarmUp {
 }
 
 impl LaunchPlan {
-    /// Makes the plan's directories and files on the host. Safe to repeat; directories that exist keep their content.
-    pub fn prepare(&self) -> Result<(), PrepareError> {
-        for directory in &self.directories {
-            if let Some(parent) = directory.parent() {
-                fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(parent)
-                    .map_err(PrepareError::at(parent))?;
-            }
-            match fs::DirBuilder::new().mode(0o700).create(directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(PrepareError::at(directory)(error));
-                }
-                _ => {}
-            }
-        }
-        for file in &self.files {
-            // A guest of an earlier life of this session may have put a link or a pipe in the way: it is taken away,
-            // and whatever comes instead in the same moment is refused.
-            match fs::remove_file(&file.host_path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(PrepareError::at(&file.host_path)(error));
-                }
-                _ => {}
-            }
-            let mut options = fs::OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600);
-            let written = options.open(&file.host_path).and_then(|mut out| out.write_all(&file.content));
-            written.map_err(PrepareError::at(&file.host_path))?;
-        }
-        Ok(())
-    }
-
-    /// Takes back what [`LaunchPlan::prepare`] made, for a session that could not be started.
-    pub fn discard(&self) {
-        for directory in self.directories.iter().rev() {
-            let _ = fs::remove_dir_all(directory);
-        }
-    }
-
     /// The PATH of the agent when the VM's own is `base`: the session's wins, the plan's directories come last.
     #[must_use]
     pub fn path(&self, base: &str) -> String {
@@ -374,7 +329,7 @@ fn store_mount(packages: &Path) -> PlanMount {
 }
 
 /// Pi's two configuration files for the demo model.
-fn demo_configuration(state: &Path, base_url: &str) -> [PlanFile; 2] {
+fn demo_configuration(state: &str, base_url: &str) -> [PlanFile; 2] {
     let models = json!({ "providers": { DEMO_PROVIDER: {
         "name": "agentOS demo model (offline script)",
         "baseUrl": format!("{}/v1", base_url.trim_end_matches('/')),
@@ -391,7 +346,7 @@ fn demo_configuration(state: &Path, base_url: &str) -> [PlanFile; 2] {
         "retry": { "enabled": false },
     });
     [("models.json", models), ("settings.json", settings)].map(|(name, value)| PlanFile {
-        host_path: state.join(name),
+        guest_path: format!("{state}/{name}"),
         content: format!("{value:#}\n").into_bytes(),
     })
 }

@@ -154,6 +154,14 @@ impl Agent {
         Some(packages)
     }
 
+    /// The same agent where its own package is not the store's: only what runs it has to be installed.
+    #[must_use]
+    pub fn with_own_package_elsewhere(&self) -> Self {
+        let mut agent = self.clone();
+        agent.packages.clear();
+        agent
+    }
+
     /// The version of the agent's own package, where it is pinned.
     #[must_use]
     pub fn version(&self) -> Option<&str> {

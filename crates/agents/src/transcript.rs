@@ -6,6 +6,9 @@
 //! the last moments, never the order. Several sidecars of one user share the file.
 //!
 //! Reading is done in pages on a second connection, off the async threads, and never waits for the writer.
+//!
+//! A session may keep [`MAX_SESSION_BYTES`]: whatever an agent does in a loop, it can't fill the disk. What would exceed
+//! them is refused, which ends the session; nothing that was kept is dropped for it.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -24,6 +27,9 @@ const BATCH: usize = 512;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A page of history ends after this much text, so that a page of large events stays small in memory.
 const PAGE_BYTES: usize = 4 << 20;
+
+/// What the events of one session may take: some hundred long turns, each word of them an event of its own.
+pub const MAX_SESSION_BYTES: u64 = 512 << 20;
 
 /// One event of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +80,27 @@ pub enum TranscriptError {
     /// A page can't be read.
     #[error("reading a transcript")]
     Read(#[source] Arc<rusqlite::Error>),
+    /// The session has kept all that it may.
+    #[error("the session's transcript is full: it may hold {limit_bytes} bytes")]
+    Full {
+        /// The bound.
+        limit_bytes: u64,
+    },
     /// The writer has ended.
     #[error("the transcript writer has ended")]
     Ended,
+}
+
+impl TranscriptError {
+    /// Whether there was no room: beyond the session's bound, or on the disk.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Write(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            _ => false,
+        }
+    }
 }
 
 /// The transcripts of one home. Cheap to clone; the writer ends with the last clone.

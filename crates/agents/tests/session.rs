@@ -220,6 +220,69 @@ async fn a_cancelled_turn_is_answered_although_the_agent_ignores_it() {
 }
 
 #[tokio::test]
+async fn an_agent_that_never_stops_is_ended_and_its_session_says_so() {
+    let place = Place::new();
+    let (session, mut pi) = place.ready().await;
+    let reply = prompting(&session, "x");
+    let prompt = pi.expect("prompt").await;
+    pi.accept(&prompt).await;
+    assert!(session.cancel().await);
+    // From here on only the session's own deadlines can make something happen.
+    tokio::time::pause();
+    assert_eq!(reply.await.unwrap().unwrap().stop_reason, "cancelled");
+    assert_eq!(session.prompt(Prompt::text("y")).await.unwrap_err().kind(), FaultKind::Busy);
+    soon("the end", session.closed()).await;
+    assert!(pi.killed().await);
+    assert!(matches!(session.fate(), Some(AgentFault::Unstoppable { .. })), "{:?}", session.fate());
+    let error = session.prompt(Prompt::text("z")).await.unwrap_err();
+    assert_eq!(error.kind(), FaultKind::AgentFailed);
+    assert!(error.to_string().contains("went on with a cancelled turn"), "{error}");
+}
+
+#[tokio::test]
+async fn text_without_an_end_is_a_fault_before_it_fills_the_memory() {
+    let place = Place::new();
+    let (session, mut pi) = place.ready().await;
+    let reply = prompting(&session, "x");
+    let prompt = pi.expect("prompt").await;
+    pi.accept(&prompt).await;
+    let flood = tokio::spawn(async move {
+        let event = json!({ "type": "text_delta", "contentIndex": 0, "delta": "x".repeat(1 << 20) });
+        let record = json!({ "type": "message_update", "assistantMessageEvent": event }).to_string() + "\n";
+        let mut sent = 0;
+        while sent < 64 && pi.try_raw(record.as_bytes()).await {
+            sent += 1;
+        }
+        (pi, sent)
+    });
+    let error = soon("the fault", reply).await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, PromptError::Agent(AgentFault::TooMuchText { limit_bytes }) if limit_bytes == 16 << 20)
+    );
+    assert_eq!(error.kind(), FaultKind::AgentFailed);
+    let (pi, sent) = soon("the flood's end", flood).await.unwrap();
+    assert!(sent < 20, "{sent} MiB were read");
+    assert!(soon("the kill", pi.killed()).await);
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_no_transcript() {
+    let place = Place::new();
+    let (mut pi, starting) = place.starting();
+    pi.expect("get_state").await;
+    assert_eq!(place.transcripts.sessions(9).await.unwrap().len(), 1, "it has begun");
+    starting.abort();
+    assert!(soon("the kill", pi.killed()).await);
+    // It is forgotten by a task of its own.
+    let gone = async {
+        while !place.transcripts.sessions(9).await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the end of the transcript", gone).await;
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_cancels_its_turn() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use agentos_agents::registry::{Agent, Package};
-use agentos_agents::store::{DownloadError, InstallError, Progress, RegistrySettings, UnpackError};
+use agentos_agents::store::{
+    DownloadError, InstallError, PUBLIC_REGISTRY, Progress, RegistrySettings, UnpackError,
+};
 use agentos_agents::{Registry, Store};
 use base64::Engine as _;
 use fake_registry::{Behaviour, FakeRegistry, answer, answer_range, good};
@@ -223,6 +225,30 @@ async fn two_installs_at_once_fetch_once() {
 }
 
 #[tokio::test]
+async fn an_install_that_waits_for_another_one_says_so() {
+    let body = small_tarball();
+    let agent = agent("tool", &body);
+    let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(body))]);
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::with_settings(home.path().to_owned(), registry.settings());
+    std::fs::create_dir_all(home.path().join("locks")).unwrap();
+    let other = std::fs::File::create(home.path().join("locks/tool-1.0.0")).unwrap();
+    other.lock().unwrap();
+    let (sender, mut progress) = mpsc::channel(64);
+    let installing = tokio::spawn(async move { store.install(&agent, sender).await.map(|_| ()) });
+    let step = progress.recv().await.unwrap();
+    assert_eq!((step.waiting, step.package.as_str()), (true, "tool@1.0.0"));
+    assert_eq!(registry.requests().len(), 0);
+    drop(other);
+    installing.await.unwrap().unwrap();
+    let mut last = step;
+    while let Some(step) = progress.recv().await {
+        last = step;
+    }
+    assert_eq!((last.waiting, Some(last.received_bytes)), (false, last.total_bytes));
+}
+
+#[tokio::test]
 async fn a_registry_that_cannot_be_reached_is_an_error_that_names_it() {
     let agent = agent("tool", &small_tarball());
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -266,8 +292,8 @@ async fn a_registry_that_fails_for_a_moment_is_asked_again_and_one_that_refuses_
 async fn a_registry_that_keeps_tarballs_elsewhere_is_asked_where() {
     let body = small_tarball();
     let agent = agent("@own/tool", &body);
-    let stated = br#"{"dist":{"tarball":"https://registry.npmjs.org/files/tool.tgz"}}"#;
-    let metadata: Behaviour = Box::new(move |_, stream| answer(stream, "200 OK", &[], stated));
+    let stated = format!(r#"{{"dist":{{"tarball":"{PUBLIC_REGISTRY}files/tool.tgz"}}}}"#);
+    let metadata: Behaviour = Box::new(move |_, stream| answer(stream, "200 OK", &[], stated.as_bytes()));
     let moved: Behaviour =
         Box::new(|_, stream| answer(stream, "302 Found", &["Location: /cdn/x".into()], b""));
     let registry = FakeRegistry::start(vec![

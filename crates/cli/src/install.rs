@@ -39,7 +39,8 @@ impl Progress {
     fn announce(&self, step: &InstallProgress) -> Option<ProgressBar> {
         let package = harmless_line(&step.package);
         let size = step.total_bytes.map_or("unknown size".to_owned(), |total| HumanBytes(total).to_string());
-        let text = format!("fetching {package}, {size}, into {}", harmless_line(&step.place));
+        let doing = if step.waiting { "waiting for another installation of" } else { "fetching" };
+        let text = format!("{doing} {package}, {size}, into {}", harmless_line(&step.place));
         self.bars.suspend(|| notice(&text));
         if !std::io::stderr().is_terminal() {
             return None;

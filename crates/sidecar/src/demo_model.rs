@@ -4,9 +4,8 @@
 //! agent in the VM ─► ADDRESS (init's listener) ─► forwarder ─► unix socket ─► `agentos demo-model`, a child process
 //! ```
 //! One process serves every VM. It is started for the first session that needs it and ends, by the end of its stdin,
-//! when the last forwarder of a VM is gone. One forwarder per VM, until the VM goes.
+//! when the last forwarder of a VM is gone. One forwarder per VM, kept by the VM's sessions until the VM goes.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,7 +21,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::errors::{self, Failure};
@@ -61,47 +60,58 @@ impl From<DemoModelError> for Failure {
 #[derive(Debug)]
 pub(crate) struct DemoModel {
     runtime_dir: PathBuf,
+    // Held while the process starts, so that two sessions don't start two; no guest has a part in that.
     running: tokio::sync::Mutex<Weak<Running>>,
-    /// By VM id.
-    forwarders: Mutex<HashMap<String, Forwarder>>,
 }
 
-/// Ends the forwarding with itself.
+/// The way of one VM to the model. Dropped, it ends.
 #[derive(Debug)]
-struct Forwarder(AbortHandle);
+pub(crate) struct Forwarder {
+    model: Weak<Running>,
+    task: JoinHandle<()>,
+}
+
+impl Forwarder {
+    fn leads_to(&self, model: &Arc<Running>) -> bool {
+        self.model.as_ptr() == Arc::as_ptr(model) && !self.task.is_finished()
+    }
+
+    /// Returns when the address in the VM is free again.
+    async fn end(mut self) {
+        self.task.abort();
+        // Cancelled, which is what was wanted, or ended already.
+        let _ = (&mut self.task).await;
+    }
+}
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
 impl DemoModel {
     pub(crate) fn new(runtime_dir: PathBuf) -> Self {
-        Self { runtime_dir, running: Default::default(), forwarders: Mutex::default() }
+        Self { runtime_dir, running: Default::default() }
     }
 
-    /// Makes the model reachable in this VM and says where.
-    pub(crate) async fn serve(&self, vm_id: &str, vm: &Vm) -> Result<String, DemoModelError> {
-        // Held throughout: two sessions of one VM must not both listen.
-        let mut current = self.running.lock().await;
+    /// Makes the model reachable in a VM, whose way to it is in `current`, and says where.
+    pub(crate) async fn serve(
+        &self,
+        vm: &Vm,
+        current: &mut Option<Forwarder>,
+    ) -> Result<String, DemoModelError> {
+        let model = self.running().await?;
         let url = format!("http://{ADDRESS}");
-        let model = match current.upgrade().filter(|model| model.is_alive()) {
-            Some(model) if self.is_forwarded(vm_id) => {
-                drop(model);
-                return Ok(url);
-            }
-            Some(model) => model,
-            None => {
-                let model = Arc::new(Running::start(&self.runtime_dir).await?);
-                *current = Arc::downgrade(&model);
-                // Forwarders of a model that has died lead nowhere.
-                self.forwarders().clear();
-                model
-            }
-        };
+        if current.as_ref().is_some_and(|forwarder| forwarder.leads_to(&model)) {
+            return Ok(url);
+        }
+        // The way to a model that has died leads nowhere and holds the address.
+        if let Some(former) = current.take() {
+            former.end().await;
+        }
         let listener = vm.listen(ADDRESS).await.map_err(DemoModelError::Listen)?;
-        let vm = vm.clone();
+        let (vm, target) = (vm.clone(), Arc::downgrade(&model));
         let task = tokio::spawn(async move {
             // The listener holds the VM's network namespace; it must not outlive the VM.
             tokio::select! {
@@ -109,27 +119,19 @@ impl DemoModel {
                 _ = vm.gone() => {}
             }
         });
-        self.forwarders().insert(vm_id.to_owned(), Forwarder(task.abort_handle()));
+        *current = Some(Forwarder { model: target, task });
         Ok(url)
     }
 
-    pub(crate) fn forget(&self, vm_id: &str) {
-        self.forwarders().remove(vm_id);
-    }
-
-    /// Ends the process. Its socket goes with it.
-    pub(crate) async fn stop(&self) {
-        self.forwarders().clear();
-        *self.running.lock().await = Weak::new();
-    }
-
-    fn is_forwarded(&self, vm_id: &str) -> bool {
-        self.forwarders().get(vm_id).is_some_and(|forwarder| !forwarder.0.is_finished())
-    }
-
-    fn forwarders(&self) -> std::sync::MutexGuard<'_, HashMap<String, Forwarder>> {
-        // Inserts and removals can't stop half-way.
-        self.forwarders.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The process, started where there is none.
+    async fn running(&self) -> Result<Arc<Running>, DemoModelError> {
+        let mut current = self.running.lock().await;
+        if let Some(model) = current.upgrade().filter(|model| model.is_alive()) {
+            return Ok(model);
+        }
+        let model = Arc::new(Running::start(&self.runtime_dir).await?);
+        *current = Arc::downgrade(&model);
+        Ok(model)
     }
 }
 

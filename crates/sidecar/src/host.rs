@@ -20,13 +20,13 @@ use crate::errors::{self, Failure};
 use crate::launch::{Launchers, Start, StartError};
 use crate::options::Config;
 use crate::registry::{LeaseId, LeaseState, Listed, Refusal, Registry, VmId};
-use crate::sessions::{SessionDefaults, SessionHost};
+use crate::sessions::{SessionDefaults, SessionHost, VmSessions};
 
-/// A VM and what its sessions start from.
+/// A VM and what its sessions share.
 #[derive(Debug)]
 pub(crate) struct HostedVm {
     pub(crate) vm: Vm,
-    pub(crate) sessions: SessionDefaults,
+    pub(crate) sessions: VmSessions,
 }
 
 /// A validated wish for a VM.
@@ -138,7 +138,7 @@ impl Host {
         let launcher = self.launchers.get().await.map_err(|error| Failure::from(&*error))?;
         let spec = VmSpec::validate(wish.options, &agentos_vm::Host::of(&launcher))?;
         let vm = Vm::create(&launcher, spec).await?;
-        reservation.fulfil(HostedVm { vm, sessions: wish.sessions })
+        reservation.fulfil(HostedVm { vm, sessions: VmSessions::new(wish.sessions) })
     }
 
     pub(crate) fn vm(&self, id: &str) -> Result<Arc<HostedVm>, Refusal> {
@@ -169,7 +169,6 @@ impl Host {
         self.ending.store(true, Ordering::Release);
         let vms = self.registry().all_vms();
         self.dispose_all(&vms).await;
-        self.sessions.close().await;
     }
 
     async fn dispose_all(self: &Arc<Self>, vms: &[VmId]) {

@@ -1,14 +1,15 @@
 //! What a sidecar leaves when it is killed, and its removal by the next one.
 //!
 //! The kernel takes processes, mounts and namespaces with a dead sidecar, and each launcher removes the control groups
-//! of launchers that are gone. What stays are sockets, beside ours and in the runtime directory, each with a lock.
+//! of launchers that are gone. What stays are sockets, beside ours and in the runtime directory, and directories
+//! there, each with a lock.
 //!
 //! ```text
 //! NAME.sock, NAME.sock.lock      held ──► alive, hands off
-//!                                free ──► dead: remove both
+//! NAME.dir, NAME.dir.lock        free ──► dead: remove both
 //! ```
-//! These directories may hold files of others, whose locks and names are none of our business: only a socket is
-//! removed, and only a lock that is named as ours are.
+//! These directories may hold files of others, whose locks and names are none of our business: only a socket or a
+//! directory is removed, and only a lock that is named as ours are.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,25 +23,59 @@ use crate::socket::{LOCK_SUFFIX, LockFile};
 /// What the name of every sidecar's socket ends with.
 const SOCKET_SUFFIX: &[u8] = b".sock";
 
+/// What the name of a sidecar's directory for its VMs ends with.
+pub(crate) const DIRECTORY_SUFFIX: &str = ".dir";
+
+/// What a name says that it is.
+#[derive(Clone, Copy)]
+enum Kind {
+    Socket,
+    Directory,
+}
+
+impl Kind {
+    fn of(name: &[u8]) -> Option<Self> {
+        if name.ends_with(SOCKET_SUFFIX) {
+            Some(Self::Socket)
+        } else if name.ends_with(DIRECTORY_SUFFIX.as_bytes()) {
+            Some(Self::Directory)
+        } else {
+            None
+        }
+    }
+
+    fn is(self, found: fs::FileType) -> bool {
+        match self {
+            Self::Socket => found.is_socket(),
+            Self::Directory => found.is_dir(),
+        }
+    }
+
+    fn remove(self, path: &Path) -> io::Result<()> {
+        match self {
+            Self::Socket => fs::remove_file(path),
+            Self::Directory => fs::remove_dir_all(path),
+        }
+    }
+}
+
 /// Best effort: what can't be removed now is tried again at the next start.
 pub(crate) fn clean(directory: &Path) {
     for lock in entries(directory) {
         let name = lock.as_os_str().as_bytes();
-        let Some(socket) = name.strip_suffix(LOCK_SUFFIX.as_bytes()) else { continue };
-        if !socket.ends_with(SOCKET_SUFFIX) {
-            continue;
-        }
-        let socket = Path::new(OsStr::from_bytes(socket));
-        if fs::symlink_metadata(socket).is_ok_and(|there| !there.file_type().is_socket()) {
+        let Some(name) = name.strip_suffix(LOCK_SUFFIX.as_bytes()) else { continue };
+        let Some(kind) = Kind::of(name) else { continue };
+        let path = Path::new(OsStr::from_bytes(name));
+        if fs::symlink_metadata(path).is_ok_and(|there| !kind.is(there.file_type())) {
             continue;
         }
         match LockFile::try_take(&lock) {
             // The lock file goes with the lock, when this arm ends.
-            Ok(Some(_dead)) => match fs::remove_file(socket) {
-                Ok(()) => tracing::info!(path = %socket.display(), "removed a dead sidecar's socket"),
+            Ok(Some(_dead)) => match kind.remove(path) {
+                Ok(()) => tracing::info!(path = %path.display(), "removed what a dead sidecar left"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(path = %socket.display(), %error, "a dead sidecar's socket stays")
+                    tracing::warn!(path = %path.display(), %error, "what a dead sidecar left stays")
                 }
             },
             Ok(None) => {}
@@ -69,6 +104,8 @@ mod tests {
         drop(UnixListener::bind(dir.path().join("dead.sock")).unwrap());
         fs::write(dir.path().join("dead.sock.lock"), "").unwrap();
         fs::write(dir.path().join("gone.sock.lock"), "").unwrap();
+        fs::create_dir_all(dir.path().join("dead.dir/vm/sessions")).unwrap();
+        fs::write(dir.path().join("dead.dir.lock"), "").unwrap();
         for name in ["other", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
             fs::write(dir.path().join(name), "").unwrap();
         }

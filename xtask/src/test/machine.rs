@@ -5,9 +5,7 @@
 
 use crate::Failure;
 use rustix::fs::Access;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
-use std::time::Duration;
 
 /// A named fact about the machine.
 #[derive(Clone, Copy)]
@@ -27,7 +25,6 @@ const CONDITIONS: &[Condition] = &[
     Condition { name: "no bubblewrap", probe: || !on_path("bwrap") },
     Condition { name: "no /dev/fuse", probe: || !Path::new("/dev/fuse").exists() },
     Condition { name: "no /dev/net/tun", probe: || !Path::new("/dev/net/tun").exists() },
-    Condition { name: "no package registry", probe: || !registry_answers() },
 ];
 
 impl Condition {
@@ -73,40 +70,9 @@ fn on_path(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-/// A proxy is taken to answer: whether it does is for the test to find out.
-fn registry_answers() -> bool {
-    if ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some())
-    {
-        return true;
-    }
-    let configured =
-        ["npm_config_registry", "NPM_CONFIG_REGISTRY"].iter().find_map(|name| std::env::var(name).ok());
-    let address = host_and_port(configured.as_deref().unwrap_or("https://registry.npmjs.org"));
-    let addresses = address.to_socket_addrs();
-    addresses
-        .is_ok_and(|mut all| all.any(|one| TcpStream::connect_timeout(&one, Duration::from_secs(5)).is_ok()))
-}
-
-fn host_and_port(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
-    let authority = rest.split('/').next().unwrap_or(rest);
-    let host = authority.rsplit('@').next().unwrap_or(authority);
-    let port = if scheme == "http" { 80 } else { 443 };
-    if host.contains(':') { host.to_owned() } else { format!("{host}:{port}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_registry_url_gives_its_host_and_port() {
-        assert_eq!(host_and_port("https://r.example/npm/"), "r.example:443");
-        assert_eq!(host_and_port("http://r.example"), "r.example:80");
-        assert_eq!(host_and_port("http://user:word@r.example:4873/x"), "r.example:4873");
-    }
 
     #[test]
     fn conditions_are_found_by_their_exact_name() {

@@ -66,6 +66,8 @@ fn mcp_server(server: McpServer) -> v1::McpServer {
 }
 
 pub(crate) enum CreateProgress {
+    /// The session has its id; nothing else of it is known.
+    Begun(String),
     Install(InstallProgress),
     Created(Box<SessionData>),
 }
@@ -80,6 +82,7 @@ pub(crate) fn create_event(
         v1::create_session_event::Event::Install(progress) => {
             return Ok(CreateProgress::Install(install_progress(progress)));
         }
+        v1::create_session_event::Event::BegunSessionId(id) => return Ok(CreateProgress::Begun(id)),
         v1::create_session_event::Event::Created(created) => created,
     };
     let model = model_kind(created.model(), CALL)?;
@@ -104,8 +107,8 @@ fn lenient(json: &str) -> Value {
 }
 
 pub(crate) fn install_progress(progress: v1::InstallProgress) -> InstallProgress {
-    let v1::InstallProgress { package, received_bytes, total_bytes, place } = progress;
-    InstallProgress { package, received_bytes, total_bytes, place }
+    let v1::InstallProgress { package, received_bytes, total_bytes, place, waiting } = progress;
+    InstallProgress { package, received_bytes, total_bytes, place, waiting }
 }
 
 fn model_kind(model: v1::ModelKind, call: &'static str) -> Result<ModelKind, AnswerError> {

@@ -1,7 +1,7 @@
 //! A sidecar that answers what a test tells it to, behind the real socket and the real protocol.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agentos_proto::v1;
@@ -24,6 +24,9 @@ pub(crate) struct Script {
     pub(crate) created: AtomicUsize,
     pub(crate) disposed: Mutex<Vec<String>>,
     pub(crate) create_entered: AtomicUsize,
+    /// Whether sessions are begun and never finished.
+    pub(crate) sessions_hang: AtomicBool,
+    pub(crate) closed_sessions: Mutex<Vec<String>>,
     /// What was answered to requests for permission.
     pub(crate) answers: Mutex<Vec<(String, v1::PermissionReply)>>,
     /// CreateVm takes one permit: a test without permits keeps it waiting.
@@ -38,6 +41,8 @@ impl Default for Script {
             created: AtomicUsize::new(0),
             disposed: Mutex::default(),
             create_entered: AtomicUsize::new(0),
+            sessions_hang: AtomicBool::new(false),
+            closed_sessions: Mutex::default(),
             answers: Mutex::default(),
             create_permits: Semaphore::new(1000),
         }
@@ -234,6 +239,7 @@ impl SessionService for Services {
             received_bytes: 5,
             total_bytes: Some(10),
             place: "/store".into(),
+            waiting: false,
         };
         let created = v1::SessionCreated {
             session_id: "s-1".into(),
@@ -244,7 +250,16 @@ impl SessionService for Services {
                 r#"{"modes":{"currentModeId":"ask","availableModes":[{"id":"ask"},{"id":"code"}]}}"#.into(),
         };
         let event = |event| v1::CreateSessionEvent { event: Some(event) };
+        let begun = event(v1::create_session_event::Event::BegunSessionId("s-1".into()));
+        if self.script.sessions_hang.load(Ordering::SeqCst) {
+            // The stream stays open until the client goes.
+            let (send, receive) = tokio::sync::mpsc::channel(1);
+            send.send(Ok(begun)).await.unwrap();
+            tokio::spawn(async move { send.closed().await });
+            return Ok(Response::new(ReceiverStream::new(receive)));
+        }
         Ok(Response::new(stream(vec![
+            begun,
             event(v1::create_session_event::Event::Install(install)),
             event(v1::create_session_event::Event::Created(created)),
         ])))
@@ -311,9 +326,10 @@ impl SessionService for Services {
 
     async fn close_session(
         &self,
-        _: Request<v1::CloseSessionRequest>,
+        request: Request<v1::CloseSessionRequest>,
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
-        Err(Status::unimplemented("not scripted"))
+        self.script.closed_sessions.lock().unwrap().push(request.into_inner().session_id);
+        Ok(Response::new(v1::CloseSessionResponse {}))
     }
 
     async fn list_agents(

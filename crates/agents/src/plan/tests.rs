@@ -1,9 +1,9 @@
 use super::*;
+use crate::home::Home;
 use crate::registry::Registry;
-use std::os::unix::fs::PermissionsExt as _;
 
 struct Case {
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     home: Home,
     store: Store,
     agent: Agent,
@@ -24,7 +24,7 @@ impl Case {
                 fs::write(entry, "").unwrap();
             }
         }
-        Self { directory, home, store, agent, session: SessionId::new() }
+        Self { _directory: directory, home, store, agent, session: SessionId::new() }
     }
 
     fn plan(&self, change: impl FnOnce(&mut PlanRequest<'_>), kind: ModelKind) -> LaunchPlan {
@@ -33,7 +33,6 @@ impl Case {
         let mut request = PlanRequest {
             agent: &self.agent,
             session: &self.session,
-            home: &self.home,
             installed: &installed,
             node_modules: None,
             cwd: "/work",
@@ -49,7 +48,7 @@ impl Case {
 }
 
 fn file<'a>(plan: &'a LaunchPlan, name: &str) -> &'a str {
-    let file = plan.files.iter().find(|file| file.host_path.ends_with(name)).unwrap();
+    let file = plan.files.iter().find(|file| file.guest_path.ends_with(&format!("/{name}"))).unwrap();
     std::str::from_utf8(&file.content).unwrap()
 }
 
@@ -63,7 +62,7 @@ fn pi_runs_its_own_cli_on_the_stores_node() {
     assert_eq!(plan.argv[1], format!("{packages}/earendil-works+pi-coding-agent-1.5.2/dist/bundle/cli.js"));
     assert_eq!(plan.argv[2..], ["--mode", "rpc"]);
     assert_eq!(plan.mounts[0].guest_path, packages);
-    assert!(plan.mounts[0].read_only && !plan.mounts[1].read_only);
+    assert!(plan.mounts.len() == 1 && plan.mounts[0].read_only, "nothing of the host can be written");
     assert_eq!(plan.path("/bin:/usr/bin"), format!("/bin:/usr/bin:{packages}/{node}/bin"));
     assert_eq!(plan.agent_version.as_deref(), Some("1.5.2"));
     assert_eq!(plan.env["PI_OFFLINE"], "1");
@@ -73,9 +72,10 @@ fn pi_runs_its_own_cli_on_the_stores_node() {
 fn the_demo_model_is_configured_in_the_sessions_own_directory() {
     let case = Case::new();
     let plan = case.plan(|_| {}, ModelKind::Demo);
-    let guest = format!("/opt/agentos/sessions/{}/agent", case.session);
+    let guest = format!("/opt/agentos/sessions/{}", case.session);
     assert_eq!(plan.env["PI_CODING_AGENT_DIR"], guest);
-    assert_eq!(plan.mounts[1].guest_path, guest);
+    assert!(plan.files.iter().all(|file| file.guest_path.starts_with(&guest)), "{:?}", plan.files);
+    assert_eq!(plan.state_dir, Some(guest));
     let models: serde_json::Value = serde_json::from_str(file(&plan, "models.json")).unwrap();
     assert_eq!(models["providers"]["agentos"]["baseUrl"], "http://127.0.0.1:4141/v1");
     let settings: serde_json::Value = serde_json::from_str(file(&plan, "settings.json")).unwrap();
@@ -91,7 +91,7 @@ fn with_a_provider_the_agents_own_configuration_is_left_alone() {
     let plan = case.plan(|_| {}, ModelKind::Provider);
     assert!(plan.files.is_empty());
     assert!(!plan.env.contains_key("PI_CODING_AGENT_DIR"));
-    assert!(plan.env["PI_CODING_AGENT_SESSION_DIR"].ends_with("/agent/sessions"));
+    assert!(plan.env["PI_CODING_AGENT_SESSION_DIR"].starts_with(plan.state_dir.as_deref().unwrap()));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn instructions_travel_in_a_file_and_the_users_environment_wins() {
     let with = |request: &mut PlanRequest<'_>| request.instructions = "Be kind.";
     let plan = case.plan(with, ModelKind::Demo);
     let at = plan.argv.iter().position(|arg| arg == "--append-system-prompt").unwrap();
-    assert!(plan.argv[at + 1].starts_with(&plan.mounts[1].guest_path));
+    assert!(plan.argv[at + 1].starts_with(plan.state_dir.as_deref().unwrap()));
     assert_eq!(file(&plan, "agentos-instructions.md"), "Be kind.");
 
     let installed = case.store.installed(&case.agent).unwrap();
@@ -109,7 +109,6 @@ fn instructions_travel_in_a_file_and_the_users_environment_wins() {
     let plan = plan_session(&PlanRequest {
         agent: &case.agent,
         session: &case.session,
-        home: &case.home,
         installed: &installed,
         node_modules: Some("/root/node_modules"),
         cwd: "/work",
@@ -138,7 +137,6 @@ fn secrets_of_tool_servers_are_in_the_environment_and_in_no_file() {
     let plan = plan_session(&PlanRequest {
         agent: &case.agent,
         session: &case.session,
-        home: &case.home,
         installed: &installed,
         node_modules: None,
         cwd: "/work",
@@ -157,33 +155,6 @@ fn secrets_of_tool_servers_are_in_the_environment_and_in_no_file() {
 }
 
 #[test]
-fn preparing_makes_private_directories_and_follows_no_link_of_a_guest() {
-    let case = Case::new();
-    let plan = case.plan(|_| {}, ModelKind::Demo);
-    plan.prepare().unwrap();
-    plan.prepare().unwrap();
-    let state = case.home.agent_state_dir(&case.session);
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&state), 0o700);
-    assert_eq!(mode(&state.join("models.json")), 0o600);
-
-    let other = Case::new();
-    let given_up = other.plan(|_| {}, ModelKind::Demo);
-    given_up.prepare().unwrap();
-    given_up.discard();
-    assert!(!other.home.session_dir(&other.session).exists());
-
-    // A guest of the session's former life left a link in the way.
-    let victim = case.directory.path().join("victim");
-    fs::write(&victim, "mine").unwrap();
-    fs::remove_file(state.join("models.json")).unwrap();
-    std::os::unix::fs::symlink(&victim, state.join("models.json")).unwrap();
-    plan.prepare().unwrap();
-    assert_eq!(fs::read(&victim).unwrap(), b"mine");
-    assert!(fs::symlink_metadata(state.join("models.json")).unwrap().is_file());
-}
-
-#[test]
 fn a_warm_up_is_adopted_once_and_leaves_nothing_when_it_is_dropped() {
     let case = Case::new();
     let installed = case.store.installed(&case.agent).unwrap();
@@ -193,14 +164,14 @@ fn a_warm_up_is_adopted_once_and_leaves_nothing_when_it_is_dropped() {
     let left = || fs::read_dir(&staging).map_or(0, Iterator::count);
 
     let given_up = warm();
-    given_up.plan.prepare().unwrap();
+    given_up.prepare().unwrap();
     assert_eq!(left(), 1);
     drop(given_up);
     assert_eq!(left(), 0);
 
     let (first, second) = (warm(), warm());
     for run in [&first, &second] {
-        run.plan.prepare().unwrap();
+        run.prepare().unwrap();
         assert!(run.plan.mounts[0].read_only);
         fs::create_dir(run.plan.mounts[1].host_path.join("cache")).unwrap();
     }

@@ -27,6 +27,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// An abort that reaches the agent before it has begun its run finds nothing to abort: it is repeated.
 const ABORT_AGAIN: Duration = Duration::from_millis(250);
+/// How long an agent may go on with a turn that was answered without it. Aborted agents stop within a second; one that
+/// never does would leave its session busy for ever.
+const SETTLE_GRACE: Duration = Duration::from_secs(10);
 /// How long a polite end may take.
 const EXIT_GRACE: Duration = Duration::from_secs(3);
 /// How long a killed process may take to be gone before it is given up.
@@ -80,8 +83,8 @@ pub(super) struct Driver {
     profile: Profile,
     next_number: u64,
     running: Option<Running>,
-    /// A turn was answered before the agent was done with it.
-    settling: bool,
+    /// A turn was answered before the agent was done with it: when it must be.
+    settling: Option<Instant>,
     /// By the id of their command.
     asked: HashMap<String, Asked>,
 }
@@ -124,15 +127,7 @@ pub(super) async fn start(
     let commands = profile.commands_update().map(|update| acp::session_update(&profile.session_id, &update));
     let published = shared.log.publish(commands.into_iter().collect()).await;
     published.map_err(|error| failed(AgentFault::Transcript(error)))?;
-    Ok(Driver {
-        shared,
-        link,
-        profile,
-        next_number: 1,
-        running: None,
-        settling: false,
-        asked: HashMap::new(),
-    })
+    Ok(Driver { shared, link, profile, next_number: 1, running: None, settling: None, asked: HashMap::new() })
 }
 
 impl Driver {
@@ -280,7 +275,7 @@ impl Driver {
         idle: Duration,
         reply: Reply<PromptReply>,
     ) -> Result<(), AgentFault> {
-        if self.running.is_some() || self.settling {
+        if self.running.is_some() || self.settling.is_some() {
             let _ = reply.send(Err(PromptError::Busy { session: self.shared.id.to_string() }));
             return Ok(());
         }
@@ -326,7 +321,8 @@ impl Driver {
 
     /// When something must happen although nothing comes.
     fn deadline(&self) -> Option<Instant> {
-        let running = self.running.as_ref()?;
+        // No prompt runs while a turn settles.
+        let Some(running) = &self.running else { return self.settling };
         match &running.cancelled {
             Some(cancelled) => Some(cancelled.answer_at.min(cancelled.abort_again_at)),
             None if self.link.translator.running_tools() > 0 => None,
@@ -337,7 +333,9 @@ impl Driver {
 
     fn on_deadline(&mut self) -> Result<(), AgentFault> {
         let now = Instant::now();
-        let Some(mut running) = self.running.take() else { return Ok(()) };
+        let Some(mut running) = self.running.take() else {
+            return Err(AgentFault::Unstoppable { waited: SETTLE_GRACE });
+        };
         match &mut running.cancelled {
             Some(cancelled) if now < cancelled.answer_at => {
                 cancelled.abort_again_at = now + ABORT_AGAIN;
@@ -345,12 +343,12 @@ impl Driver {
                 return self.link.send(&Command::Abort, ABORT);
             }
             Some(_) => {
-                self.settling = true;
+                self.settling = Some(now + SETTLE_GRACE);
                 let text = self.link.translator.take_turn().text;
                 self.answer(running, Ok((text, "cancelled")));
             }
             None => {
-                self.settling = true;
+                self.settling = Some(now + SETTLE_GRACE);
                 let idle = running.idle;
                 self.answer(running, Err(PromptError::IdleTimeout { idle }));
                 return self.link.send(&Command::Abort, ABORT);
@@ -361,7 +359,7 @@ impl Driver {
 
     /// The turn is over: its prompt, if it still waits, is answered.
     fn settled(&mut self, aborted: bool, turn: Turn) {
-        self.settling = false;
+        self.settling = None;
         let Some(running) = self.running.take_if(|running| running.taken) else { return };
         let silent = turn.text.is_empty() && turn.tool_calls == 0;
         let result = match turn.end {

@@ -41,6 +41,18 @@ pub enum AgentFault {
         /// The bound.
         limit_bytes: u64,
     },
+    /// Its text of one turn is more than any reply may hold.
+    #[error("the agent wrote more than {limit_bytes} bytes of text in one turn")]
+    TooMuchText {
+        /// The bound.
+        limit_bytes: usize,
+    },
+    /// It goes on with a turn that was cancelled.
+    #[error("the agent went on with a cancelled turn for {} s; it was ended", waited.as_secs())]
+    Unstoppable {
+        /// How long it had to stop.
+        waited: Duration,
+    },
     /// It sent things that are no records of its protocol.
     #[error("the agent sent more than {limit_bytes} bytes that are no records{}", log_suffix(log))]
     Garbage {
@@ -189,6 +201,8 @@ pub enum FaultKind {
     AgentFailed,
     /// The session is closed.
     Closed,
+    /// There is no room to keep what the agent says.
+    NoSpace,
     /// We failed.
     Internal,
 }
@@ -215,6 +229,7 @@ impl AgentFault {
     pub fn kind(&self) -> FaultKind {
         match self {
             Self::Closed => FaultKind::Closed,
+            Self::Transcript(error) if error.is_no_space() => FaultKind::NoSpace,
             Self::Transcript(_) => FaultKind::Internal,
             _ => FaultKind::AgentFailed,
         }

@@ -15,6 +15,9 @@ use crate::wire::pi_rpc::{Command, MAX_LINE_BYTES, Output, Translator};
 const DRAIN: Duration = Duration::from_millis(500);
 /// What an agent may send in one turn.
 const MAX_TURN_BYTES: u64 = 512 << 20;
+/// What of it may be text for the user: the reply repeats all of it, so all of it is kept in memory. A model's longest
+/// answer is a few hundred kilobytes.
+const MAX_TURN_TEXT_BYTES: usize = 16 << 20;
 /// What of it may be no records.
 const MAX_GARBAGE_BYTES: u64 = 1 << 20;
 /// What of a line that is no record is kept.
@@ -135,6 +138,9 @@ impl Link {
                     }
                     output => outputs.push(output),
                 }
+            }
+            if self.translator.turn().text.len() > MAX_TURN_TEXT_BYTES {
+                return Err(AgentFault::TooMuchText { limit_bytes: MAX_TURN_TEXT_BYTES });
             }
         }
         Ok(outputs)

@@ -3,6 +3,9 @@
 //! The last 1,024 are in memory. A reader is a position in the sequence: it takes from memory what is there, from the
 //! database what is older, and waits at the end. So it may be as slow as it likes, nothing is lost and nothing comes
 //! twice. There is one publisher, the session's owner task, which is why the sequence needs no lock of its own.
+//!
+//! The transcript is bounded. What would exceed it is not kept, so it isn't shown either: one last event says that the
+//! transcript is full, and the publisher is told, who ends the session.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,12 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::SessionId;
-use crate::transcript::{Event, TranscriptError, Transcripts};
+use crate::transcript::{Event, MAX_SESSION_BYTES, TranscriptError, Transcripts};
+use crate::wire::acp;
 
 /// Events kept in memory.
 const RING_EVENTS: usize = 1024;
 /// Events of the ring are also bounded by their size: 1,024 diffs of large files would not be small.
 const RING_BYTES: usize = 8 << 20;
+/// What an event costs beside its text; a flood of empty ones must find an end too.
+const EVENT_BYTES: usize = 64;
 /// Events read from the database at once.
 const PAGE_EVENTS: usize = 256;
 
@@ -23,6 +29,8 @@ const PAGE_EVENTS: usize = 256;
 struct Ring {
     events: VecDeque<Event>,
     bytes: usize,
+    /// Of all events there were, in the database.
+    kept_bytes: u64,
 }
 
 /// Where the sequence ends, and whether it has ended for good.
@@ -40,11 +48,13 @@ pub(super) struct EventLog {
     // Held for a few copies of Arcs, never across an await.
     ring: Mutex<Ring>,
     end: watch::Sender<End>,
+    max_bytes: u64,
 }
 
 impl EventLog {
     pub(super) fn new(session: SessionId, transcripts: Transcripts) -> Self {
-        Self { session, transcripts, ring: Mutex::default(), end: watch::Sender::default() }
+        let (ring, end) = (Mutex::default(), watch::Sender::default());
+        Self { session, transcripts, ring, end, max_bytes: MAX_SESSION_BYTES }
     }
 
     /// Keeps and shows events, in order. Only the session's owner calls this, one call after the other.
@@ -52,6 +62,20 @@ impl EventLog {
         if notifications.is_empty() {
             return Ok(());
         }
+        let new_bytes: usize = notifications.iter().map(|text| text.len() + EVENT_BYTES).sum();
+        let kept_bytes = self.ring().kept_bytes.saturating_add(new_bytes as u64);
+        if kept_bytes > self.max_bytes {
+            let limit_bytes = self.max_bytes;
+            let params = serde_json::json!({ "limitBytes": limit_bytes });
+            self.keep(vec![acp::notification("_agentos/transcript_full", &params)]).await?;
+            return Err(TranscriptError::Full { limit_bytes });
+        }
+        self.keep(notifications).await?;
+        self.ring().kept_bytes = kept_bytes;
+        Ok(())
+    }
+
+    async fn keep(&self, notifications: Vec<String>) -> Result<(), TranscriptError> {
         let last = self.end.borrow().last;
         let numbered = notifications.into_iter().zip(last + 1..);
         let events: Vec<Event> = numbered
@@ -208,6 +232,32 @@ mod tests {
         let other = Transcripts::open(&home.path().join("s.db")).unwrap();
         assert_eq!(other.history(log.session.as_str(), 1, 9).await.unwrap(), [seen]);
         publish.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_transcript_says_so_and_takes_no_more() {
+        let home = tempfile::tempdir().unwrap();
+        let log = Arc::new(EventLog { max_bytes: 1000, ..Arc::into_inner(log(home.path()).await).unwrap() });
+        let mut refused = None;
+        for number in 1..=100 {
+            if let Err(error) = log.publish(vec![format!("e{number}")]).await {
+                refused = Some((number, error));
+                break;
+            }
+        }
+        let (number, error) = refused.expect("a bound");
+        assert!(
+            matches!(error, TranscriptError::Full { limit_bytes: 1000 }) && error.is_no_space(),
+            "{error}"
+        );
+        assert_eq!(number, 1000 / (EVENT_BYTES as u64 + 2) + 1, "empty events count too");
+        log.close();
+        let mut events = Events::new(Arc::clone(&log), number - 1);
+        assert_eq!(&*events.next().await.unwrap().unwrap().notification, format!("e{}", number - 1));
+        let last = events.next().await.unwrap().unwrap();
+        assert!(last.notification.contains("_agentos/transcript_full"), "{last:?}");
+        assert!(events.next().await.is_none());
+        assert_eq!(log.transcripts.history(log.session.as_str(), number, 9).await.unwrap(), [last]);
     }
 
     #[tokio::test]

@@ -4,7 +4,8 @@
 //!              start                 prompt ⇄ settled               close, exit, fault
 //! AgentProcess ─────► Starting ─────► Idle ⇄ Prompting ────────────► Closed
 //!                        │ not ready, died      │ cancel: Cancelling, at most 2 s
-//!                        └► StartError          └► Settling: answered, the agent isn't done yet (prompts are Busy)
+//!                        └► StartError          └► Settling: answered, the agent isn't done yet (prompts are Busy),
+//!                                                             at most 10 s, then the agent is ended
 //! ```
 //!
 //! A session's state lives in one task ([`driver`]) behind a bounded queue; [`Session`] is a handle to it. The task
@@ -175,13 +176,15 @@ pub struct Session {
 
 impl Session {
     /// Takes over an agent's process, waits until it is ready and returns its session. The session's first events are
-    /// its model and, where something had to be installed, the installation. On failure the process is killed.
+    /// its model and, where something had to be installed, the installation. On failure the process is killed, and
+    /// neither then nor when the future is dropped does a transcript stay.
     pub async fn start(start: SessionStart<'_>) -> Result<Self, StartError> {
         match start.plan.launch {
             Launch::PiRpc => {}
             Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
         }
         let log = Arc::new(EventLog::new(start.id.clone(), start.transcripts.clone()));
+        let provisional = Provisional { id: start.id.clone(), transcripts: Some(start.transcripts.clone()) };
         let opening = Self::open_transcript(&start, &log);
         let shared = Arc::new(Shared {
             id: start.id.clone(),
@@ -205,11 +208,11 @@ impl Session {
         let driver = match driver {
             Ok(driver) => driver,
             Err(error) => {
-                // A session that never was has no transcript.
-                let _ = start.transcripts.delete(shared.id.as_str()).await;
+                provisional.forget().await;
                 return Err(error);
             }
         };
+        provisional.keep();
         let answers = Arc::new([driver.initialize(), driver.session_new()]);
         tokio::spawn(driver.run(queue));
         Ok(Self { shared, requests, answers })
@@ -343,6 +346,40 @@ impl Session {
                 Err(self.shared.fault().into())
             }
         }
+    }
+}
+
+/// The transcript of a session that may never be; dropped, it is forgotten.
+struct Provisional {
+    id: SessionId,
+    transcripts: Option<Transcripts>,
+}
+
+impl Provisional {
+    fn keep(mut self) {
+        self.transcripts = None;
+    }
+
+    async fn forget(mut self) {
+        let Some(transcripts) = self.transcripts.clone() else { return };
+        forget(&transcripts, &self.id).await;
+        self.transcripts = None;
+    }
+}
+
+impl Drop for Provisional {
+    fn drop(&mut self) {
+        let Some(transcripts) = self.transcripts.take() else { return };
+        let id = self.id.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { forget(&transcripts, &id).await });
+        }
+    }
+}
+
+async fn forget(transcripts: &Transcripts, id: &SessionId) {
+    if let Err(error) = transcripts.delete(id.as_str()).await {
+        tracing::warn!(session = %id, %error, "the transcript of a session that never was stays");
     }
 }
 

@@ -11,13 +11,15 @@
 //!
 //! A package goes `absent → downloading → verified → unpacking → finished`. Only the last step, one rename, makes it
 //! visible, so whoever finds the directory may use it, and a killed install leaves nothing that looks installed. Two
-//! installs at once, of this process or of others, meet at the lock: the second one waits and finds the work done.
+//! installs at once, of this process or of others, meet at the lock: the second one waits, shows the first one's
+//! progress and finds the work done.
 //! No script of a package is ever run.
 //!
 //! Installing blocks, so [`Store::install`] runs on threads of its own, one per package: the network, the digest and
 //! the unpacking of one overlap with those of the other.
 
 mod download;
+mod lock;
 mod npmrc;
 mod unpack;
 
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 pub use download::DownloadError;
-pub use npmrc::{RegistrySettings, SettingsError};
+pub use npmrc::{PUBLIC_REGISTRY, RegistrySettings, SettingsError};
 pub use unpack::UnpackError;
 
 use crate::registry::{Agent, Package};
@@ -54,6 +56,8 @@ pub struct Progress {
     pub total_bytes: Option<u64>,
     /// Where it will be, on the host.
     pub place: PathBuf,
+    /// Another installation is fetching it, and this one waits for that.
+    pub waiting: bool,
 }
 
 /// The finished packages of one agent.
@@ -133,6 +137,20 @@ pub enum InstallError {
         #[source]
         source: UnpackError,
     },
+    /// Another installation works on the package and doesn't come to an end.
+    #[error(
+        "another installation of {package} has held {} for {} s; end it, then try again",
+        lock.display(),
+        waited.as_secs()
+    )]
+    Locked {
+        /// The package.
+        package: String,
+        /// The file that is locked; `fuser` and `lslocks` say by whom.
+        lock: PathBuf,
+        /// How long this one has waited.
+        waited: Duration,
+    },
     /// The caller went away.
     #[error("the installation was cancelled")]
     Cancelled,
@@ -151,11 +169,16 @@ struct Reporter {
 
 impl Reporter {
     fn report(&self, received_bytes: u64, total_bytes: u64) {
+        self.send(received_bytes, total_bytes, false);
+    }
+
+    fn send(&self, received_bytes: u64, total_bytes: u64, waiting: bool) {
         let _ = self.sender.try_send(Progress {
             package: self.package.clone(),
             received_bytes,
             total_bytes: Some(total_bytes),
             place: self.place.clone(),
+            waiting,
         });
     }
 }
@@ -292,16 +315,25 @@ impl Store {
             package: part.label(),
             place: finished.clone(),
         };
-        for (part, _) in package.parts() {
-            reporter(part).report(0, part.tarball_bytes);
-        }
-        let _lock = lock(&self.root.join("locks").join(&name))?;
+        // The other installation's tarball grows before everyone's eyes.
+        let waiting = || {
+            for (part, _) in package.parts() {
+                let received = fs::metadata(self.tarball(package, part)).map_or(0, |found| found.len());
+                reporter(part).send(received.min(part.tarball_bytes), part.tarball_bytes, true);
+            }
+        };
+        let label = package.label();
+        let wait = lock::Wait { package: &label, patience: lock::PATIENCE, cancelled, waiting: &waiting };
+        let _lock = lock::take(&self.root.join("locks").join(&name), &wait)?;
         // Another install may have finished while this one waited for the lock.
         if self.is_finished(package) {
             for (part, _) in package.parts() {
                 reporter(part).report(part.tarball_bytes, part.tarball_bytes);
             }
             return Ok(());
+        }
+        for (part, _) in package.parts() {
+            reporter(part).report(0, part.tarball_bytes);
         }
         // What is there without its entry was damaged by someone else; what is in staging by a killed install.
         for stale in [&finished, &staging] {
@@ -316,11 +348,9 @@ impl Store {
 
     /// Fetches and unpacks every part; the tarballs that are of no more use.
     fn fill_staging(&self, work: &Work<'_>) -> Result<Vec<PathBuf>, InstallError> {
-        let whole = work.package.directory_name();
         let mut tarballs = Vec::new();
         for (part, below) in work.package.parts() {
-            // Under the name of the whole, because the lock is the whole's.
-            let path = self.root.join("downloads").join(format!("{whole},{}.tgz", part.directory_name()));
+            let path = self.tarball(work.package, part);
             let reporter = (work.reporter)(part);
             let job =
                 download::Job { package: part, path: &path, reporter: &reporter, cancelled: work.cancelled };
@@ -331,6 +361,12 @@ impl Store {
                 .map_err(|source| self.unpack_failed(part, &tarballs, source))?;
         }
         Ok(tarballs)
+    }
+
+    /// Where a part's tarball is fetched to: under the name of the whole, because the lock is the whole's.
+    fn tarball(&self, whole: &Package, part: &Package) -> PathBuf {
+        let name = format!("{},{}.tgz", whole.directory_name(), part.directory_name());
+        self.root.join("downloads").join(name)
     }
 
     fn put_in_place(staging: &Path, finished: &Path) -> Result<(), InstallError> {
@@ -421,16 +457,4 @@ fn remove_directory(path: &Path) -> Result<(), InstallError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("removing", path)(error)),
         _ => Ok(()),
     }
-}
-
-/// Waits for the lock of one package. It is let go with the returned file, or by the kernel with the process.
-fn lock(path: &Path) -> Result<fs::File, InstallError> {
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(at("opening the lock", path))?;
-    file.lock().map_err(at("locking", path))?;
-    Ok(file)
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The public registry; also the host that other registries' metadata may still name.
-pub(super) const PUBLIC_REGISTRY: &str = "https://registry.npmjs.org/";
+pub const PUBLIC_REGISTRY: &str = "https://registry.npmjs.org/";
 
 /// Which registry to ask, with what credentials, through what.
 #[derive(Clone, Default)]

@@ -92,7 +92,7 @@ fn plan() -> LaunchPlan {
         env: BTreeMap::new(),
         cwd: "/work".to_owned(),
         mounts: Vec::new(),
-        directories: Vec::new(),
+        state_dir: None,
         files: Vec::new(),
         path_dirs: Vec::new(),
         launch: Launch::PiRpc,

@@ -2,7 +2,7 @@
 //!
 //! | JSON line | when |
 //! |---|---|
-//! | `{"type":"install", "package", "receivedBytes", "totalBytes", "place"}` | an agent is being installed |
+//! | `{"type":"install", "package", "receivedBytes", "totalBytes", "place", "waiting"}` | an agent is being installed |
 //! | `{"type":"session", "sessionId", "agent", "model", "modelReason", "vmId", "keptAs"}` | it is ready |
 //! | `{"type":"event", "sequenceNumber", "notification"}` | each event, as the agent sent it |
 //! | `{"type":"files", "files": [{"path", "name", "place", "isNew", "sizeBytes", "out"}], "hint"}` | what changed |
@@ -76,6 +76,7 @@ pub(super) fn install(step: &InstallProgress) {
         "receivedBytes": step.received_bytes,
         "totalBytes": step.total_bytes,
         "place": step.place,
+        "waiting": step.waiting,
     })));
 }
 

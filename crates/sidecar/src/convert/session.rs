@@ -5,7 +5,7 @@ use agentos_agents::plan::McpServer;
 use agentos_agents::store::Progress;
 use agentos_agents::transcript::Event;
 use agentos_agents::{AgentConfig, AgentEntry, Registry, Session};
-use agentos_proto::v1::{self, ErrorKind, mcp_server};
+use agentos_proto::v1::{self, mcp_server};
 
 use crate::errors::Failure;
 use crate::sessions::{self, CreateSession};
@@ -15,13 +15,7 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
 
     fn try_from(request: v1::CreateSessionRequest) -> Result<Self, Failure> {
         let install = request.agent_install() != v1::AgentInstall::Never;
-        // No agent that can be launched yet asks before it acts, so that there is nothing to reject: a promise that
-        // would not be kept.
-        if request.permission_policy() == v1::PermissionPolicy::RejectAll {
-            let message =
-                format!("{} asks for no permissions, so that none can be rejected", request.agent_type);
-            return Err(Failure::new(ErrorKind::Unsupported, "permissionPolicy", message));
-        }
+        let reject_all = request.permission_policy() == v1::PermissionPolicy::RejectAll;
         let model = match request.model {
             0 => None,
             wish => Some(model_wish(wish)?),
@@ -34,6 +28,7 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
             mcp_servers: request.mcp_servers.into_iter().map(mcp_server).collect::<Result<_, _>>()?,
             skip_os_instructions: request.skip_os_instructions,
             additional_instructions: request.additional_instructions,
+            reject_all,
             model,
             may_install: install && sessions::may_install(),
             provider_required: request.provider_required || sessions::provider_required(),
@@ -99,6 +94,7 @@ pub(crate) fn install_progress(progress: Progress) -> v1::InstallProgress {
         received_bytes: progress.received_bytes,
         total_bytes: progress.total_bytes,
         place: progress.place.to_string_lossy().into_owned(),
+        waiting: progress.waiting,
     }
 }
 

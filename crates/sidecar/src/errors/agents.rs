@@ -1,5 +1,6 @@
 //! What agentos_agents says.
 
+use agentos_agents::configuration::Malformed;
 use agentos_agents::model::NoModel;
 use agentos_agents::plan::{PlanError, PrepareError};
 use agentos_agents::session::{FaultKind, PromptError, StartError};
@@ -20,6 +21,13 @@ impl From<UnknownAgent> for Failure {
 impl From<UnsupportedAgent> for Failure {
     fn from(error: UnsupportedAgent) -> Self {
         Self::new(ErrorKind::Unsupported, &error.id, error.to_string())
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(error: Malformed) -> Self {
+        let message = chain(&error);
+        Self::invalid(error.path, message)
     }
 }
 
@@ -48,6 +56,7 @@ impl From<InstallError> for Failure {
                 Some(errno) => Self::system(errno, path.to_string_lossy(), message),
                 None => Self::new(ErrorKind::Internal, path.to_string_lossy(), message),
             },
+            InstallError::Locked { lock, .. } => Self::new(ErrorKind::Busy, lock.to_string_lossy(), message),
             InstallError::Cancelled => Self::new(ErrorKind::Cancelled, "", message),
             InstallError::Download { package, .. } | InstallError::Unpack { package, .. } => {
                 Self::new(ErrorKind::AgentNotInstalled, package, message)
@@ -83,6 +92,9 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let message = chain(&error);
         match error {
+            StartError::Agent { agent, source } if source.kind() == FaultKind::NoSpace => {
+                Self::new(ErrorKind::NoSpace, agent, message)
+            }
             StartError::Agent { agent, .. } | StartError::Refused { agent, .. } => {
                 Self::new(ErrorKind::AgentFailed, agent, message)
             }
@@ -102,6 +114,7 @@ impl From<PromptError> for Failure {
             FaultKind::Timeout => ErrorKind::Timeout,
             FaultKind::AgentFailed => ErrorKind::AgentFailed,
             FaultKind::Closed => ErrorKind::Closed,
+            FaultKind::NoSpace => ErrorKind::NoSpace,
             FaultKind::Internal => ErrorKind::Internal,
         };
         Self::new(kind, "", chain(&error))
@@ -110,6 +123,7 @@ impl From<PromptError> for Failure {
 
 impl From<TranscriptError> for Failure {
     fn from(error: TranscriptError) -> Self {
-        Self::new(ErrorKind::Internal, "transcript", chain(&error))
+        let kind = if error.is_no_space() { ErrorKind::NoSpace } else { ErrorKind::Internal };
+        Self::new(kind, "transcript", chain(&error))
     }
 }

@@ -18,7 +18,7 @@ use super::Streamed;
 use crate::convert::session as convert;
 use crate::errors::Failure;
 use crate::host::Host;
-use crate::sessions::{CreateSession, SessionHost};
+use crate::sessions::{CreateSession, Creation, SessionHost};
 
 /// Progress that nobody has read yet; beyond it the store drops some.
 const PROGRESS_QUEUED: usize = 16;
@@ -64,8 +64,10 @@ impl SessionService for AgentSessions {
         let wish = CreateSession::try_from(request.into_inner())?;
         let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
         let host = Arc::clone(&self.0);
+        let creation = Creation::begin(&host);
+        let begun = create_session_event::Event::BegunSessionId(creation.id().to_string());
         let work = async move {
-            let session = match host.create_session(wish, sender).await {
+            let session = match host.create_session(creation, wish, sender).await {
                 Ok(session) => session,
                 Err(failure) => return Some(Err(failure)),
             };
@@ -75,7 +77,8 @@ impl SessionService for AgentSessions {
         let show = |step| v1::CreateSessionEvent {
             event: Some(create_session_event::Event::Install(convert::install_progress(step))),
         };
-        Ok(Response::new(with_progress(progress, work, show)))
+        let begun = stream::iter([Ok(v1::CreateSessionEvent { event: Some(begun) })]);
+        Ok(Response::new(Box::pin(begun.chain(with_progress(progress, work, show)))))
     }
 
     async fn list_sessions(
@@ -185,7 +188,7 @@ impl SessionService for AgentSessions {
         let vm_id = request.into_inner().vm_id;
         let registry = match vm_id.as_str() {
             "" => Registry::built_in(),
-            vm_id => SessionHost::registry(&self.0.vm(vm_id)?.sessions),
+            vm_id => SessionHost::registry(&self.0.vm(vm_id)?.sessions.defaults),
         };
         let entries = list_agents(&registry, &self.0.sessions().store()?);
         Ok(Response::new(v1::ListAgentsResponse {

@@ -1,27 +1,26 @@
 //! A session, from the wish to the running agent.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentos_agents::configuration;
 use agentos_agents::model::{self, ModelChoice, ModelKind, ModelRequest, ModelWish};
-use agentos_agents::plan::{self, PlanMount, PlanRequest};
+use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
 use agentos_agents::session::SessionStart;
 use agentos_agents::store::{Installed, Progress};
-use agentos_agents::{Agent, Session, SessionId, Store};
+use agentos_agents::{Agent, Session, Store};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::launch::{self, Launched, mount_plan};
-use super::{McpServers, NODE_MODULES, SessionHost};
-use crate::errors::{self, Failure};
+use super::instructions;
+use super::launch::{self, Launched};
+use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
+use crate::errors::Failure;
 use crate::host::{Host, HostedVm};
-
-/// Files by which an agent's own configuration names a provider, below the VM's home.
-const CONFIGURATION: [(&str, &[&str]); 1] = [("pi", &[".pi/agent/auth.json", ".pi/agent/models.json"])];
 
 /// Running an agent once so that it leaves compiled code behind; sessions work without it, only slower.
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(20);
@@ -37,84 +36,86 @@ pub(crate) struct CreateSession {
     pub(crate) mcp_servers: McpServers,
     pub(crate) skip_os_instructions: bool,
     pub(crate) additional_instructions: String,
+    /// Every request for permission is to be rejected.
+    pub(crate) reject_all: bool,
     /// Absent means the VM's.
     pub(crate) model: Option<ModelWish>,
     pub(crate) may_install: bool,
     pub(crate) provider_required: bool,
 }
 
-/// What every agent is told about where it runs.
-const OS_INSTRUCTIONS: &str = include_str!("instructions.md");
-
 impl Host {
     /// Creates a session. Dropping the future undoes what was begun; packages that were fetched stay.
     pub(crate) async fn create_session(
         self: Arc<Self>,
+        mut creation: Creation,
         wish: CreateSession,
         progress: mpsc::Sender<Progress>,
     ) -> Result<Session, Failure> {
         let hosted = self.vm(&wish.vm_id)?;
         let sessions = self.sessions();
-        let registry = SessionHost::registry(&hosted.sessions);
+        let registry = SessionHost::registry(&hosted.sessions.defaults);
         let agent = registry.find(&wish.agent_type)?;
         agent.launchable()?;
-        let mut env = hosted.sessions.env.clone();
+        if wish.reject_all {
+            return Err(unkept_promise(agent));
+        }
+        let mut env = hosted.sessions.defaults.env.clone();
         env.extend(wish.env.clone());
         let choice = choose_model(&hosted, &wish, agent, &env).await?;
 
+        // The user's own modules win over the store's, which then has only to run them.
+        let node_modules = own_modules(&hosted.vm, agent).await?;
         let store = sessions.store()?;
-        let installed = self.install(&store, agent, wish.may_install, progress).await?;
+        let installed = match node_modules {
+            Some(_) => {
+                let runtime = agent.with_own_package_elsewhere();
+                self.install(&store, &runtime, wish.may_install, progress).await?
+            }
+            None => self.install(&store, agent, wish.may_install, progress).await?,
+        };
         let transcripts = sessions.transcripts().await?.clone();
         let demo_base_url = match choice.kind {
-            ModelKind::Demo => sessions.demo.serve(&wish.vm_id, &hosted.vm).await?,
+            ModelKind::Demo => hosted.sessions.serve_demo(&hosted.vm, &sessions.demo).await?,
             ModelKind::Provider => String::new(),
         };
-        let node_modules = own_modules(&hosted.vm, agent).await;
-        let id = SessionId::new();
-        let instructions = instructions(&hosted, &wish);
-        let cwd = if wish.cwd.is_empty() { hosted.vm.spec().home() } else { &wish.cwd };
+        let instructions = instructions::text(
+            &hosted.sessions.defaults,
+            wish.skip_os_instructions,
+            &wish.additional_instructions,
+        );
         let plan = plan::plan_session(&PlanRequest {
             agent,
-            session: &id,
-            home: sessions.home()?,
+            session: creation.id(),
             installed: &installed,
             node_modules: node_modules.as_deref(),
-            cwd,
+            cwd: if wish.cwd.is_empty() { hosted.vm.spec().home() } else { &wish.cwd },
             env: &env,
             instructions: &instructions,
             model: &choice,
             demo_base_url: &demo_base_url,
             mcp_servers: &wish.mcp_servers,
         })?;
-        let state = StateDir::new(sessions.home()?.session_dir(&id));
-        let (prepared, shown) = (plan.clone(), state.instructions());
-        let directory = shown.host_path.clone();
-        blocking(move || {
-            prepared.prepare()?;
-            write_instructions(&directory, &instructions)
-        })
-        .await?;
-
-        let shared = sessions.prepare_vm(&wish.vm_id, &hosted.vm, &plan.mounts).await?;
-        let launched = Launched::start(&hosted.vm, &plan, &shared).await?;
+        let launched = launch(&hosted, &plan).await?;
         let process = launched
             .agent_process()
             .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
         let session = Session::start(SessionStart {
-            id,
+            id: creation.id().clone(),
             owner: wish.vm_id.clone(),
             agent_type: agent.id.clone(),
             plan: &plan,
             process,
             model: choice,
             install: installed.record(),
-            transcripts,
+            transcripts: transcripts.clone(),
         })
         .await?;
-        state.keep();
-        sessions.show_instructions(&wish.vm_id, &hosted.vm, &shown).await;
-        sessions.live.insert(session.clone());
-        tokio::spawn(launch::watch(session.clone(), launched));
+        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));
+        creation.register(session.clone(), transcripts, || Ok(self.vm(&wish.vm_id).map(drop)?))?;
+        let scratch = sessions.scratch().await?;
+        hosted.sessions.show_instructions(&hosted.vm, session.id(), instructions, scratch).await;
+        creation.delivered();
         Ok(session)
     }
 
@@ -168,39 +169,21 @@ impl Host {
     }
 }
 
-impl SessionHost {
-    /// Mounts what every session of a VM shares, once. The answer is what needs no mount any more.
-    async fn prepare_vm(
-        &self,
-        vm_id: &str,
-        vm: &Vm,
-        mounts: &[PlanMount],
-    ) -> Result<Vec<PlanMount>, Failure> {
-        let shared: Vec<PlanMount> = mounts.iter().filter(|mount| mount.read_only).cloned().collect();
-        let mut prepared = self.prepared.lock().await;
-        let done = prepared.entry(vm_id.to_owned()).or_default();
-        if !done.packages {
-            for mount in &shared {
-                mount_plan(vm, mount).await?;
-            }
-            done.packages = true;
-        }
-        Ok(shared)
-    }
+/// No agent that can be launched yet asks before it acts: to take the wish would promise what nobody keeps.
+fn unkept_promise(agent: &Agent) -> Failure {
+    let message = format!(
+        "permissionPolicy reject_all can't be kept with {0}: {0} never asks before it acts, so that there is no request \
+         to reject and it would act all the same; what it may reach is what its VM may reach",
+        agent.id
+    );
+    Failure::new(ErrorKind::Unsupported, "permissionPolicy", message)
+}
 
-    /// Shows a VM the instructions of its first session as a file. The agent has them already, so that a VM without
-    /// the file is none the worse.
-    async fn show_instructions(&self, vm_id: &str, vm: &Vm, mount: &PlanMount) {
-        let mut prepared = self.prepared.lock().await;
-        let done = prepared.entry(vm_id.to_owned()).or_default();
-        if done.instructions {
-            return;
-        }
-        match mount_plan(vm, mount).await {
-            Ok(()) => done.instructions = true,
-            Err(failure) => tracing::warn!(vm_id, reason = failure.message(), "no file of instructions"),
-        }
-    }
+/// Executes a plan in its VM. What every session of the VM needs is mounted once.
+async fn launch(hosted: &HostedVm, plan: &LaunchPlan) -> Result<Launched, Failure> {
+    let shared: Vec<PlanMount> = plan.mounts.iter().filter(|mount| mount.read_only).cloned().collect();
+    hosted.sessions.mount_packages(&hosted.vm, &shared).await?;
+    Launched::start(&hosted.vm, plan, &shared).await
 }
 
 async fn choose_model(
@@ -210,9 +193,13 @@ async fn choose_model(
     env: &BTreeMap<String, String>,
 ) -> Result<ModelChoice, Failure> {
     let names: Vec<&str> = env.keys().map(String::as_str).collect();
-    let configured = configured(&hosted.vm, agent).await;
+    let wanted = wish.model.unwrap_or(hosted.sessions.defaults.model);
+    let configured = match wanted {
+        ModelWish::Auto => configured(&hosted.vm, agent, env).await?,
+        ModelWish::Demo | ModelWish::Provider => None,
+    };
     Ok(model::choose(&ModelRequest {
-        wish: wish.model.unwrap_or(hosted.sessions.model),
+        wish: wanted,
         agent,
         env_names: &names,
         declared: &[],
@@ -222,68 +209,53 @@ async fn choose_model(
 }
 
 /// The file in the VM by which the agent's own configuration names a provider.
-async fn configured(vm: &Vm, agent: &Agent) -> Option<String> {
-    let (_, files) = CONFIGURATION.iter().find(|(id, _)| *id == agent.id)?;
-    for file in *files {
-        let path = format!("{}/{file}", vm.spec().home());
-        if vm.exists(path.as_bytes()).await.unwrap_or(false) {
-            return Some(path);
+async fn configured(
+    vm: &Vm,
+    agent: &Agent,
+    env: &BTreeMap<String, String>,
+) -> Result<Option<String>, Failure> {
+    let Some(place) = configuration::of(agent) else { return Ok(None) };
+    // A directory that isn't absolute depends on where the agent is when it looks.
+    let moved = env.get(place.variable).filter(|path| path.starts_with('/'));
+    let directory = moved.map_or_else(|| format!("{}/{}", vm.spec().home(), place.directory), Clone::clone);
+    for file in place.files {
+        let path = format!("{directory}/{}", file.name);
+        if let Some(content) = small_file(vm, &path).await?
+            && file.names_provider(&path, &content)?
+        {
+            return Ok(Some(path));
         }
     }
-    None
+    Ok(None)
 }
 
-/// The user's own modules win over the store's where they hold the agent.
-async fn own_modules(vm: &Vm, agent: &Agent) -> Option<String> {
+/// The content of a configuration file in the VM, where there is one.
+async fn small_file(vm: &Vm, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let absent = [Errno::NOENT, Errno::NOTDIR].map(|errno| Some(errno.raw_os_error()));
+    let mut content = match vm.read_file(path.as_bytes()).await {
+        Ok(content) => content,
+        Err(error) if absent.contains(&error.errno()) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut whole = Vec::new();
+    while let Some(part) = content.next().await? {
+        whole.extend_from_slice(&part);
+        if whole.len() > configuration::MAX_FILE_BYTES {
+            let message = format!(
+                "{path} is larger than {} bytes, so that it can't be what it is named",
+                configuration::MAX_FILE_BYTES
+            );
+            return Err(Failure::invalid(path, message));
+        }
+    }
+    Ok(Some(whole))
+}
+
+/// Where the user's own modules hold the agent.
+async fn own_modules(vm: &Vm, agent: &Agent) -> Result<Option<String>, Failure> {
     let package = format!("{NODE_MODULES}/{}/package.json", agent.agent_package);
-    let there = vm.exists(package.as_bytes()).await.unwrap_or(false);
-    there.then(|| NODE_MODULES.to_owned())
-}
-
-/// A session's directory on the host; dropped before the session stands, it is removed.
-struct StateDir(Option<PathBuf>);
-
-impl StateDir {
-    fn new(path: PathBuf) -> Self {
-        Self(Some(path))
-    }
-
-    /// The instructions beside the agent's own state, to be read in the VM and not changed.
-    fn instructions(&self) -> PlanMount {
-        let host_path = self.0.as_deref().unwrap_or(Path::new("")).join("etc");
-        PlanMount { host_path, guest_path: "/etc/agentos".to_owned(), read_only: true }
-    }
-
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for StateDir {
-    fn drop(&mut self) {
-        let Some(path) = &self.0 else { return };
-        if let Err(error) = std::fs::remove_dir_all(path) {
-            tracing::debug!(path = %path.display(), %error, "state of a session that never was");
-        }
-    }
-}
-
-fn write_instructions(directory: &Path, text: &str) -> Result<(), Failure> {
-    let file = directory.join("instructions.md");
-    let written = std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&file, text));
-    written.map_err(|error| {
-        let (path, message) = (file.to_string_lossy(), format!("writing {}: {error}", file.display()));
-        match error.raw_os_error() {
-            Some(errno) => Failure::system(errno, path, message),
-            None => Failure::new(ErrorKind::Internal, path, message),
-        }
-    })
-}
-
-fn instructions(hosted: &HostedVm, wish: &CreateSession) -> String {
-    let base = if wish.skip_os_instructions { "" } else { OS_INSTRUCTIONS };
-    let parts = [base, &hosted.sessions.instructions, &wish.additional_instructions];
-    parts.map(str::trim).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")
+    let there = vm.exists(package.as_bytes()).await?;
+    Ok(there.then(|| NODE_MODULES.to_owned()))
 }
 
 async fn warm_up(
@@ -294,8 +266,7 @@ async fn warm_up(
 ) -> Result<(), Failure> {
     let warm_up = plan::plan_warm_up(agent, store, installed)?;
     let plan = warm_up.plan.clone();
-    let prepared = plan.clone();
-    blocking(move || prepared.prepare().map_err(Failure::from)).await?;
+    let warm_up = blocking(move || Ok(warm_up.prepare().map(|()| warm_up)?)).await?;
     let spec = VmSpec::validate(VmOptions::default(), &agentos_vm::Host::of(launcher))?;
     let vm = Vm::create(launcher, spec).await?;
     let ran = async {
@@ -309,32 +280,4 @@ async fn warm_up(
     vm.dispose(Some(Duration::ZERO)).await;
     ran?;
     blocking(move || warm_up.adopt().map_err(Failure::from)).await
-}
-
-/// Small work on files of the host, off the threads that serve.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(Failure::new(ErrorKind::Internal, "", errors::chain(&error))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_session_that_never_was_leaves_no_directory() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("session");
-        let state = StateDir::new(path.clone());
-        write_instructions(&state.instructions().host_path, OS_INSTRUCTIONS).unwrap();
-        let file = path.join("etc/instructions.md");
-        assert!(std::fs::read_to_string(&file).unwrap().contains("agentOS"));
-        drop(state);
-        assert!(!path.exists());
-        StateDir::new(path.clone()).keep();
-    }
 }

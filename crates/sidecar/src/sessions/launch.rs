@@ -3,33 +3,52 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use agentos_agents::plan::{LaunchPlan, PlanMount};
+use agentos_agents::plan::{LaunchPlan, PlanFile, PlanMount};
 use agentos_agents::{AgentExit, AgentProcess};
 use agentos_vm::spec::{MountKind, MountOptions};
 use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
+use bytes::Bytes;
+use futures_util::future::try_join_all;
 
 use super::stdio::{InputPipe, OutputPipe};
 use crate::errors::Failure;
+use crate::host::HostedVm;
 
 /// A started agent. Dropped, everything of it is undone, in a task of its own.
 #[derive(Debug)]
 pub(super) struct Launched {
     vm: Vm,
     process: Option<Process>,
-    /// Mounted for this launch alone.
+    made: Made,
+}
+
+/// What a launch made in its VM for itself alone.
+#[derive(Debug, Default)]
+struct Made {
     mounts: Vec<String>,
+    directory: Option<String>,
 }
 
 impl Launched {
-    /// Mounts what the plan asks for and is not there yet, and starts the agent below a supervisor.
+    /// Mounts what the plan asks for and is not there yet, writes its files, and starts the agent below a supervisor.
     pub(super) async fn start(vm: &Vm, plan: &LaunchPlan, shared: &[PlanMount]) -> Result<Self, Failure> {
-        let mut launched = Self { vm: vm.clone(), process: None, mounts: Vec::new() };
+        let mut launched = Self { vm: vm.clone(), process: None, made: Made::default() };
+        // Everything is noted before it is done: what was cut off half-way may have succeeded.
         for mount in plan.mounts.iter().filter(|mount| !shared.contains(mount)) {
-            // Noted first: a mount that was cut off half-way may have succeeded.
-            launched.mounts.push(mount.guest_path.clone());
+            launched.made.mounts.push(mount.guest_path.clone());
             mount_plan(vm, mount).await?;
         }
+        if let Some(directory) = &plan.state_dir {
+            launched.made.directory = Some(directory.clone());
+            vm.mkdir(directory.as_bytes(), true).await?;
+        }
+        let write = |file: &PlanFile| {
+            let (path, content) = (file.guest_path.clone(), Bytes::from(file.content.clone()));
+            async move { vm.write_file(path.as_bytes(), content).await }
+        };
+        try_join_all(plan.files.iter().map(write)).await?;
         let process = vm.spawn(process_spec(vm, plan)).await?;
         launched.process = Some(process);
         Ok(launched)
@@ -65,34 +84,39 @@ impl Launched {
         }
     }
 
-    /// Ends every process of the launch and unmounts what was mounted for it.
+    /// Ends every process of the launch and removes what was made for it.
     pub(super) async fn undo(mut self) {
-        let (process, mounts) = (self.process.take(), std::mem::take(&mut self.mounts));
-        undo(&self.vm, process, mounts).await;
+        let (process, made) = (self.process.take(), std::mem::take(&mut self.made));
+        undo(&self.vm, process, made).await;
     }
 }
 
 impl Drop for Launched {
     fn drop(&mut self) {
-        let (process, mounts) = (self.process.take(), std::mem::take(&mut self.mounts));
-        if process.is_none() && mounts.is_empty() {
+        let (process, made) = (self.process.take(), std::mem::take(&mut self.made));
+        if process.is_none() && made.mounts.is_empty() && made.directory.is_none() {
             return;
         }
         let vm = self.vm.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { undo(&vm, process, mounts).await });
+            runtime.spawn(async move { undo(&vm, process, made).await });
         }
     }
 }
 
-async fn undo(vm: &Vm, process: Option<Process>, mounts: Vec<String>) {
+async fn undo(vm: &Vm, process: Option<Process>, made: Made) {
     if let Some(process) = process {
         end(&process).await;
     }
-    for path in mounts {
+    for path in made.mounts {
         if let Err(error) = vm.unmount_fs(path.as_bytes()).await {
             tracing::debug!(path, %error, "not unmounted after a session");
         }
+    }
+    if let Some(path) = made.directory
+        && let Err(error) = vm.delete(path.as_bytes(), true).await
+    {
+        tracing::debug!(path, %error, "not removed after a session");
     }
 }
 
@@ -146,9 +170,10 @@ fn with_dirs(path: &str, dirs: &[String]) -> String {
 }
 
 /// Keeps a launch until its session is over, then undoes it.
-pub(super) async fn watch(session: agentos_agents::Session, launched: Launched) {
+pub(super) async fn watch(session: agentos_agents::Session, launched: Launched, hosted: Arc<HostedVm>) {
     session.closed().await;
     launched.undo().await;
+    hosted.sessions.hide_instructions(session.id()).await;
 }
 
 #[cfg(test)]

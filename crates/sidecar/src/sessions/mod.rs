@@ -5,14 +5,22 @@
 //!                                                              │ failed or dropped         │ closed or agent gone
 //!                                                              └────► undone ◄─────────────┘
 //! ```
-//! Undoing a launch kills every process of the session, daemons included, and unmounts its state directory. A session
+//! Undoing a launch kills every process of the session, daemons included, and removes its state directory. A session
 //! whose agent has died stays listed, so that its calls say why, until it is closed or its VM goes.
+//!
+//! A session has its id before it stands ([`creation`]), so that it can be closed at any moment: by its caller, or with
+//! its VM. What the sessions of one VM share belongs to the VM ([`guest`]).
 
 mod create;
+mod creation;
+mod guest;
+mod instructions;
 mod launch;
 mod stdio;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agentos_agents::model::ModelWish;
@@ -24,10 +32,13 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
 pub(crate) use create::CreateSession;
+pub(crate) use creation::Creation;
+pub(crate) use guest::VmSessions;
 
 use crate::demo_model::DemoModel;
-use crate::errors::Failure;
+use crate::errors::{self, Failure};
 use crate::options::Config;
+use instructions::Scratch;
 
 /// Agents' modules that the user brings, looked at before the store.
 const NODE_MODULES: &str = "/root/node_modules";
@@ -44,13 +55,6 @@ pub(crate) struct SessionDefaults {
     pub(crate) agents: Vec<AgentConfig>,
 }
 
-/// What a VM sees already of what all its sessions share.
-#[derive(Debug, Default)]
-struct Prepared {
-    packages: bool,
-    instructions: bool,
-}
-
 /// All sessions of this sidecar.
 #[derive(Debug)]
 pub(crate) struct SessionHost {
@@ -58,9 +62,13 @@ pub(crate) struct SessionHost {
     /// Opened at the first session: most sidecars never see one.
     transcripts: OnceCell<Transcripts>,
     live: Sessions,
+    /// By id, the sessions on their way; whether they were closed before they stood. Held for look-ups alone, and over
+    /// the step from here to `live`, so that whoever looks for a session finds it in one of the two.
+    creating: std::sync::Mutex<HashMap<String, bool>>,
     demo: DemoModel,
-    /// What VMs see already.
-    prepared: Mutex<HashMap<String, Prepared>>,
+    runtime_dir: PathBuf,
+    /// Made for the first session, too.
+    scratch: OnceCell<Arc<Scratch>>,
     /// Installations whose compile cache this run has made or failed to make.
     warmed_up: Mutex<HashSet<String>>,
 }
@@ -71,8 +79,10 @@ impl SessionHost {
             home: config.home.clone(),
             transcripts: OnceCell::new(),
             live: Sessions::default(),
+            creating: std::sync::Mutex::default(),
             demo: DemoModel::new(config.runtime_dir.clone()),
-            prepared: Mutex::new(HashMap::new()),
+            runtime_dir: config.runtime_dir.clone(),
+            scratch: OnceCell::new(),
             warmed_up: Mutex::new(HashSet::new()),
         }
     }
@@ -101,6 +111,12 @@ impl SessionHost {
         self.transcripts.get_or_try_init(open).await
     }
 
+    /// Where the files lie that VMs are shown.
+    async fn scratch(&self) -> Result<&Arc<Scratch>, Failure> {
+        let runtime_dir = self.runtime_dir.clone();
+        self.scratch.get_or_try_init(|| blocking(move || Scratch::make(&runtime_dir).map(Arc::new))).await
+    }
+
     pub(crate) fn get(&self, id: &str) -> Result<Session, Failure> {
         Ok(self.live.get(id)?)
     }
@@ -109,8 +125,16 @@ impl SessionHost {
         self.live.list(vm_id)
     }
 
+    /// Ends a session, also one that is still being made.
     pub(crate) async fn close_session(&self, id: &str, graceful: bool) -> Result<(), Failure> {
-        let session = self.get(id)?;
+        let session = {
+            let mut creating = self.creating();
+            if let Some(closed) = creating.get_mut(id) {
+                *closed = true;
+                return Ok(());
+            }
+            self.get(id)?
+        };
         session.close(graceful).await;
         self.live.remove(id);
         Ok(())
@@ -131,21 +155,16 @@ impl SessionHost {
         if let Some(session) = self.live.remove(id) {
             session.close(false).await;
         }
-        transcripts.delete(id).await?;
-        // A stored id is one that we made, so it names a directory and nothing above it.
-        let directory = self.home()?.root().join("sessions").join(id);
-        match tokio::fs::remove_dir_all(&directory).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %directory.display(), %error, "a deleted session's directory stays");
-                Ok(())
-            }
-            _ => Ok(()),
-        }
+        Ok(transcripts.delete(id).await?)
     }
 
-    /// Ends the sessions of a VM that is about to go, and forgets the VM.
+    /// Ends the sessions of a VM that is about to go. None is added any more: the registry has said so before.
     pub(crate) async fn close_all_of(&self, vm_id: &str) {
-        let sessions = self.live.list(vm_id);
+        let sessions = {
+            // Whoever is just adding one has looked at the registry before it said so; it is waited for.
+            let _adding = self.creating();
+            self.live.list(vm_id)
+        };
         let closing = join_all(sessions.iter().map(|session| session.close(false)));
         if timeout(CLOSE_DEADLINE, closing).await.is_err() {
             tracing::debug!(vm_id, "sessions end with their VM");
@@ -153,13 +172,21 @@ impl SessionHost {
         for session in sessions {
             self.live.remove(session.id().as_str());
         }
-        self.prepared.lock().await.remove(vm_id);
-        self.demo.forget(vm_id);
     }
 
-    /// Ends what serves sessions.
-    pub(crate) async fn close(&self) {
-        self.demo.stop().await;
+    fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
+        // Every change is one insert or one removal.
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Small work on files of the host, off the threads that serve.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Failure::new(ErrorKind::Internal, "", errors::chain(&error))),
     }
 }
 

@@ -1,0 +1,88 @@
+//! A session on its way, from its id to the moment its caller has it.
+//!
+//! ```text
+//! begin ─► Creating ── register ──► live ── delivered ──► its caller's
+//!              │ closed meanwhile, VM on its way out, dropped │ dropped
+//!              └──────────────────► discarded ◄───────────────┘
+//! ```
+//! The id is told before any work begins. A caller that goes away can therefore close the session without knowing how
+//! far it had come: one that is still on its way then never becomes a live one. A discarded session was nobody's: its
+//! agent is killed and its transcript forgotten.
+
+use std::sync::Arc;
+
+use agentos_agents::{Session, SessionId, Transcripts};
+use agentos_proto::v1::ErrorKind;
+
+use super::SessionHost;
+use crate::errors::Failure;
+use crate::host::Host;
+
+/// A session that is being made. Dropped before it is delivered, nothing of it stays.
+#[derive(Debug)]
+pub(crate) struct Creation {
+    host: Arc<Host>,
+    id: SessionId,
+    made: Option<(Session, Transcripts)>,
+}
+
+impl Creation {
+    pub(crate) fn begin(host: &Arc<Host>) -> Self {
+        let id = SessionId::new();
+        host.sessions().creating().insert(id.to_string(), false);
+        Self { host: Arc::clone(host), id, made: None }
+    }
+
+    pub(crate) fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Makes the session one of the live ones, unless somebody has closed it or `vm_lives` says that its VM goes. The
+    /// VM's end closes those that are live by then, so the question and the answer are one step.
+    pub(super) fn register(
+        &mut self,
+        session: Session,
+        transcripts: Transcripts,
+        vm_lives: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.made = Some((session.clone(), transcripts));
+        let sessions = self.host.sessions();
+        let mut creating = sessions.creating();
+        let id = self.id.as_str();
+        if creating.remove(id) != Some(false) {
+            let message = format!("Session {id} was closed while it was made");
+            return Err(Failure::new(ErrorKind::Closed, id, message));
+        }
+        vm_lives()?;
+        sessions.live.insert(session);
+        Ok(())
+    }
+
+    /// The session is its caller's from here on.
+    pub(super) fn delivered(mut self) {
+        self.made = None;
+    }
+}
+
+impl Drop for Creation {
+    fn drop(&mut self) {
+        self.host.sessions().creating().remove(self.id.as_str());
+        let Some((session, transcripts)) = self.made.take() else { return };
+        let host = Arc::clone(&self.host);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { discard(host.sessions(), &session, &transcripts).await });
+        }
+    }
+}
+
+async fn discard(sessions: &SessionHost, session: &Session, transcripts: &Transcripts) {
+    let id = session.id().as_str();
+    sessions.live.remove(id);
+    session.close(false).await;
+    if let Err(error) = transcripts.delete(id).await {
+        tracing::warn!(session = id, %error, "the transcript of a session that nobody has stays");
+    }
+}
+
+#[cfg(test)]
+mod tests;
