@@ -6,28 +6,32 @@
 //! ```text
 //! NAME.sock, NAME.sock.lock      held ──► alive, hands off
 //!                                free ──► dead: remove both
+//! NAME.lock.start                free ──► whoever began to start a sidecar is dead: remove it
 //! ```
 //! These directories may hold files of others, whose locks and names are none of our business: only a socket is
-//! removed, and only a lock that is named as ours are.
+//! removed, and only a lock that is named as ours are. A sidecar's log stays when it was killed or crashed: it may say
+//! why. The next start under the same name replaces it.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::socket::{LOCK_SUFFIX, LockFile};
-
-/// What the name of every sidecar's socket ends with.
-const SOCKET_SUFFIX: &[u8] = b".sock";
+use agentos_proto::rendezvous::{LOCK_SUFFIX, LockFile, Rendezvous, SOCKET_SUFFIX, START_LOCK_SUFFIX};
 
 /// Best effort: what can't be removed now is tried again at the next start.
 pub(crate) fn clean(directory: &Path) {
     for lock in entries(directory) {
         let name = lock.as_os_str().as_bytes();
+        if name.ends_with(START_LOCK_SUFFIX.as_bytes()) {
+            // Taken and let go, it is gone; ours is held by whoever starts us.
+            drop(LockFile::try_take(&lock));
+            continue;
+        }
         let Some(socket) = name.strip_suffix(LOCK_SUFFIX.as_bytes()) else { continue };
-        if !socket.ends_with(SOCKET_SUFFIX) {
+        if !socket.ends_with(SOCKET_SUFFIX.as_bytes()) {
             continue;
         }
         let socket = Path::new(OsStr::from_bytes(socket));
@@ -51,6 +55,28 @@ pub(crate) fn clean(directory: &Path) {
     }
 }
 
+/// Removes the log of this sidecar, which ends well, so that nobody has a reason to read it.
+pub(crate) fn remove_own_log(socket: &Path) {
+    let Some(files) = Rendezvous::of_socket(socket).filter(|files| is_stderr(&files.log)) else { return };
+    // Held by whoever starts a successor under the same name, from before there is another log until it is ready.
+    let Ok(Some(_lock)) = LockFile::try_take(&files.start_lock) else { return };
+    if is_stderr(&files.log)
+        && let Err(error) = fs::remove_file(&files.log)
+    {
+        tracing::warn!(path = %files.log.display(), %error, "the log stays");
+    }
+}
+
+/// A sidecar that was started by hand may have a file of somebody else's where a client would have put its log.
+fn is_stderr(path: &Path) -> bool {
+    let (Ok(stderr), Ok(there)) =
+        (rustix::fs::fstat(rustix::stdio::stderr()), fs::symlink_metadata(path))
+    else {
+        return false;
+    };
+    (stderr.st_dev, stderr.st_ino) == (there.dev(), there.ino())
+}
+
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let listed: io::Result<Vec<_>> = fs::read_dir(directory).and_then(Iterator::collect);
     listed.unwrap_or_default().into_iter().map(|entry: fs::DirEntry| entry.path()).collect()
@@ -68,16 +94,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(UnixListener::bind(dir.path().join("dead.sock")).unwrap());
         fs::write(dir.path().join("dead.sock.lock"), "").unwrap();
-        fs::write(dir.path().join("gone.sock.lock"), "").unwrap();
-        for name in ["other", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
+        for name in ["gone.sock.lock", "gone.lock.start"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let starting = LockFile::try_take(&dir.path().join("busy.lock.start")).unwrap();
+        for name in ["other", "gone.log", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let (_alive, _listener) = Socket::bind(&dir.path().join("alive.sock")).unwrap();
         clean(dir.path());
+        // Nothing here is what this process writes its complaints to.
+        remove_own_log(&dir.path().join("gone.sock"));
         let mut left = entries(dir.path());
         left.sort();
-        let kept =
-            ["Cargo", "Cargo.lock", "alive.sock", "alive.sock.lock", "file.sock", "file.sock.lock", "other"];
+        let kept = [
+            "Cargo",
+            "Cargo.lock",
+            "alive.sock",
+            "alive.sock.lock",
+            "busy.lock.start",
+            "file.sock",
+            "file.sock.lock",
+            "gone.log",
+            "other",
+        ];
+        assert!(starting.is_some());
         assert_eq!(left, kept.map(|name| dir.path().join(name)));
     }
 
