@@ -194,7 +194,11 @@ impl<B: Body<Data = Bytes, Error = io::Error> + Unpin> Body for Timed<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_ready() { self.turn.of_server() } else { self.turn.of_caller() }
+        if polled.is_ready() {
+            self.turn.of_server()
+        } else {
+            self.turn.of_caller()
+        }
         polled
     }
 
@@ -274,7 +278,7 @@ mod tests {
     use futures_util::stream;
     use http_body_util::StreamBody;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::time::sleep;
+    use tokio::time::advance;
 
     use super::*;
 
@@ -363,7 +367,7 @@ mod tests {
             if sent == pieces {
                 return None;
             }
-            sleep(caller_pauses).await;
+            advance(caller_pauses).await;
             let piece = Bytes::from_static(&[b'x'; PIECE_BYTES]);
             Some((Ok(Frame::data(piece)), sent + 1))
         });
@@ -376,7 +380,8 @@ mod tests {
                 let read = theirs.read(&mut piece).await.unwrap();
                 assert!(read > 0, "the upload broke off with {left} bytes to come");
                 left -= piece[..read].iter().filter(|byte| **byte == b'x').count();
-                sleep(server_pauses * u32::try_from(read).unwrap() / u32::try_from(piece.len()).unwrap()).await;
+                advance(server_pauses * u32::try_from(read).unwrap() / u32::try_from(piece.len()).unwrap())
+                    .await;
             }
             server(theirs).await;
         });

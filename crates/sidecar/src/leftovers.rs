@@ -69,8 +69,7 @@ pub(crate) fn remove_own_log(socket: &Path) {
 
 /// A sidecar that was started by hand may have a file of somebody else's where a client would have put its log.
 fn is_stderr(path: &Path) -> bool {
-    let (Ok(stderr), Ok(there)) =
-        (rustix::fs::fstat(rustix::stdio::stderr()), fs::symlink_metadata(path))
+    let (Ok(stderr), Ok(there)) = (rustix::fs::fstat(rustix::stdio::stderr()), fs::symlink_metadata(path))
     else {
         return false;
     };
