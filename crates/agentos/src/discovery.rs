@@ -8,9 +8,7 @@ use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use agentos_proto::rendezvous::{
-    self, DirectoryError, MAX_NAME_BYTES, MAX_SOCKET_PATH_BYTES, Rendezvous,
-};
+use agentos_proto::rendezvous::{self, DirectoryError, MAX_NAME_BYTES, MAX_SOCKET_PATH_BYTES, Rendezvous};
 use thiserror::Error;
 
 const BINARY: &str = "agentos";

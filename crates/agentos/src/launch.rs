@@ -214,7 +214,7 @@ async fn spawn_and_wait(target: &Target) -> Result<(), LaunchError> {
 /// it for its own and remove it.
 fn open_log(path: &Path) -> std::io::Result<std::fs::File> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => std::fs::File::options().create_new(true).append(true).mode(0o600).open(path),
     }
 }

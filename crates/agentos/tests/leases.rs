@@ -7,7 +7,8 @@ mod support;
 use std::path::Path;
 
 use agentos::{
-    AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind, SidecarState,
+    AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
+    SidecarState,
 };
 use support::world::World;
 use support::{eventually, within};
