@@ -278,6 +278,7 @@ mod tests {
     use futures_util::stream;
     use http_body_util::StreamBody;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::task::yield_now;
     use tokio::time::advance;
 
     use super::*;
@@ -352,6 +353,14 @@ mod tests {
         assert!(matches!(answer.await, Err(FetchError::NoHead)));
     }
 
+    /// Moves the paused clock and lets everybody else see it before whoever paused goes on.
+    async fn pass(pause: Duration) {
+        advance(pause).await;
+        for _ in 0..100 {
+            yield_now().await;
+        }
+    }
+
     /// Sends an upload of this many pieces, each after a pause, to a server that reads them all and then does what
     /// it likes.
     async fn upload<F>(
@@ -367,7 +376,7 @@ mod tests {
             if sent == pieces {
                 return None;
             }
-            advance(caller_pauses).await;
+            pass(caller_pauses).await;
             let piece = Bytes::from_static(&[b'x'; PIECE_BYTES]);
             Some((Ok(Frame::data(piece)), sent + 1))
         });
@@ -380,8 +389,8 @@ mod tests {
                 let read = theirs.read(&mut piece).await.unwrap();
                 assert!(read > 0, "the upload broke off with {left} bytes to come");
                 left -= piece[..read].iter().filter(|byte| **byte == b'x').count();
-                advance(server_pauses * u32::try_from(read).unwrap() / u32::try_from(piece.len()).unwrap())
-                    .await;
+                let share = u32::try_from(read).unwrap();
+                pass(server_pauses * share / u32::try_from(piece.len()).unwrap()).await;
             }
             server(theirs).await;
         });
