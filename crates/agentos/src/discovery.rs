@@ -1,25 +1,18 @@
-//! Where the `agentos` binary is, and where sidecars meet their clients.
+//! Where the `agentos` binary is, and at which of the [meeting places](agentos_proto::rendezvous) a sidecar.
 //!
 //! The binary: the option, `AGENTOS_SIDECAR`, beside the current executable, `target/{release,debug}` of the
 //! directories above it (so that programs and tests of a cargo workspace find the one just built), `PATH`. A place
 //! that was named explicitly and does not hold the binary is an error: falling through would start another version.
-//!
-//! The runtime directory holds one socket, one start lock and one log per pool. Everything in it is trusted, so its
-//! owner and mode are checked before anything in it is used.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use agentos_proto::rendezvous::{self, DirectoryError, MAX_NAME_BYTES, MAX_SOCKET_PATH_BYTES, Rendezvous};
 use thiserror::Error;
 
 const BINARY: &str = "agentos";
 const BINARY_VARIABLE: &str = "AGENTOS_SIDECAR";
-/// `sun_path` has 108 bytes and wants a terminating NUL.
-const SOCKET_PATH_MAX_BYTES: usize = 107;
-/// Long enough for any name people choose, short enough for a socket path below /run/user.
-const POOL_NAME_MAX_BYTES: usize = 64;
 
 #[derive(Debug, Error)]
 pub(crate) enum DiscoverError {
@@ -28,16 +21,14 @@ pub(crate) enum DiscoverError {
         .searched.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     NoBinary { searched: Vec<PathBuf> },
-    #[error("pool name {name:?} must be 1 to {POOL_NAME_MAX_BYTES} letters, digits, '.', '_' or '-'")]
-    PoolName { name: String },
-    #[error("cannot create the runtime directory {}", .path.display())]
-    CreateDirectory { path: PathBuf, source: std::io::Error },
     #[error(
-        "the runtime directory {} must belong to uid {uid} and be closed to others, but its owner is {owner} and \
-         its mode {mode:04o}", .path.display()
+        "not a name for a pool or sidecar: {name:?} (letters, digits, '.', '_' and '-', at most {MAX_NAME_BYTES}, not \
+         beginning with '.')"
     )]
-    NotPrivate { path: PathBuf, uid: u32, owner: u32, mode: u32 },
-    #[error("the socket path {} is longer than the {SOCKET_PATH_MAX_BYTES} bytes Linux allows", .path.display())]
+    Name { name: String },
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error("the socket path {} is longer than the {MAX_SOCKET_PATH_BYTES} bytes Linux allows", .path.display())]
     SocketPath { path: PathBuf },
 }
 
@@ -105,71 +96,20 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// The files of one sidecar in the runtime directory.
-#[derive(Debug, Clone)]
-pub(crate) struct Rendezvous {
-    pub(crate) socket: PathBuf,
-    pub(crate) start_lock: PathBuf,
-    pub(crate) log: PathBuf,
-}
-
-impl Rendezvous {
-    pub(crate) fn new(runtime_dir: Option<&Path>, name: &str) -> Result<Self, DiscoverError> {
-        check_name(name)?;
-        let directory = runtime_dir.map_or_else(default_runtime_dir, Path::to_path_buf);
-        // The sidecar has another working directory than its client.
-        let directory = std::path::absolute(&directory).unwrap_or(directory);
-        ensure_private(&directory)?;
-        let socket = directory.join(format!("{name}.sock"));
-        if socket.as_os_str().as_bytes().len() > SOCKET_PATH_MAX_BYTES {
-            return Err(DiscoverError::SocketPath { path: socket });
-        }
-        Ok(Self {
-            socket,
-            start_lock: directory.join(format!("{name}.lock.start")),
-            log: directory.join(format!("{name}.log")),
-        })
+/// The files of the sidecar with this name, in a directory that is made and checked.
+pub(crate) fn rendezvous(runtime_dir: Option<&Path>, name: &str) -> Result<Rendezvous, DiscoverError> {
+    if !rendezvous::is_name(name) {
+        return Err(DiscoverError::Name { name: name.to_owned() });
     }
-}
-
-/// Pool names become file names: nothing that could leave the directory or need quoting.
-fn check_name(name: &str) -> Result<(), DiscoverError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    let fits = (1..=POOL_NAME_MAX_BYTES).contains(&name.len());
-    if fits && !name.starts_with('.') && name.bytes().all(allowed) {
-        Ok(())
-    } else {
-        Err(DiscoverError::PoolName { name: name.to_owned() })
+    let directory = runtime_dir.map_or_else(rendezvous::default_directory, Path::to_path_buf);
+    // The sidecar has another working directory than its client.
+    let directory = std::path::absolute(&directory).unwrap_or(directory);
+    rendezvous::make_private(&directory)?;
+    let files = Rendezvous::new(&directory, name);
+    if files.socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+        return Err(DiscoverError::SocketPath { path: files.socket });
     }
-}
-
-fn default_runtime_dir() -> PathBuf {
-    if let Some(directory) = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
-        return PathBuf::from(directory).join("agentos");
-    }
-    let uid = rustix::process::geteuid();
-    if uid.is_root() {
-        PathBuf::from("/run/agentos")
-    } else {
-        PathBuf::from(format!("/tmp/agentos-{}", uid.as_raw()))
-    }
-}
-
-/// Creates the directory if need be and refuses one that somebody else could have put there or can write to.
-fn ensure_private(path: &Path) -> Result<(), DiscoverError> {
-    let failed = |source| DiscoverError::CreateDirectory { path: path.to_path_buf(), source };
-    match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Ok(()) => {}
-        Err(error) => return Err(failed(error)),
-    }
-    // symlink_metadata: a link in /tmp to a directory of ours would pass for one.
-    let meta = path.symlink_metadata().map_err(failed)?;
-    let uid = rustix::process::geteuid().as_raw();
-    if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o022 != 0 {
-        let mode = meta.mode() & 0o7777;
-        return Err(DiscoverError::NotPrivate { path: path.to_path_buf(), uid, owner: meta.uid(), mode });
-    }
-    Ok(())
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -221,36 +161,19 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_directory_others_can_write_to_is_refused() {
+    fn names_and_directories_that_nobody_should_meet_at_are_refused() {
         let root = tempfile::tempdir().unwrap();
-        let open = root.path().join("open");
-        std::fs::create_dir(&open).unwrap();
-        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Rendezvous::new(Some(&open), "default").unwrap_err();
-        assert!(matches!(error, DiscoverError::NotPrivate { mode: 0o777, .. }), "{error}");
-    }
-
-    #[test]
-    fn a_link_is_not_taken_for_the_runtime_directory() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir(root.path().join("real")).unwrap();
-        std::os::unix::fs::symlink("real", root.path().join("link")).unwrap();
-        let error = Rendezvous::new(Some(&root.path().join("link")), "default").unwrap_err();
-        assert!(matches!(error, DiscoverError::NotPrivate { .. }), "{error}");
-    }
-
-    #[test]
-    fn pool_names_that_could_leave_the_directory_are_refused() {
-        for name in ["", "..", "a/b", "a b", ".hidden", &"x".repeat(65)] {
-            assert!(matches!(Rendezvous::new(None, name), Err(DiscoverError::PoolName { .. })), "{name:?}");
-        }
+        assert!(matches!(rendezvous(Some(root.path()), "a/b"), Err(DiscoverError::Name { .. })));
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let error = rendezvous(Some(root.path()), "default").unwrap_err();
+        assert!(matches!(error, DiscoverError::Directory(DirectoryError::NotPrivate { .. })), "{error}");
     }
 
     #[test]
     fn a_socket_path_that_linux_cannot_hold_is_refused_by_name() {
         let root = tempfile::tempdir().unwrap();
         let deep = root.path().join("d".repeat(90));
-        let error = Rendezvous::new(Some(&deep), "default").unwrap_err();
+        let error = rendezvous(Some(&deep), "default").unwrap_err();
         assert!(matches!(error, DiscoverError::SocketPath { .. }), "{error}");
     }
 }

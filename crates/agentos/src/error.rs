@@ -66,7 +66,8 @@ pub enum ErrorKind {
     VmFailed,
     /// This host lacks something VMs need.
     HostUnsupported,
-    /// A policy refused it.
+    /// A policy of the VM refused it: what it may connect to. No VM has one yet; what is refused on account of a path
+    /// is `Permission`.
     Policy,
     /// The agent is not installed and was not to be installed.
     AgentNotInstalled,

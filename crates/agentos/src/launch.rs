@@ -11,17 +11,19 @@
 //! just ending may still accept a connection and then drop it: that is the case for "again".
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use agentos_proto::rendezvous::{LockFile, Rendezvous};
 use agentos_proto::v1::{HelloRequest, HelloResponse};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::connection::{Connection, DialError};
-use crate::discovery::{DiscoverError, Rendezvous, find_binary};
+use crate::discovery::{DiscoverError, find_binary};
 
 /// The version both sides must agree on.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -147,14 +149,10 @@ async fn greet(connection: Connection) -> Result<Greeted, LaunchError> {
 async fn start(target: &Target) -> Result<Connection, LaunchError> {
     let lock_path = target.rendezvous.start_lock.clone();
     let lock_failed = |source| LaunchError::Lock { path: target.rendezvous.start_lock.clone(), source };
-    let lock = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::options().create(true).write(true).truncate(false).open(lock_path)?;
-        file.lock()?;
-        Ok(file)
-    })
-    .await
-    .map_err(|error| lock_failed(error.into()))?
-    .map_err(lock_failed)?;
+    let lock = tokio::task::spawn_blocking(move || LockFile::take(&lock_path))
+        .await
+        .map_err(|error| lock_failed(error.into()))?
+        .map_err(lock_failed)?;
     match Connection::dial(&target.rendezvous.socket).await {
         Err(error) if error.nobody_home() => {}
         outcome => return Ok(outcome?),
@@ -212,11 +210,13 @@ async fn spawn_and_wait(target: &Target) -> Result<(), LaunchError> {
     }
 }
 
-/// Emptied at each start. Appending keeps the lines of a sidecar that is just ending whole.
+/// A new file at each start: a former sidecar of the name that is just ending must neither write into this one nor take
+/// it for its own and remove it.
 fn open_log(path: &Path) -> std::io::Result<std::fs::File> {
-    let file = std::fs::File::options().create(true).append(true).open(path)?;
-    file.set_len(0)?;
-    Ok(file)
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::File::options().create_new(true).append(true).mode(0o600).open(path),
+    }
 }
 
 async fn wait_for_ready(stdout: tokio::process::ChildStdout) -> bool {

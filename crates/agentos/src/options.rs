@@ -344,6 +344,25 @@ impl From<AgentOsSharedSidecarOptions> for AgentOsSidecarConfig {
     }
 }
 
+/// The setters that shared and explicit sidecars share.
+macro_rules! start_setters {
+    () => {
+        /// The directory of sockets, instead of `$XDG_RUNTIME_DIR/agentos`, `/run/agentos` or `/tmp/agentos-UID`.
+        #[must_use]
+        pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+            self.runtime_dir = Some(directory.into());
+            self
+        }
+
+        /// The `agentos` binary to start the sidecar with, instead of the one found.
+        #[must_use]
+        pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+            self.binary = Some(path.into());
+            self
+        }
+    };
+}
+
 /// Which pool's sidecar, and how to find or start it.
 #[derive(Debug, Clone)]
 pub struct AgentOsSharedSidecarOptions {
@@ -366,19 +385,7 @@ impl AgentOsSharedSidecarOptions {
         self
     }
 
-    /// The directory of sockets, instead of `$XDG_RUNTIME_DIR/agentos`, `/run/agentos` or `/tmp/agentos-UID`.
-    #[must_use]
-    pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.runtime_dir = Some(directory.into());
-        self
-    }
-
-    /// The `agentos` binary to start a sidecar with, instead of the one found.
-    #[must_use]
-    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
-        self.binary = Some(path.into());
-        self
-    }
+    start_setters!();
 }
 
 /// How a sidecar of one's own is started.
@@ -397,19 +404,7 @@ impl AgentOsCreateSidecarOptions {
         self
     }
 
-    /// The directory of sockets, as in [`AgentOsSharedSidecarOptions::runtime_dir`].
-    #[must_use]
-    pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.runtime_dir = Some(directory.into());
-        self
-    }
-
-    /// The `agentos` binary to start the sidecar with, instead of the one found.
-    #[must_use]
-    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
-        self.binary = Some(path.into());
-        self
-    }
+    start_setters!();
 }
 
 /// What `exec`, `spawn` and `open_shell` have in common.

@@ -146,7 +146,8 @@ pub(crate) type OnChunk = Box<dyn FnMut(Bytes) + Send>;
 
 /// A shell command to run; await it for its output. Dropping the future kills its process group.
 ///
-/// A non-zero exit is a result, not an error.
+/// A non-zero exit is a result, not an error; so is one by the timeout, with what was printed. Output is captured also
+/// where a handler watches it.
 pub struct Exec {
     vm: AgentOs,
     command: Bytes,
@@ -186,7 +187,8 @@ impl AgentOs {
             argv,
             options: ProcessOptions::default(),
             stdin: Stdin::Null,
-            readers: None,
+            on_stdout: None,
+            on_stderr: None,
         }
     }
 
@@ -247,41 +249,48 @@ macro_rules! process_setters {
 }
 pub(crate) use process_setters;
 
+/// The setters that `exec` and `spawn` share.
+macro_rules! program_setters {
+    () => {
+        /// What it reads: /dev/null by default, given bytes and then the end of file, or, of `spawn` alone,
+        /// [`Stdin::Piped`].
+        #[must_use]
+        pub fn stdin(mut self, stdin: impl Into<Stdin>) -> Self {
+            self.stdin = stdin.into();
+            self
+        }
+
+        /// Kills the process group after this time; the exit is then [`Exit::TimedOut`].
+        #[must_use]
+        pub fn timeout(mut self, timeout: Duration) -> Self {
+            self.options.timeout = Some(timeout);
+            self
+        }
+
+        /// Called with each piece of `stdout` as it comes, from the first byte.
+        #[must_use]
+        pub fn on_stdout(mut self, handler: impl FnMut(Bytes) + Send + 'static) -> Self {
+            self.on_stdout = Some(Box::new(handler));
+            self
+        }
+
+        /// Called with each piece of `stderr` as it comes, from the first byte.
+        #[must_use]
+        pub fn on_stderr(mut self, handler: impl FnMut(Bytes) + Send + 'static) -> Self {
+            self.on_stderr = Some(Box::new(handler));
+            self
+        }
+    };
+}
+
 impl Exec {
     process_setters!();
-
-    /// What the command reads, then the end of file; /dev/null by default. [`Stdin::Piped`] is for `spawn`.
-    #[must_use]
-    pub fn stdin(mut self, stdin: impl Into<Stdin>) -> Self {
-        self.stdin = stdin.into();
-        self
-    }
-
-    /// Kills the process group after this time. The result then says so and has what was printed.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
-        self
-    }
+    program_setters!();
 
     /// The capture limit of each stream, 64 MiB unless set; what is beyond is dropped and the result `truncated`.
     #[must_use]
     pub fn max_output_bytes(mut self, bytes: u64) -> Self {
         self.max_output_bytes = Some(bytes);
-        self
-    }
-
-    /// Called with each piece of `stdout` as it comes; it is captured too.
-    #[must_use]
-    pub fn on_stdout(mut self, handler: impl FnMut(Bytes) + Send + 'static) -> Self {
-        self.on_stdout = Some(Box::new(handler));
-        self
-    }
-
-    /// Called with each piece of `stderr` as it comes; it is captured too.
-    #[must_use]
-    pub fn on_stderr(mut self, handler: impl FnMut(Bytes) + Send + 'static) -> Self {
-        self.on_stderr = Some(Box::new(handler));
         self
     }
 
@@ -373,7 +382,7 @@ impl fmt::Debug for Exec {
     }
 }
 
-/// A program to start; await it for the [`Process`].
+/// A program to start; await it for the [`Process`]. A handler of its output is a reader like [`Process::stdout`].
 ///
 /// Fails with `NotFound` (ENOENT) or `Permission` (EACCES) where the program cannot be run.
 pub struct Spawn {
@@ -381,46 +390,19 @@ pub struct Spawn {
     argv: Vec<Bytes>,
     options: ProcessOptions,
     stdin: Stdin,
-    readers: Option<[Option<OnChunk>; 2]>,
+    on_stdout: Option<OnChunk>,
+    on_stderr: Option<OnChunk>,
 }
 
 impl Spawn {
     process_setters!();
-
-    /// What the process reads: /dev/null by default, given bytes, or [`Stdin::Piped`].
-    #[must_use]
-    pub fn stdin(mut self, stdin: impl Into<Stdin>) -> Self {
-        self.stdin = stdin.into();
-        self
-    }
-
-    /// Kills the process group after this time; the exit is then [`Exit::TimedOut`].
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
-        self
-    }
-
-    /// Called with each piece of `stdout` as it comes. A reader like [`Process::stdout`], from the first byte.
-    #[must_use]
-    pub fn on_stdout(mut self, handler: impl FnMut(Bytes) + Send + 'static) -> Self {
-        self.readers.get_or_insert_default()[0] = Some(Box::new(handler));
-        self
-    }
-
-    /// Called with each piece of `stderr` as it comes. A reader like [`Process::stderr`], from the first byte.
-    #[must_use]
-    pub fn on_stderr(mut self, handler: impl FnMut(Bytes) + Send + 'static) -> Self {
-        self.readers.get_or_insert_default()[1] = Some(Box::new(handler));
-        self
-    }
+    program_setters!();
 
     async fn run(self) -> Result<Process, Error> {
-        let Self { vm, argv, options, stdin, readers } = self;
+        let Self { vm, argv, options, stdin, on_stdout, on_stderr } = self;
         let request = convert::process::spawn_request(vm.id(), argv, options, stdin)?;
         let reply = vm.live()?.process().spawn(request).await.map_err(|status| vm.failed(status))?;
         let process = Process { vm, pid: reply.into_inner().pid };
-        let [on_stdout, on_stderr] = readers.unwrap_or_default();
         for (handler, stream) in [(on_stdout, process.stdout()), (on_stderr, process.stderr())] {
             if let Some(handler) = handler {
                 tokio::spawn(feed(handler, stream));

@@ -32,16 +32,30 @@ impl Default for ShellWish {
     }
 }
 
-impl ShellWish {
-    pub(crate) fn set_command<A: AsRef<OsStr>>(
-        &mut self,
-        program: impl AsRef<OsStr>,
-        args: impl IntoIterator<Item = A>,
-    ) {
-        self.argv = vec![os_bytes(program)];
-        self.argv.extend(args.into_iter().map(os_bytes));
-    }
+/// The setters that `open_shell` and `connect_terminal` share.
+macro_rules! shell_setters {
+    ($size:literal) => {
+        #[doc = $size]
+        #[must_use]
+        pub fn size(mut self, cols: u16, rows: u16) -> Self {
+            (self.wish.cols, self.wish.rows) = (cols, rows);
+            self
+        }
+
+        /// Runs this program with these arguments instead of the user's login shell.
+        #[must_use]
+        pub fn command<A: AsRef<OsStr>>(
+            mut self,
+            program: impl AsRef<OsStr>,
+            args: impl IntoIterator<Item = A>,
+        ) -> Self {
+            self.wish.argv = vec![os_bytes(program)];
+            self.wish.argv.extend(args.into_iter().map(os_bytes));
+            self
+        }
+    };
 }
+pub(crate) use shell_setters;
 
 /// A shell to open; await it for the [`Shell`].
 #[derive(Clone)]
@@ -74,24 +88,7 @@ impl AgentOs {
 
 impl OpenShell {
     process_setters!();
-
-    /// The terminal's size; 80 columns and 24 rows by default.
-    #[must_use]
-    pub fn size(mut self, cols: u16, rows: u16) -> Self {
-        (self.wish.cols, self.wish.rows) = (cols, rows);
-        self
-    }
-
-    /// Runs this program with these arguments instead of the user's login shell.
-    #[must_use]
-    pub fn command<A: AsRef<OsStr>>(
-        mut self,
-        program: impl AsRef<OsStr>,
-        args: impl IntoIterator<Item = A>,
-    ) -> Self {
-        self.wish.set_command(program, args);
-        self
-    }
+    shell_setters!("The terminal's size; 80 columns and 24 rows by default.");
 
     async fn run(self) -> Result<Shell, Error> {
         self.vm.start_shell(self.wish, self.options).await

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 
 use crate::connection::Connection;
 use crate::convert::error::CallError;
-use crate::discovery::Rendezvous;
+use crate::discovery::rendezvous;
 use crate::error::Error;
 use crate::launch::{Greeted, LaunchError, Target, connect_or_start, connect_running, log_tail};
 use crate::options::{AgentOsCreateSidecarOptions, AgentOsSharedSidecarOptions};
@@ -138,7 +138,7 @@ impl AgentOsSidecar {
 
     async fn shared_with(options: AgentOsSharedSidecarOptions, start: bool) -> Result<Self, Error> {
         let AgentOsSharedSidecarOptions { pool, runtime_dir, binary } = options;
-        let rendezvous = Rendezvous::new(runtime_dir.as_deref(), &pool).map_err(LaunchError::from)?;
+        let rendezvous = rendezvous(runtime_dir.as_deref(), &pool).map_err(LaunchError::from)?;
         let runtime = runtime()?;
         let slot = Slot::of(rendezvous.socket.clone(), &runtime);
         if let Some(living) = slot.living() {
@@ -165,7 +165,7 @@ impl AgentOsSidecar {
     pub(crate) async fn explicit(options: AgentOsCreateSidecarOptions) -> Result<Self, Error> {
         let AgentOsCreateSidecarOptions { sidecar_id, runtime_dir, binary } = options;
         let id = sidecar_id.unwrap_or_else(|| format!("agent-os-sidecar-{}", uuid::Uuid::new_v4()));
-        let rendezvous = Rendezvous::new(runtime_dir.as_deref(), &id).map_err(LaunchError::from)?;
+        let rendezvous = rendezvous(runtime_dir.as_deref(), &id).map_err(LaunchError::from)?;
         let target = Target { rendezvous, identity: ["--id".to_owned(), id.clone()], binary };
         let placement = SidecarPlacement::Explicit { sidecar_id: id.clone() };
         let connect = runtime()?.spawn(async move {

@@ -24,12 +24,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::builder::into_future;
-use crate::bytes_in::GuestPath;
+use crate::bytes_in::{GuestPath, os_bytes};
 use crate::error::Error;
 use crate::options::ProcessOptions;
 use crate::output::OutputStream;
 use crate::process::{OnChunk, process_setters};
-use crate::shell::{Shell, ShellWish};
+use crate::shell::{Shell, ShellWish, shell_setters};
 use crate::vm::AgentOs;
 
 /// One read of a terminal; a paste comes in several.
@@ -79,24 +79,7 @@ impl AgentOs {
 
 impl ConnectTerminal {
     process_setters!();
-
-    /// Runs this program with these arguments instead of the user's login shell.
-    #[must_use]
-    pub fn command<A: AsRef<OsStr>>(
-        mut self,
-        program: impl AsRef<OsStr>,
-        args: impl IntoIterator<Item = A>,
-    ) -> Self {
-        self.wish.set_command(program, args);
-        self
-    }
-
-    /// The size to use where standard output is not a terminal.
-    #[must_use]
-    pub fn size(mut self, cols: u16, rows: u16) -> Self {
-        (self.wish.cols, self.wish.rows) = (cols, rows);
-        self
-    }
+    shell_setters!("The size to use where standard output is not a terminal.");
 
     /// Gets what the terminal shows, instead of standard output.
     #[must_use]

@@ -34,7 +34,10 @@ pub struct AgentOs {
 struct Inner {
     id: String,
     sidecar: AgentOsSidecar,
+    /// Made to outlive its lease: not counted among the VMs leased through the sidecar's handle.
     detached: bool,
+    /// The last handle leaves the VM alone. A detached VM is kept from the moment its creator has it.
+    kept: AtomicBool,
     disposed: AtomicBool,
     /// Sessions made through this handle, by id; locked for single map operations only.
     sessions: Mutex<HashMap<String, Arc<SessionData>>>,
@@ -115,7 +118,7 @@ impl AgentOs {
         let detached = options.detached.is_some();
         let request = convert::vm::create_request(sidecar.lease_id(), options)?;
         // A task of its own: when the caller goes away while the sidecar answers, the handle is dropped in there and
-        // so the VM disposed.
+        // so the VM disposed, detached or not.
         let create = tokio::spawn(async move {
             let reply = sidecar
                 .connection()
@@ -125,7 +128,10 @@ impl AgentOs {
                 .map_err(|status| sidecar.failed(status))?;
             Ok::<_, Error>(Self::over(sidecar, reply.into_inner().vm_id, detached))
         });
-        create.await.map_err(CallError::Task)?
+        let vm = create.await.map_err(CallError::Task)??;
+        // Nothing is awaited between here and the caller.
+        vm.inner.kept.store(detached, Ordering::Release);
+        Ok(vm)
     }
 
     /// Finds a detached VM of the default pool's sidecar by its name.
@@ -225,8 +231,8 @@ impl AgentOs {
         if !detached {
             sidecar.count_vm();
         }
-        let (disposed, sessions) = (AtomicBool::new(false), Mutex::default());
-        Self { inner: Arc::new(Inner { id, sidecar, detached, disposed, sessions }) }
+        let (kept, disposed, sessions) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
+        Self { inner: Arc::new(Inner { id, sidecar, detached, kept, disposed, sessions }) }
     }
 
     /// The connection, as long as this VM has not been disposed through this handle.
@@ -270,7 +276,9 @@ impl AgentOsSidecar {
         self.check_ready()?;
         let request = v1::AttachVmRequest { name: name.to_owned() };
         let reply = self.connection().vm().attach_vm(request).await.map_err(|status| self.failed(status))?;
-        Ok(AgentOs::over(self.clone(), reply.into_inner().vm_id, true))
+        let vm = AgentOs::over(self.clone(), reply.into_inner().vm_id, true);
+        vm.inner.kept.store(true, Ordering::Release);
+        Ok(vm)
     }
 
     /// The VMs of this sidecar, of all its clients.
@@ -300,10 +308,12 @@ impl AgentOsSidecar {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.detached || *self.disposed.get_mut() {
+        if *self.kept.get_mut() || *self.disposed.get_mut() {
             return;
         }
-        self.sidecar.uncount_vm();
+        if !self.detached {
+            self.sidecar.uncount_vm();
+        }
         let sidecar = self.sidecar.clone();
         let request = v1::DisposeVmRequest { vm_id: std::mem::take(&mut self.id) };
         // Where the runtime is gone this task never runs, but then the connection is gone and the lease with it.

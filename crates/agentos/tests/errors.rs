@@ -71,6 +71,14 @@ async fn memory_that_is_used_up_ends_the_process_that_used_it() {
     let Some(vm) = limited(&world, limits, "limits.memory_bytes").await else { return };
     let exit = within("the end", hog(&vm)).await;
     assert_eq!(exit, Exit::OutOfMemory);
+    // Neither what is killed later, nor what somebody else kills while the memory is used up, died of want.
+    assert_eq!(vm.exec("kill -9 $$").await.unwrap().exit, Exit::Signaled { signal: 9 });
+    let bystander = vm.spawn("sleep", ["1000"]).await.unwrap();
+    let grandchild = format!("({HOG}) & wait $!; echo $?");
+    let died = within("the grandchild's end", vm.exec(grandchild)).await.unwrap();
+    assert_eq!(died.stdout, b"137\n", "{died:?}");
+    bystander.kill().await.unwrap();
+    assert_eq!(bystander.wait().await.unwrap(), Exit::Signaled { signal: 9 });
     assert_eq!(vm.exec("echo alive").await.unwrap().stdout, b"alive\n");
 }
 
@@ -86,8 +94,10 @@ async fn limited(world: &World, limits: Limits, named: &str) -> Option<AgentOs> 
     }
 }
 
+const HOG: &str = "exec python3 -c 'b = [bytearray(1 << 20) for _ in range(1000)]'";
+
 async fn hog(vm: &AgentOs) -> Exit {
-    vm.exec("exec python3 -c 'b = [bytearray(1 << 20) for _ in range(1000)]'").await.unwrap().exit
+    vm.exec(HOG).await.unwrap().exit
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ mod support;
 
 use std::path::Path;
 
-use agentos::{AgentOs, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind, SidecarState};
+use agentos::{
+    AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
+    SidecarState,
+};
 use support::world::World;
 use support::{eventually, within};
 
@@ -110,6 +113,28 @@ async fn a_stale_socket_does_not_keep_a_new_sidecar_from_starting() {
     let second = AgentOs::get_shared_sidecar(shared).await.unwrap();
     let vm = AgentOs::create(AgentOsOptions::default().sidecar(&second)).await.unwrap();
     assert_eq!(vm.exec("echo new").await.unwrap().stdout, b"new\n");
+}
+
+#[tokio::test]
+async fn an_explicit_sidecar_leaves_no_file_unless_it_was_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = AgentOsCreateSidecarOptions::default().runtime_dir(directory.path()).sidecar_id("one");
+    let files = || {
+        let entries = std::fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let sidecar = AgentOs::create_sidecar(options.clone()).await.unwrap();
+    assert_eq!(files(), ["one.log", "one.sock", "one.sock.lock"]);
+    AgentOs::create(AgentOsOptions::default().sidecar(&sidecar)).await.unwrap();
+    sidecar.dispose().await.unwrap();
+    eventually("nothing is left", || async { files().is_empty() }).await;
+
+    let sidecar = AgentOs::create_sidecar(options).await.unwrap();
+    rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
+    eventually("the handle knows", || async { sidecar.describe().state == SidecarState::Disposed }).await;
+    assert_eq!(files(), ["one.log", "one.sock", "one.sock.lock"], "the log may say why");
 }
 
 /// The process whose command line names a socket in this directory.

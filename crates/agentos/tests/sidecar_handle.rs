@@ -199,19 +199,27 @@ async fn a_detached_vm_outlives_its_handles() {
 }
 
 #[tokio::test]
-async fn a_vm_whose_creator_went_away_is_disposed() {
+async fn a_vm_whose_creator_went_away_is_disposed_even_if_it_was_to_be_kept() {
     let story = Story::new();
     let fake = story.fake(Script { create_permits: Semaphore::new(0), ..Script::default() });
     let sidecar = story.sidecar().await;
-    let creating = tokio::spawn(AgentOs::create(story.options()));
-    eventually("the call is at the sidecar", || async {
-        fake.script.create_entered.load(Ordering::SeqCst) == 1
+    let creating = [story.options(), story.options().detached("kept")]
+        .map(|options| tokio::spawn(AgentOs::create(options)));
+    eventually("the calls are at the sidecar", || async {
+        fake.script.create_entered.load(Ordering::SeqCst) == 2
     })
     .await;
-    creating.abort();
-    assert!(creating.await.unwrap_err().is_cancelled());
-    fake.script.create_permits.add_permits(1);
-    eventually("the VM nobody waits for is disposed", || async { fake.disposed() == ["vm-1"] }).await;
+    for creating in creating {
+        creating.abort();
+        assert!(creating.await.unwrap_err().is_cancelled());
+    }
+    fake.script.create_permits.add_permits(2);
+    eventually("the VMs nobody waits for are disposed", || async {
+        let mut disposed = fake.disposed();
+        disposed.sort();
+        disposed == ["vm-1", "vm-2"]
+    })
+    .await;
     assert_eq!(sidecar.describe().active_vm_count, 0);
 }
 

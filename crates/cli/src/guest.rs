@@ -142,3 +142,16 @@ fn make_up_name() -> String {
     // The keys of the hasher are the standard library's way to the system's random numbers.
     format!("vm-{:08x}", RandomState::new().hash_one(std::process::id()) >> 32)
 }
+
+#[cfg(test)]
+impl VmArgs {
+    /// What these flags say, as on a command line.
+    pub(crate) fn of(flags: &[&str]) -> Self {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            vm: VmArgs,
+        }
+        <Line as clap::Parser>::parse_from(["x"].iter().chain(flags)).vm
+    }
+}

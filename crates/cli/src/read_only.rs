@@ -79,20 +79,13 @@ impl<'a> ReadOnly<'a> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use serde_json::json;
 
     use super::*;
 
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        vm: VmArgs,
-    }
-
     fn hint(flags: &[&str], input: &str, output: &str) -> Option<String> {
-        let line = Line::parse_from(["x"].iter().chain(flags));
-        let mut read_only = ReadOnly::new(&line.vm);
+        let args = VmArgs::of(flags);
+        let mut read_only = ReadOnly::new(&args);
         let call = |update: Value| json!({ "method": "session/update", "params": { "update": update } });
         read_only.look(&call(json!({ "sessionUpdate": "tool_call", "toolCallId": "1", "rawInput": input })));
         let content = json!([{ "type": "content", "content": { "type": "text", "text": output } }]);

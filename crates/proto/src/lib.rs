@@ -1,7 +1,10 @@
-//! The wire contract between SDKs and the sidecar, generated from `proto/agentos/v1/*.proto`.
+//! The contract between SDKs and the sidecar: what they say to each other, and where they meet.
 //!
-//! Nothing here is written by hand: change the contract in the `.proto` files. Every layer below and above uses
-//! the same nouns, one file each: sidecar, vm, mount, process, filesystem, shell, network, session, error.
+//! The messages are generated from `proto/agentos/v1/*.proto`: change the contract there. Every layer below and above
+//! uses the same nouns, one file each: sidecar, vm, mount, process, filesystem, shell, network, session, error. By hand
+//! there is only [`rendezvous`], the files by which the two find each other.
+
+pub mod rendezvous;
 
 /// Version 1 of the contract.
 pub mod v1 {

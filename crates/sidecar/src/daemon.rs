@@ -55,13 +55,19 @@ pub(crate) fn run(config: Config) -> Result<(), SidecarError> {
     // Sockets of sidecars lie where their starters wanted them, those of demo models in the runtime directory.
     let beside = config.socket.parent().filter(|directory| *directory != config.runtime_dir);
     beside.into_iter().chain([config.runtime_dir.as_path()]).for_each(leftovers::clean);
+    // A pool's log is one file for all its sidecars; every explicit sidecar has another name.
+    let own_log_of = config.pool.is_empty().then(|| config.socket.clone());
     let (starts, requests) = sync_channel(1);
     let daemon = thread::Builder::new()
         .name("agentos-daemon".to_owned())
         .spawn(move || serve(config, socket, listener, starts))
         .map_err(SidecarError::Threads)?;
     launch::serve_starts(&requests);
-    daemon.join().map_err(|_| SidecarError::Panicked)?
+    daemon.join().map_err(|_| SidecarError::Panicked)??;
+    if let Some(socket) = own_log_of {
+        leftovers::remove_own_log(&socket);
+    }
+    Ok(())
 }
 
 fn serve(
@@ -209,15 +215,7 @@ mod tests {
     const LINGER: Duration = Duration::from_millis(500);
 
     fn host() -> Arc<Host> {
-        let config = Config {
-            socket: "/nonexistent/s.sock".into(),
-            id: "under-test".into(),
-            pool: "blue".into(),
-            linger: LINGER,
-            home: Err(agentos_agents::HomeError::Unset),
-            runtime_dir: "/nonexistent".into(),
-        };
-        Arc::new(Host::new(config, sync_channel(1).0))
+        Arc::new(Host::new(Config::under_test("blue", "/nonexistent".as_ref()), sync_channel(1).0))
     }
 
     #[tokio::test(start_paused = true)]

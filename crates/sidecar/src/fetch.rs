@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,12 +22,14 @@ use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::io::InspectWriter;
 use tonic::{Status, Streaming};
 
 use crate::errors::{self, Failure};
 
-/// A server that has not answered with a head by then never will; long polls are shorter.
+/// A server that has neither taken more of the request nor answered with a head by then never will; long polls are
+/// shorter. While the caller is still to send more, nobody waits for the server.
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Between two pieces of a body: event streams send a sign of life more often.
@@ -38,7 +41,7 @@ const MAX_HEAD_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    #[error("no answer within {} s", HEAD_DEADLINE.as_secs())]
+    #[error("nothing from the server within {} s", HEAD_DEADLINE.as_secs())]
     NoHead,
     #[error("nothing more of the answer within {} s", BODY_DEADLINE.as_secs())]
     Stalled,
@@ -138,6 +141,76 @@ impl Body for RequestBody {
     }
 }
 
+/// Whose turn it is: since when the server is waited for, or `None` while the caller is to send more.
+#[derive(Debug, Clone)]
+struct Turn(Arc<Mutex<Option<Instant>>>);
+
+impl Turn {
+    fn of_server(&self) {
+        *self.lock() = Some(Instant::now());
+    }
+
+    fn of_caller(&self) {
+        *self.lock() = None;
+    }
+
+    /// The server has taken some of the request. What is still on its way while the caller is to send more changes
+    /// nothing.
+    fn taken(&self) {
+        if let Some(since) = &mut *self.lock() {
+            *since = Instant::now();
+        }
+    }
+
+    /// Resolves when the server has been waited for long enough.
+    async fn overdue(&self) {
+        loop {
+            let since = self.lock().unwrap_or_else(Instant::now);
+            if since.elapsed() >= HEAD_DEADLINE {
+                return;
+            }
+            sleep_until(since + HEAD_DEADLINE).await;
+        }
+    }
+
+    /// Held for a load and a store, which can't panic.
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request's body that keeps track of whose turn it is.
+struct Timed<B> {
+    body: B,
+    turn: Turn,
+}
+
+impl<B: Body<Data = Bytes, Error = io::Error> + Unpin> Body for Timed<B> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_ready() {
+            self.turn.of_server()
+        } else {
+            self.turn.of_caller()
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// The answer's body; dropped, its connection goes.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
@@ -176,10 +249,13 @@ pub(crate) async fn exchange<S, B>(
 ) -> Result<Response<ResponseBody>, FetchError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    B: Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    B: Body<Data = Bytes, Error = io::Error> + Send + Unpin + 'static,
 {
     let mut builder = http1::Builder::new();
     builder.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD_BYTES);
+    let turn = Turn(Arc::new(Mutex::new(Some(Instant::now()))));
+    let written = turn.clone();
+    let stream = InspectWriter::new(stream, move |_: &[u8]| written.taken());
     let (mut sender, connection) =
         builder.handshake(TokioIo::new(stream)).await.map_err(FetchError::Exchange)?;
     let task: JoinHandle<()> = tokio::spawn(async move {
@@ -189,16 +265,25 @@ where
         }
     });
     let connection = Connection(task.abort_handle());
-    let answer = timeout(HEAD_DEADLINE, sender.send_request(request)).await;
-    let response = answer.map_err(|_| FetchError::NoHead)?.map_err(FetchError::Exchange)?;
+    let request = request.map(|body| Timed { body, turn: turn.clone() });
+    let response = tokio::select! {
+        answer = sender.send_request(request) => answer.map_err(FetchError::Exchange)?,
+        () = turn.overdue() => return Err(FetchError::NoHead),
+    };
     Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), _connection: connection }))
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::task::yield_now;
+    use tokio::time::advance;
 
     use super::*;
+
+    const PIECE_BYTES: usize = 64 * 1024;
 
     type Answer = Result<Response<ResponseBody>, FetchError>;
 
@@ -266,6 +351,78 @@ mod tests {
             drop(stream);
         });
         assert!(matches!(answer.await, Err(FetchError::NoHead)));
+    }
+
+    /// Moves the paused clock and lets everybody else see it before whoever paused goes on.
+    async fn pass(pause: Duration) {
+        advance(pause).await;
+        for _ in 0..100 {
+            yield_now().await;
+        }
+    }
+
+    /// Sends an upload of this many pieces, each after a pause, to a server that reads them all and then does what
+    /// it likes.
+    async fn upload<F>(
+        pieces: usize,
+        (caller_pauses, server_pauses): (Duration, Duration),
+        server: impl FnOnce(DuplexStream) -> F + Send + 'static,
+    ) -> Answer
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (ours, mut theirs) = duplex(PIECE_BYTES);
+        let body = stream::unfold(0, move |sent| async move {
+            if sent == pieces {
+                return None;
+            }
+            pass(caller_pauses).await;
+            let piece = Bytes::from_static(&[b'x'; PIECE_BYTES]);
+            Some((Ok(Frame::data(piece)), sent + 1))
+        });
+        let request = Request::put("/").header("content-length", pieces * PIECE_BYTES);
+        let request = request.body(StreamBody::new(Box::pin(body))).unwrap();
+        tokio::spawn(async move {
+            let mut left = pieces * PIECE_BYTES;
+            let mut piece = vec![0; PIECE_BYTES];
+            while left > 0 {
+                let read = theirs.read(&mut piece).await.unwrap();
+                assert!(read > 0, "the upload broke off with {left} bytes to come");
+                left -= piece[..read].iter().filter(|byte| **byte == b'x').count();
+                let share = u32::try_from(read).unwrap();
+                pass(server_pauses * share / u32::try_from(piece.len()).unwrap()).await;
+            }
+            server(theirs).await;
+        });
+        exchange(ours, request).await
+    }
+
+    async fn answers(mut stream: DuplexStream) {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        // Whoever hangs up first is the other side.
+        let _ = stream.read(&mut [0]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_may_take_as_long_as_it_makes_progress() {
+        let slow = HEAD_DEADLINE * 2;
+        let answer = upload(5, (slow, Duration::ZERO), answers).await;
+        assert_eq!(answer.expect("the caller may take its time").status(), 200);
+        let slow = HEAD_DEADLINE * 3 / 4;
+        let answer = upload(20, (Duration::ZERO, slow), answers).await;
+        assert_eq!(answer.expect("the server takes its time, but goes on").status(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_has_its_time_from_the_end_of_the_upload() {
+        let begun = Instant::now();
+        let answer = upload(5, (HEAD_DEADLINE, Duration::ZERO), async |stream| {
+            std::future::pending::<()>().await;
+            drop(stream);
+        });
+        assert!(matches!(answer.await, Err(FetchError::NoHead)));
+        let waited = begun.elapsed();
+        assert!(waited >= HEAD_DEADLINE * 6 && waited < HEAD_DEADLINE * 7, "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]

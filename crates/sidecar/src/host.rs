@@ -14,6 +14,7 @@ use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::time::timeout;
 
 use crate::doctor::{Facility, Facts, Isolation, RefusedCall, table};
 use crate::errors::{self, Failure};
@@ -21,6 +22,9 @@ use crate::launch::{Launchers, Start, StartError};
 use crate::options::Config;
 use crate::registry::{LeaseId, LeaseState, Listed, Refusal, Registry, VmId};
 use crate::sessions::{SessionDefaults, SessionHost, VmSessions};
+
+/// A VM takes milliseconds to make. One that takes longer has a launcher that hangs, which ends with the sidecar.
+const LATE_CREATES: Duration = Duration::from_secs(2);
 
 /// A VM and what its sessions share.
 #[derive(Debug)]
@@ -111,7 +115,7 @@ impl Host {
         Ok((state, registry.vms_of(&lease).len()))
     }
 
-    /// Disposes every VM of a lease. The lease gives out none from now on.
+    /// Disposes every VM of a lease, one that is just being made included. The lease gives out none from now on.
     pub(crate) async fn dispose_lease(self: &Arc<Self>, lease: &str) -> Result<(), Refusal> {
         let (lease, vms) = {
             let mut registry = self.registry();
@@ -123,6 +127,7 @@ impl Host {
             (lease, vms)
         };
         self.dispose_all(&vms).await;
+        self.until(|registry| registry.vms_of(&lease).is_empty()).await;
         self.registry().set_lease(&lease, LeaseState::Disposed);
         self.changed.notify_waiters();
         Ok(())
@@ -169,6 +174,21 @@ impl Host {
         self.ending.store(true, Ordering::Release);
         let vms = self.registry().all_vms();
         self.dispose_all(&vms).await;
+        if timeout(LATE_CREATES, self.until(|registry| registry.all_vms().is_empty())).await.is_err() {
+            tracing::warn!("VMs that are still being made end with their launcher");
+        }
+    }
+
+    /// Resolves when the registry is so. What is still being made when its lease ends is disposed by its creation.
+    async fn until(&self, settled: impl Fn(&Registry<Arc<HostedVm>>) -> bool) {
+        loop {
+            // Subscribed before the look, so that no change falls between.
+            let changed = self.changed();
+            if settled(&self.registry()) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     async fn dispose_all(self: &Arc<Self>, vms: &[VmId]) {
@@ -252,6 +272,7 @@ impl From<&StartError> for Failure {
         match error {
             StartError::Launcher(error) => Self::from(error),
             StartError::Ending => Self::new(ErrorKind::Closed, "launcher", error.to_string()),
+            StartError::Busy => Self::new(ErrorKind::Busy, "launcher", error.to_string()),
             _ => Self::new(ErrorKind::Internal, "launcher", errors::chain(error)),
         }
     }
@@ -328,4 +349,41 @@ impl Drop for LeaseGuard {
 fn now_ms() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    fn wish(lease: &LeaseGuard) -> CreateVm {
+        let lease = lease.id().as_str().to_owned();
+        CreateVm {
+            lease,
+            name: String::new(),
+            options: VmOptions::default(),
+            sessions: SessionDefaults::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_not_disposed_while_a_vm_of_it_is_being_made() {
+        let (starts, _unanswered) = sync_channel(1);
+        let host = Arc::new(Host::new(Config::under_test("", "/nonexistent".as_ref()), starts));
+        let lease = host.open_lease();
+        let creating = tokio::spawn({
+            let (host, wish) = (Arc::clone(&host), wish(&lease));
+            async move { host.create(wish).await }
+        });
+        while host.registry().vms_of(lease.id()).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let mut disposing = std::pin::pin!(host.dispose_lease(lease.id().as_str()));
+        // Time stands still while anything else can happen.
+        timeout(Duration::from_secs(3600), &mut disposing).await.expect_err("the VM may still come to stand");
+        creating.abort();
+        timeout(Duration::from_secs(1), disposing).await.unwrap().unwrap();
+        assert_eq!(host.describe(lease.id().as_str()), Ok((LeaseState::Disposed, 0)));
+    }
 }

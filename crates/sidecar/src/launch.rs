@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! Starting ── connected ──► Ready ── launcher died ──► Starting       (its VMs are failed; a pause when it was young)
-//!     └───── refused ─────► Refused ── a VM is wanted ─► Starting
+//!     ├───── refused ─────► Refused ── a VM is wanted ─► Starting
+//!     └─ nobody forks any more ─► Ended
 //! ```
 //! On a host that can't, every create tries anew: what the user cures between two tries is seen at once.
 
@@ -88,6 +89,8 @@ pub(crate) enum StartError {
     Socket(#[source] io::Error),
     #[error("the launcher can't be started")]
     Spawn(#[source] io::Error),
+    #[error("the main thread is still busy with another launcher")]
+    Busy,
     #[error("the sidecar is ending")]
     Ending,
     #[error(transparent)]
@@ -99,6 +102,7 @@ enum Current {
     Starting,
     Ready(Launcher),
     Refused(Arc<StartError>),
+    Ended,
 }
 
 /// Hands out the current launcher.
@@ -128,7 +132,7 @@ impl Launchers {
         match settled.as_deref() {
             Ok(Current::Ready(launcher)) => Ok(launcher.clone()),
             Ok(Current::Refused(error)) => Err(Arc::clone(error)),
-            Ok(Current::Starting) | Err(_) => Err(Arc::new(StartError::Ending)),
+            Ok(Current::Starting | Current::Ended) | Err(_) => Err(Arc::new(StartError::Ending)),
         }
     }
 
@@ -146,7 +150,10 @@ impl Launchers {
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
-                Err(StartError::Ending) => return,
+                Err(StartError::Ending) => {
+                    self.current.send_replace(Current::Ended);
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(error = crate::errors::chain(&error), "no launcher");
                     self.current.send_replace(Current::Refused(Arc::new(error)));
@@ -162,9 +169,59 @@ impl Launchers {
         let (started, answer) = oneshot::channel();
         match self.starts.try_send(Start { socket: theirs, started }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(StartError::Ending),
+            Err(TrySendError::Full(_)) => return Err(StartError::Busy),
+            Err(TrySendError::Disconnected(_)) => return Err(StartError::Ending),
         }
         answer.await.map_err(|_| StartError::Ending)?.map_err(StartError::Spawn)?;
         Launcher::connect(ours, &self.runtime_dir).await.map_err(StartError::Launcher)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn launchers(starts: SyncSender<Start>) -> Arc<Launchers> {
+        Arc::new(Launchers::new(starts, "/nonexistent".into()))
+    }
+
+    async fn refusal(launchers: &Launchers) -> Arc<StartError> {
+        timeout(DEADLINE, launchers.get()).await.expect("nobody was told").expect_err("there is no launcher")
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_launcher_is_told_that_there_will_be_none() {
+        let (starts, requests) = sync_channel(1);
+        let launchers = launchers(starts);
+        drop(requests);
+        timeout(DEADLINE, launchers.keep()).await.expect("it has nothing to keep");
+        for _ in 0..2 {
+            assert!(matches!(*refusal(&launchers).await, StartError::Ending));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_busy_main_thread_is_asked_again_when_a_vm_is_wanted() {
+        let (starts, requests) = sync_channel(1);
+        let (socket, _theirs) = Launcher::socket_pair().unwrap();
+        let (started, _answer) = oneshot::channel();
+        starts.send(Start { socket, started }).unwrap();
+        let launchers = launchers(starts);
+        let keeper = tokio::spawn({
+            let launchers = Arc::clone(&launchers);
+            async move { launchers.keep().await }
+        });
+        for _ in 0..2 {
+            assert!(matches!(*refusal(&launchers).await, StartError::Busy));
+        }
+        drop(requests);
+        assert!(matches!(*refusal(&launchers).await, StartError::Ending));
+        timeout(DEADLINE, keeper).await.expect("it has nothing to keep").unwrap();
     }
 }

@@ -6,22 +6,22 @@
 //!
 //! ```text
 //! NAME.sock, NAME.sock.lock      held ──► alive, hands off
+//!                                free ──► dead: remove both
 //! NAME.dir, NAME.dir.lock        free ──► dead: remove both
+//! NAME.lock.start                free ──► whoever began to start a sidecar is dead: remove it
 //! ```
 //! These directories may hold files of others, whose locks and names are none of our business: only a socket or a
-//! directory is removed, and only a lock that is named as ours are.
+//! directory is removed, and only a lock that is named as ours are. A sidecar's log stays when it was killed or
+//! crashed: it may say why. The next start under the same name replaces it.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::socket::{LOCK_SUFFIX, LockFile};
-
-/// What the name of every sidecar's socket ends with.
-const SOCKET_SUFFIX: &[u8] = b".sock";
+use agentos_proto::rendezvous::{LOCK_SUFFIX, LockFile, Rendezvous, SOCKET_SUFFIX, START_LOCK_SUFFIX};
 
 /// What the name of a sidecar's directory for its VMs ends with.
 pub(crate) const DIRECTORY_SUFFIX: &str = ".dir";
@@ -35,7 +35,7 @@ enum Kind {
 
 impl Kind {
     fn of(name: &[u8]) -> Option<Self> {
-        if name.ends_with(SOCKET_SUFFIX) {
+        if name.ends_with(SOCKET_SUFFIX.as_bytes()) {
             Some(Self::Socket)
         } else if name.ends_with(DIRECTORY_SUFFIX.as_bytes()) {
             Some(Self::Directory)
@@ -63,6 +63,11 @@ impl Kind {
 pub(crate) fn clean(directory: &Path) {
     for lock in entries(directory) {
         let name = lock.as_os_str().as_bytes();
+        if name.ends_with(START_LOCK_SUFFIX.as_bytes()) {
+            // Taken and let go, it is gone; ours is held by whoever starts us.
+            drop(LockFile::try_take(&lock));
+            continue;
+        }
         let Some(name) = name.strip_suffix(LOCK_SUFFIX.as_bytes()) else { continue };
         let Some(kind) = Kind::of(name) else { continue };
         let path = Path::new(OsStr::from_bytes(name));
@@ -86,6 +91,27 @@ pub(crate) fn clean(directory: &Path) {
     }
 }
 
+/// Removes the log of this sidecar, which ends well, so that nobody has a reason to read it.
+pub(crate) fn remove_own_log(socket: &Path) {
+    let Some(files) = Rendezvous::of_socket(socket).filter(|files| is_stderr(&files.log)) else { return };
+    // Held by whoever starts a successor under the same name, from before there is another log until it is ready.
+    let Ok(Some(_lock)) = LockFile::try_take(&files.start_lock) else { return };
+    if is_stderr(&files.log)
+        && let Err(error) = fs::remove_file(&files.log)
+    {
+        tracing::warn!(path = %files.log.display(), %error, "the log stays");
+    }
+}
+
+/// A sidecar that was started by hand may have a file of somebody else's where a client would have put its log.
+fn is_stderr(path: &Path) -> bool {
+    let (Ok(stderr), Ok(there)) = (rustix::fs::fstat(rustix::stdio::stderr()), fs::symlink_metadata(path))
+    else {
+        return false;
+    };
+    (stderr.st_dev, stderr.st_ino) == (there.dev(), there.ino())
+}
+
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let listed: io::Result<Vec<_>> = fs::read_dir(directory).and_then(Iterator::collect);
     listed.unwrap_or_default().into_iter().map(|entry: fs::DirEntry| entry.path()).collect()
@@ -103,18 +129,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(UnixListener::bind(dir.path().join("dead.sock")).unwrap());
         fs::write(dir.path().join("dead.sock.lock"), "").unwrap();
-        fs::write(dir.path().join("gone.sock.lock"), "").unwrap();
+        for name in ["gone.sock.lock", "gone.lock.start"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
         fs::create_dir_all(dir.path().join("dead.dir/vm/sessions")).unwrap();
         fs::write(dir.path().join("dead.dir.lock"), "").unwrap();
-        for name in ["other", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
+        let starting = LockFile::try_take(&dir.path().join("busy.lock.start")).unwrap();
+        for name in ["other", "gone.log", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let (_alive, _listener) = Socket::bind(&dir.path().join("alive.sock")).unwrap();
         clean(dir.path());
+        // Nothing here is what this process writes its complaints to.
+        remove_own_log(&dir.path().join("gone.sock"));
         let mut left = entries(dir.path());
         left.sort();
-        let kept =
-            ["Cargo", "Cargo.lock", "alive.sock", "alive.sock.lock", "file.sock", "file.sock.lock", "other"];
+        let kept = [
+            "Cargo",
+            "Cargo.lock",
+            "alive.sock",
+            "alive.sock.lock",
+            "busy.lock.start",
+            "file.sock",
+            "file.sock.lock",
+            "gone.log",
+            "other",
+        ];
+        assert!(starting.is_some());
         assert_eq!(left, kept.map(|name| dir.path().join(name)));
     }
 

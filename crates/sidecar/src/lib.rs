@@ -32,7 +32,7 @@ mod socket;
 use std::io;
 use std::path::PathBuf;
 
-pub use options::{DEFAULT_LINGER, DEFAULT_POOL, Options, runtime_dir};
+pub use options::{DEFAULT_LINGER, DEFAULT_POOL, Options};
 
 /// This build; clients compare it with their own.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -48,8 +48,8 @@ pub enum SidecarError {
         #[source]
         source: io::Error,
     },
-    #[error("directory {path} must belong to this user and be closed to others (mode 0700)", path = path.display())]
-    NotPrivate { path: PathBuf },
+    #[error(transparent)]
+    RuntimeDirectory(#[from] agentos_proto::rendezvous::DirectoryError),
     #[error("socket path has {len} bytes, 107 are possible: {path}", path = path.display())]
     SocketPathTooLong { path: PathBuf, len: usize },
     #[error("another sidecar serves {path}", path = path.display())]

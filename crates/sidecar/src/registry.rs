@@ -13,6 +13,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use agentos_proto::rendezvous::is_name;
+
 /// A VM's id. It names the sidecar's run and counts, so that a VM that is gone is told from one that never was
 /// without remembering either.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -207,8 +209,7 @@ impl<V: Clone> Registry<V> {
     }
 
     fn free_name(&self, name: &str) -> Result<String, Refusal> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.len() > 64 || name.starts_with('.') || !name.chars().all(plain) {
+        if !is_name(name) {
             return Err(Refusal::BadName(name.to_owned()));
         }
         if self.names.contains_key(name) {

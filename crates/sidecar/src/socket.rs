@@ -9,67 +9,17 @@
 //! A socket file alone can't tell a living sidecar from a dead one; the lock can, because the kernel drops it with
 //! the process. Nothing at PATH is touched without it.
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use agentos_proto::rendezvous::MAX_SOCKET_PATH_BYTES;
+
+pub(crate) use agentos_proto::rendezvous::LockFile;
+
 use crate::SidecarError;
-
-/// sockaddr_un has 108 bytes for a path, its NUL included.
-pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
-
-/// The lock of `NAME` is `NAME.lock`.
-pub(crate) const LOCK_SUFFIX: &str = ".lock";
-
-/// A locked file that is removed when its holder ends.
-#[derive(Debug)]
-pub(crate) struct LockFile {
-    path: PathBuf,
-    /// Holds the lock.
-    _file: File,
-}
-
-impl LockFile {
-    /// The lock of the socket at `path`, or `None` where somebody alive has it.
-    pub(crate) fn beside(path: &Path) -> io::Result<Option<Self>> {
-        let mut lock = path.as_os_str().to_owned();
-        lock.push(LOCK_SUFFIX);
-        Self::try_take(Path::new(&lock))
-    }
-
-    /// Takes the lock, or `None` where somebody alive has it.
-    pub(crate) fn try_take(path: &Path) -> io::Result<Option<Self>> {
-        loop {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-            // Its former holder may have removed it between our open and our lock: then this lock guards nothing.
-            let ours = file.metadata()?;
-            match fs::symlink_metadata(path) {
-                Ok(there) if there.ino() == ours.ino() && there.dev() == ours.dev() => {
-                    return Ok(Some(Self { path: path.to_owned(), _file: file }));
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-impl Drop for LockFile {
-    fn drop(&mut self) {
-        // Removed while still locked; whoever opened it before sees another inode at the path and tries again.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "lock file is gone already");
-        }
-    }
-}
 
 /// The bound socket. Dropping it removes the file.
 #[derive(Debug)]

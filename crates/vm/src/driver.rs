@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use self::live_table::LiveTable;
+use self::live_table::{LiveTable, Wanted};
 use crate::asks::AskList;
 use crate::channel::{Channel, Outbox, Outgoing, Packet, ReceiveError};
 use crate::command::{Answer, Call, CallFailure, Command, Completion, ProtocolError};
@@ -68,10 +68,7 @@ pub(crate) struct Driver {
 #[derive(Debug)]
 enum Pending {
     Call(Completion),
-    Spawn {
-        plan: Box<SpawnPlan>,
-        started: oneshot::Sender<Result<Running, SpawnError>>,
-    },
+    Spawn(Wanted),
     /// Its caller was told that the VM is going; the answer still comes.
     Abandoned,
 }
@@ -200,6 +197,9 @@ impl Driver {
             Command::Spawn { plan, started } => self.spawn(plan, started),
             Command::ToProcess { process, call } => {
                 if self.processes.is_alive(&process) {
+                    if matches!(call.request, Request::Signal { signal: SIGKILL, .. }) {
+                        self.processes.set_killed(&process);
+                    }
                     return self.call(call, Purpose::Work);
                 }
                 let done = Answer { response: Response::Done, descriptors: Vec::new() };
@@ -250,7 +250,7 @@ impl Driver {
         let request = InitRequest { id, request: Request::Spawn(plan.request.clone()) };
         match Outgoing::prepare(&request, Vec::new()) {
             Ok(outgoing) => {
-                self.calls.insert(id, Pending::Spawn { plan, started });
+                self.calls.insert(id, Pending::Spawn(self.processes.wanted(plan, started)));
                 Ok(self.outbox.send(&self.channel, outgoing)?)
             }
             Err(error) => {
@@ -290,6 +290,7 @@ impl Driver {
         if !self.processes.is_alive(process) {
             return Ok(());
         }
+        self.processes.set_killed(process);
         let request = Request::Signal { pid: process.pid, signal: SIGKILL, scope: SignalScope::Group };
         let call = Call { request, descriptors: Vec::new(), completion: Completion::ignored() };
         self.call(call, Purpose::Undo)
@@ -360,8 +361,8 @@ impl Driver {
         };
         match pending {
             Pending::Call(completion) => completion.complete(answer.map_err(CallFailure::Init))?,
-            Pending::Spawn { plan, started } => {
-                if let Some(orphan) = self.processes.spawned(*plan, started, answer)? {
+            Pending::Spawn(wanted) => {
+                if let Some(orphan) = self.processes.spawned(wanted, answer)? {
                     self.kill_group(&orphan)?;
                 }
             }
@@ -380,8 +381,8 @@ impl Driver {
                 completion.refuse(CallFailure::Local(Errno::MFILE));
                 Ok(())
             }
-            Pending::Spawn { plan, started } => {
-                let orphan = self.processes.spawned_in_vain(&plan, started, response, Errno::MFILE)?;
+            Pending::Spawn(wanted) => {
+                let orphan = self.processes.spawned_in_vain(wanted, response, Errno::MFILE)?;
                 self.kill_group(&orphan)
             }
             Pending::Abandoned => Ok(()),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use agentos_proto::rendezvous::DirectoryError;
 use agentos_proto::v1;
 use prost::Message;
 use tonic::{Code, Status};
@@ -259,11 +260,11 @@ impl From<DiscoverError> for Error {
         let new = |kind| Error::new(kind, message);
         match error {
             DiscoverError::NoBinary { .. } => new(ErrorKind::SidecarNotFound),
-            DiscoverError::PoolName { name } => new(ErrorKind::InvalidInput).with_object(name),
-            DiscoverError::CreateDirectory { path, source } => {
+            DiscoverError::Name { name } => new(ErrorKind::InvalidInput).with_object(name),
+            DiscoverError::Directory(DirectoryError::Create { path, source }) => {
                 new(io_kind(&source)).with_object(path.display().to_string()).with_source(source)
             }
-            DiscoverError::NotPrivate { path, .. } => {
+            DiscoverError::Directory(DirectoryError::NotPrivate { path, .. }) => {
                 new(ErrorKind::Permission).with_object(path.display().to_string())
             }
             DiscoverError::SocketPath { path } => {

@@ -249,19 +249,11 @@ fn walk(root: &Path) -> Option<Files> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        vm: VmArgs,
-    }
-
     fn places_of(flags: &[&str]) -> Vec<(String, bool)> {
-        let line = Line::parse_from(["x"].iter().chain(flags));
-        places(&line.vm).into_iter().map(|place| (place.guest, place.host.is_some())).collect()
+        let args = VmArgs::of(flags);
+        places(&args).into_iter().map(|place| (place.guest, place.host.is_some())).collect()
     }
 
     #[test]

@@ -74,25 +74,17 @@ fn pick(wanted: &[String], args: &VmArgs, look: impl Fn(&str) -> Option<String>)
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        vm: VmArgs,
-    }
-
     fn names(flags: &[&str]) -> Vec<String> {
-        let line = Line::parse_from(["x"].iter().chain(flags));
+        let args = VmArgs::of(flags);
         let wanted = ["A_KEY", "B_KEY", "EMPTY_KEY"].map(str::to_owned);
         let look = |name: &str| match name {
             "A_KEY" | "OTHER" => Some("value".to_owned()),
             "EMPTY_KEY" => Some(String::new()),
             _ => None,
         };
-        pick(&wanted, &line.vm, look).into_iter().map(|env| env.name).collect()
+        pick(&wanted, &args, look).into_iter().map(|env| env.name).collect()
     }
 
     #[test]

@@ -49,6 +49,18 @@ struct Entry {
     /// None where it has none, or where it has passed.
     deadline: Option<Instant>,
     timed_out: bool,
+    /// Somebody outside of the VM had it killed.
+    killed: bool,
+    oom_kills_before: u64,
+}
+
+/// A spawn that init was asked for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    plan: Box<SpawnPlan>,
+    started: Started,
+    /// Read before init is asked: what it starts may use up the memory before its answer is here.
+    oom_kills_before: u64,
 }
 
 #[derive(Debug)]
@@ -69,17 +81,22 @@ enum Descriptors {
 
 impl LiveTable {
     pub(crate) fn new(shared: Arc<Shared>, cgroups: Arc<OnceLock<Cgroups>>) -> Self {
-        let oom = OomWatch { cgroups, seen: 0 };
+        let oom = OomWatch { cgroups, accounted: 0 };
         Self { shared, live: HashMap::new(), timeouts: BTreeSet::new(), oom }
+    }
+
+    /// To be called before init is asked to start it.
+    pub(crate) fn wanted(&self, plan: Box<SpawnPlan>, started: Started) -> Wanted {
+        Wanted { plan, started, oom_kills_before: self.oom.kills() }
     }
 
     /// Init's answer to a spawn. Gives back a process that exists but can't be used, to be killed.
     pub(crate) fn spawned(
         &mut self,
-        plan: SpawnPlan,
-        started: Started,
+        wanted: Wanted,
         answer: Result<Answer, Failure>,
     ) -> Result<Option<Arc<LiveProcess>>, ProtocolError> {
+        let Wanted { plan, started, oom_kills_before } = wanted;
         let answer = match answer {
             Ok(answer) => answer,
             Err(failure) => {
@@ -92,34 +109,33 @@ impl LiveTable {
         let stdio = match register(plan.request.stdio, answer.descriptors) {
             Ok(stdio) => stdio,
             Err(errno) => {
-                return self.spawned_in_vain(&plan, started, answer.response, errno).map(Some);
+                let wanted = Wanted { plan, started, oom_kills_before };
+                return self.spawned_in_vain(wanted, answer.response, errno).map(Some);
             }
         };
         let process = Arc::new(LiveProcess::new(pid, &plan, streams(&plan), Now::read().epoch_ms));
         // From the fork on, not from exec: the guest may stop the process in between.
         let deadline = plan.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.timeouts.extend(deadline.map(|deadline| (deadline, pid)));
-        let stage = Stage::Starting { plan: Box::new(plan), started, stdio };
-        self.live.insert(pid, Entry { process, stage, deadline, timed_out: false });
+        let stage = Stage::Starting { plan, started, stdio };
+        self.live.insert(pid, Entry { deadline, ..Entry::new(process, stage, oom_kills_before) });
         Ok(None)
     }
 
     /// A process that exists, but whose descriptors can't be used: its caller is told, and it is to be killed.
     pub(crate) fn spawned_in_vain(
         &mut self,
-        plan: &SpawnPlan,
-        started: Started,
+        wanted: Wanted,
         response: Response,
         errno: Errno,
     ) -> Result<Arc<LiveProcess>, ProtocolError> {
+        let Wanted { plan, started, oom_kills_before } = wanted;
         let pid = self.new_pid(&response)?;
         let object = prepare::object(&plan.request);
         let errno = errno.raw_os_error();
         drop(started.send(Err(SpawnError::Failed { step: SpawnStep::Stdio, errno, object })));
-        let process = Arc::new(LiveProcess::new(pid, plan, Streams::default(), Now::read().epoch_ms));
-        let entry =
-            Entry { process: Arc::clone(&process), stage: Stage::Failed, deadline: None, timed_out: false };
-        self.live.insert(pid, entry);
+        let process = Arc::new(LiveProcess::new(pid, &plan, Streams::default(), Now::read().epoch_ms));
+        self.live.insert(pid, Entry::new(Arc::clone(&process), Stage::Failed, oom_kills_before));
         Ok(process)
     }
 
@@ -169,21 +185,36 @@ impl LiveTable {
             Stage::Failed => return Ok(()),
             Stage::Running => {}
         }
-        let exit = self.judge(status, entry.timed_out);
+        let exit = self.judge(status, &entry);
         entry.process.set_exit(exit.clone());
         lock(&self.shared.records).exited(&entry.process, exit, Now::read());
         Ok(())
     }
 
     /// What a status means: the kernel says "killed" for three different stories.
-    fn judge(&mut self, status: Status, timed_out: bool) -> Exit {
+    fn judge(&mut self, status: Status, entry: &Entry) -> Exit {
+        let killed = match status {
+            Status::Signaled(SIGKILL) => true,
+            // The shell of an exec whose last command was killed says it this way.
+            Status::Exited(code) => code == 128 + SIGKILL && entry.process.kind == Kind::Exec,
+            Status::Signaled(_) => false,
+        };
         match status {
-            Status::Signaled(SIGKILL) if timed_out => Exit::TimedOut,
-            Status::Signaled(SIGKILL) if self.oom.has_killed() => Exit::OutOfMemory,
-            // A shell whose last command was killed says it this way.
-            Status::Exited(code) if code == 128 + SIGKILL && self.oom.has_killed() => Exit::OutOfMemory,
+            Status::Signaled(SIGKILL) if entry.timed_out => Exit::TimedOut,
+            _ if killed && !entry.killed && self.oom.explains_one_since(entry.oom_kills_before) => {
+                Exit::OutOfMemory
+            }
             Status::Signaled(signal) => Exit::Signaled(signal),
             Status::Exited(code) => Exit::Exited(code),
+        }
+    }
+
+    /// The next SIGKILL it dies of is ours.
+    pub(crate) fn set_killed(&mut self, process: &Arc<LiveProcess>) {
+        if let Some(entry) = self.live.get_mut(&process.pid)
+            && Arc::ptr_eq(&entry.process, process)
+        {
+            entry.killed = true;
         }
     }
 
@@ -235,6 +266,12 @@ impl LiveTable {
     pub(crate) fn end(&mut self) {
         self.abandon();
         self.live.clear();
+    }
+}
+
+impl Entry {
+    fn new(process: Arc<LiveProcess>, stage: Stage, oom_kills_before: u64) -> Self {
+        Self { process, stage, deadline: None, timed_out: false, killed: false, oom_kills_before }
     }
 }
 
@@ -303,23 +340,34 @@ fn start_pump(process: &Arc<LiveProcess>, stdio: Descriptors, tasks: &mut JoinSe
 }
 
 /// Tells the kernel's killing for want of memory from anybody else's.
+///
+/// The kernel counts such kills per control group, before it sends the signal, and names the victims in its log
+/// alone. So a process is taken for one where a kill fell into its life that no other process's end was put down to.
+/// That errs where the victim was none of ours (a grandchild) and the guest then kills one of ours itself.
 #[derive(Debug)]
 struct OomWatch {
     cgroups: Arc<OnceLock<Cgroups>>,
-    seen: u64,
+    /// Of the kernel's count, what is put down to a process or was before all that live.
+    accounted: u64,
 }
 
 impl OomWatch {
-    /// Whether the kernel has killed in this VM since this was asked last.
-    fn has_killed(&mut self) -> bool {
+    /// How often the kernel has killed in this VM; 0 where it doesn't tell.
+    fn kills(&self) -> u64 {
         let events = self.cgroups.get().and_then(|cgroups| cgroups.oom_events.as_ref());
-        let Some(path) = events else { return false };
+        let Some(path) = events else { return 0 };
         // A file of cgroupfs: a few lines, made by the kernel while we read. The path is the launcher's.
-        let Ok(text) = std::fs::read_to_string(&*lossy(path)) else { return false };
-        let count = oom_kills(&text);
-        let killed = count > self.seen;
-        self.seen = count;
-        killed
+        std::fs::read_to_string(&*lossy(path)).map_or(0, |text| oom_kills(&text))
+    }
+
+    /// Puts one process's end down to a kill after the first `before`, if there is one left.
+    fn explains_one_since(&mut self, before: u64) -> bool {
+        let accounted = self.accounted.max(before);
+        let explained = self.kills() > accounted;
+        if explained {
+            self.accounted = accounted + 1;
+        }
+        explained
     }
 }
 
@@ -340,16 +388,20 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_of_the_kernel_is_reported_once() {
+    fn each_kill_of_the_kernel_explains_one_end_in_its_time() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let cgroups = Arc::<OnceLock<Cgroups>>::default();
         let path = file.path().to_str().unwrap().as_bytes().to_vec();
         cgroups.set(Cgroups { oom_events: Some(path.into()) }).unwrap();
-        let mut watch = OomWatch { cgroups, seen: 0 };
-        std::fs::write(file.path(), "oom_kill 0\n").unwrap();
-        assert!(!watch.has_killed());
-        std::fs::write(file.path(), "oom_kill 1\n").unwrap();
-        assert!(watch.has_killed());
-        assert!(!watch.has_killed());
+        let count = |kills: u64| std::fs::write(file.path(), format!("oom_kill {kills}\n")).unwrap();
+        let mut watch = OomWatch { cgroups, accounted: 0 };
+        count(0);
+        assert!(!watch.explains_one_since(0), "nothing was killed");
+        count(2);
+        assert!(watch.explains_one_since(0) && watch.explains_one_since(0), "two were killed at once");
+        assert!(!watch.explains_one_since(0), "the third was killed by somebody else");
+        count(3);
+        assert!(!watch.explains_one_since(watch.kills()), "the kill was before its life");
+        assert!(watch.explains_one_since(2));
     }
 }

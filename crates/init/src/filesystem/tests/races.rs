@@ -10,6 +10,23 @@ use super::support::Vm;
 
 const ROUNDS: usize = 300;
 
+/// How long a race lasts at least, over and above its rounds: for whoever wants to be surer than a test run can be.
+const SECONDS: &str = "AGENTOS_TEST_RACE_SECONDS";
+
+/// Runs `attack` over and over while the test does its rounds.
+fn race(attack: impl Fn() + Sync, rounds: usize, mut work: impl FnMut(usize)) {
+    let seconds = std::env::var(SECONDS).map_or(0, |seconds| seconds.parse().expect(SECONDS));
+    let enough = Instant::now() + Duration::from_secs(seconds);
+    while_swapping(attack, || {
+        for round in 0.. {
+            if round >= rounds && Instant::now() >= enough {
+                return;
+            }
+            work(round);
+        }
+    });
+}
+
 /// Runs `attack` over and over while the test does `work`.
 fn while_swapping(attack: impl Fn() + Sync, work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
@@ -102,16 +119,15 @@ fn reads_never_leave_the_root() {
     vm.put("/a/dir/file", "inside");
     canary.lay_link("/a/link");
     let (dir, link) = (vm.outside("/a/dir"), vm.outside("/a/link"));
-    while_swapping(
+    race(
         || exchange(&dir, &link),
-        || {
-            for _ in 0..ROUNDS * 50 {
-                if let Ok(content) = vm.read("/a/dir/file") {
-                    assert_eq!(content, b"inside");
-                }
-                for name in vm.readdir("/a/dir").unwrap_or_default() {
-                    assert_eq!(name, "file");
-                }
+        ROUNDS * 50,
+        |_| {
+            if let Ok(content) = vm.read("/a/dir/file") {
+                assert_eq!(content, b"inside");
+            }
+            for name in vm.readdir("/a/dir").unwrap_or_default() {
+                assert_eq!(name, "file");
             }
         },
     );
@@ -126,19 +142,18 @@ fn writes_never_leave_the_root() {
     canary.lay_link("/a/link");
     canary.lay_climbing_link("/a/file");
     let (dir, link) = (vm.outside("/a/dir"), vm.outside("/a/link"));
-    while_swapping(
+    race(
         || exchange(&dir, &link),
-        || {
-            for round in 0..ROUNDS {
-                // Fails while the link stands there, or lands inside.
-                let _ = vm.write("/a/dir/file", "x");
-                let _ = vm.mkdir(&format!("/a/dir/new/{}", round % 5), true);
-                if let Ok((ticket, sink)) = vm.open_write("/a/dir/second") {
-                    drop(sink);
-                    let _ = vm.commit(ticket);
-                }
-                let _ = vm.write("/a/file/second", "x");
+        ROUNDS,
+        |round| {
+            // Fails while the link stands there, or lands inside.
+            let _ = vm.write("/a/dir/file", "x");
+            let _ = vm.mkdir(&format!("/a/dir/new/{}", round % 5), true);
+            if let Ok((ticket, sink)) = vm.open_write("/a/dir/second") {
+                drop(sink);
+                let _ = vm.commit(ticket);
             }
+            let _ = vm.write("/a/file/second", "x");
         },
     );
     canary.check();
@@ -149,7 +164,7 @@ fn deletions_never_leave_the_root() {
     let vm = Vm::in_memory();
     let canary = Canary::new(&vm);
     let (inner, link) = (vm.outside("/t/a/b"), vm.outside("/link"));
-    while_swapping(
+    race(
         || {
             // The deletion takes one of the two away time and again.
             if !link.is_symlink() {
@@ -158,16 +173,15 @@ fn deletions_never_leave_the_root() {
             }
             exchange(&inner, &link);
         },
-        || {
-            for _ in 0..ROUNDS * 10 {
-                let _ = std::fs::create_dir_all(&inner);
-                // Between being seen and being entered, a directory has to wait for these.
-                for sibling in 0..10 {
-                    let _ = std::fs::create_dir(vm.outside(&format!("/t/a/{sibling}")));
-                }
-                // Whether all of it is gone depends on the attacker, as with rm.
-                let _ = vm.delete("/t", true);
+        ROUNDS * 10,
+        |_| {
+            let _ = std::fs::create_dir_all(&inner);
+            // Between being seen and being entered, a directory has to wait for these.
+            for sibling in 0..10 {
+                let _ = std::fs::create_dir(vm.outside(&format!("/t/a/{sibling}")));
             }
+            // Whether all of it is gone depends on the attacker, as with rm.
+            let _ = vm.delete("/t", true);
         },
     );
     canary.check();
@@ -184,19 +198,18 @@ fn a_directory_moved_away_from_a_deletion_takes_nothing_else_along() {
     let (deep, aside) = (vm.outside("/t/d/d"), vm.outside("/kept/aside"));
     // Deep enough for the directories above to have been closed on the way.
     let chain = vm.outside(&format!("/t{}", "/d".repeat(40)));
-    while_swapping(
+    race(
         || {
             let _ = std::fs::rename(&deep, &aside);
             let _ = std::fs::rename(&aside, &deep);
         },
-        || {
-            for _ in 0..ROUNDS {
-                let _ = std::fs::create_dir_all(&chain);
-                for sibling in &siblings {
-                    let _ = std::fs::create_dir(vm.outside("/t/d").join(sibling));
-                }
-                let _ = vm.delete("/t", true);
+        ROUNDS,
+        |_| {
+            let _ = std::fs::create_dir_all(&chain);
+            for sibling in &siblings {
+                let _ = std::fs::create_dir(vm.outside("/t/d").join(sibling));
             }
+            let _ = vm.delete("/t", true);
         },
     );
     for sibling in &siblings {
@@ -211,16 +224,15 @@ fn moves_and_listings_never_leave_the_root() {
     vm.mkdir("/a/dir", true).unwrap();
     canary.lay_link("/a/link");
     let (dir, link) = (vm.outside("/a/dir"), vm.outside("/a/link"));
-    while_swapping(
+    race(
         || exchange(&dir, &link),
-        || {
-            for _ in 0..ROUNDS {
-                vm.put("/b/file", "inside");
-                let _ = vm.rename("/b/file", "/a/dir/file");
-                let _ = vm.rename("/a/dir/second", "/b/stolen");
-                for entry in vm.entries("/a", None, &[]).unwrap() {
-                    assert!(!entry.path.ends_with(b"second"), "{entry:?}");
-                }
+        ROUNDS,
+        |_| {
+            vm.put("/b/file", "inside");
+            let _ = vm.rename("/b/file", "/a/dir/file");
+            let _ = vm.rename("/a/dir/second", "/b/stolen");
+            for entry in vm.entries("/a", None, &[]).unwrap() {
+                assert!(!entry.path.ends_with(b"second"), "{entry:?}");
             }
         },
     );
