@@ -4,15 +4,18 @@
 //! dial ──► Connection ──► (socket gone, or closed by us) ──► every later call fails
 //! ```
 //!
-//! The generated clients run directly on hyper's connection handle: a call costs one hand-over to the connection's
-//! task and one back. tonic's own channel would put a second queue and a reconnecting task between them; a new
-//! connection means new leases and so new VMs, so reconnecting below the handles would only hide that they are gone.
+//! The generated clients run directly on h2, the protocol without a client around it. hyper's client would add a task
+//! for every call and send its head in a packet of its own before its body, and tonic's channel a second queue and a
+//! reconnecting task; a new connection means new leases and so new VMs, so reconnecting below the handles would only
+//! hide that they are gone.
 
-use std::path::Path;
-use std::pin::Pin;
+mod driver;
+mod thread;
+mod transport;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 
 use agentos_proto::v1::filesystem_service_client::FilesystemServiceClient;
 use agentos_proto::v1::mount_service_client::MountServiceClient;
@@ -23,13 +26,12 @@ use agentos_proto::v1::session_store_service_client::SessionStoreServiceClient;
 use agentos_proto::v1::shell_service_client::ShellServiceClient;
 use agentos_proto::v1::sidecar_service_client::SidecarServiceClient;
 use agentos_proto::v1::vm_service_client::VmServiceClient;
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tonic::body::Body;
+
+use self::driver::Driver;
+use self::transport::Transport;
 
 /// What one stream may have in flight towards us: a whole 4 MiB file, with room to spare, without waiting.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -38,15 +40,17 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 const _: () = assert!(CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES >= 128);
 /// Fewer, larger frames: a 1 MiB chunk of a file is one.
 const FRAME_BYTES: u32 = 1 << 20;
-/// What hyper buffers of one request before it waits for the socket.
+/// What is buffered of one request before it waits for the socket.
 const SEND_BUFFER_BYTES: usize = 2 << 20;
 
 #[derive(Debug, Error)]
 pub(crate) enum DialError {
+    #[error("cannot start the thread that sidecars are heard on")]
+    Thread(#[source] std::io::Error),
     #[error("cannot connect to the sidecar's socket {path}")]
     Connect { path: String, source: std::io::Error },
     #[error("the process behind the socket {path} does not speak HTTP/2")]
-    Handshake { path: String, source: hyper::Error },
+    Handshake { path: String, source: h2::Error },
 }
 
 impl DialError {
@@ -69,42 +73,46 @@ struct Shared {
     origin: http::Uri,
     closed_by_us: AtomicBool,
     gone: watch::Receiver<bool>,
-    driver: tokio::task::AbortHandle,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 impl Connection {
     pub(crate) async fn dial(socket: &Path) -> Result<Self, DialError> {
+        let path = socket.display().to_string();
+        let connect_error = |source| DialError::Connect { path: path.clone(), source };
+        let thread = thread::handle().map_err(DialError::Thread)?;
+        let dialled = thread.spawn(Self::dial_here(socket.to_owned()));
+        // The thread ends with the process, and what is above has no panic to speak of.
+        dialled.await.map_err(|error| connect_error(std::io::Error::other(error)))?
+    }
+
+    async fn dial_here(socket: PathBuf) -> Result<Self, DialError> {
         let path = || socket.display().to_string();
-        let stream = UnixStream::connect(socket)
+        let stream = UnixStream::connect(&socket)
             .await
             .map_err(|source| DialError::Connect { path: path(), source })?;
-        let (send, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        let (send, machine) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)
-            .max_send_buf_size(SEND_BUFFER_BYTES)
-            .handshake(TokioIo::new(stream))
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .enable_push(false)
+            .handshake(stream)
             .await
             .map_err(|source| DialError::Handshake { path: path(), source })?;
         let (announce, gone) = watch::channel(false);
-        let driver = tokio::spawn(async move {
-            // Why it ended is told by each call that was in flight.
-            let _ = connection.await;
+        let driver = Driver::new(machine);
+        let task = driver.clone();
+        // Ends by itself when the last handle is gone and no call is in flight.
+        tokio::spawn(async move {
+            task.run().await;
             announce.send_replace(true);
         });
         Ok(Self {
             shared: Arc::new(Shared {
-                transport: Transport { send },
+                transport: Transport { send, driver },
                 origin: http::Uri::from_static("http://agentos"),
                 closed_by_us: AtomicBool::new(false),
                 gone,
-                driver: driver.abort_handle(),
             }),
         })
     }
@@ -112,7 +120,7 @@ impl Connection {
     /// Ends every call in flight. Later calls fail as closed, not as the sidecar's death.
     pub(crate) fn close(&self) {
         self.shared.closed_by_us.store(true, Ordering::Release);
-        self.shared.driver.abort();
+        self.shared.transport.driver.stop();
     }
 
     pub(crate) fn was_closed(&self) -> bool {
@@ -120,7 +128,7 @@ impl Connection {
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.was_closed() || *self.shared.gone.borrow() || self.shared.transport.send.is_closed()
+        self.was_closed() || *self.shared.gone.borrow()
     }
 
     pub(crate) fn gone(&self) -> watch::Receiver<bool> {
@@ -156,24 +164,4 @@ clients! {
     network: NetworkServiceClient,
     session: SessionServiceClient,
     session_store: SessionStoreServiceClient,
-}
-
-/// hyper's connection handle as the service the generated clients call.
-#[derive(Clone)]
-pub(crate) struct Transport {
-    send: http2::SendRequest<Body>,
-}
-
-impl tower_service::Service<http::Request<Body>> for Transport {
-    type Response = http::Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.send.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.send.send_request(request))
-    }
 }

@@ -280,6 +280,7 @@ impl From<DialError> for Error {
         let message = error.to_string();
         let new = |kind| Error::new(kind, message);
         match error {
+            DialError::Thread(source) => new(ErrorKind::Busy).with_source(source),
             DialError::Connect { path, source } => {
                 let kind = match source.kind() {
                     std::io::ErrorKind::PermissionDenied => ErrorKind::Permission,

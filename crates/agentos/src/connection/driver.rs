@@ -1,0 +1,181 @@
+//! Who drives a connection.
+//!
+//! ```text
+//! caller ── queues a call, drives once ──► socket        the call leaves from the caller's own thread
+//! socket ──► task ── drives ──► callers, woken once each when all that has arrived is understood
+//! ```
+//! A call's way costs two wake-ups of threads in this process: of the connection's task when the answer comes, and of
+//! the caller. Without the first line it would be three, and without the gathering in the second a caller is woken
+//! for an answer's head, message and status each.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use tokio::net::UnixStream;
+
+/// The HTTP/2 state machine: ends when the peer is gone, or nobody has a handle or a call any more.
+type Machine = h2::client::Connection<UnixStream, Bytes>;
+
+#[derive(Clone)]
+pub(super) struct Driver(Arc<Shared>);
+
+struct Shared {
+    /// Nothing when it has ended.
+    machine: Mutex<Option<Machine>>,
+    bell: Arc<Bell>,
+    /// The bell as what the machine calls.
+    waker: Waker,
+    callers: Mutex<Callers>,
+}
+
+/// What the machine rings when it can get on.
+#[derive(Default)]
+struct Bell {
+    task: Mutex<Option<Waker>>,
+    /// Callers that are about to drive. They answer the bell.
+    driving: AtomicUsize,
+    rung: AtomicBool,
+}
+
+#[derive(Default)]
+struct Callers {
+    at_work: bool,
+    /// To be woken when the machine has come to rest.
+    put_by: Vec<Waker>,
+}
+
+impl Driver {
+    pub(super) fn new(machine: Machine) -> Self {
+        let bell = Arc::new(Bell::default());
+        Self(Arc::new(Shared {
+            machine: Mutex::new(Some(machine)),
+            waker: Waker::from(Arc::clone(&bell)),
+            bell,
+            callers: Mutex::default(),
+        }))
+    }
+
+    /// The connection's task: runs until the connection has ended.
+    pub(super) async fn run(&self) {
+        poll_fn(|context| {
+            *lock(&self.0.bell.task) = Some(context.waker().clone());
+            // A caller that is driving wakes this task for whatever it may have missed.
+            self.0.try_machine().map_or(Poll::Pending, |machine| self.0.drive(machine))
+        })
+        .await
+    }
+
+    /// Queues something on the connection and sends it at once where nobody else is driving.
+    pub(super) fn send<T>(&self, queue: impl FnOnce() -> T) -> T {
+        let bell = &self.0.bell;
+        bell.driving.fetch_add(1, Ordering::SeqCst);
+        let queued = queue();
+        let ended = self.0.try_machine().is_some_and(|machine| {
+            // What was rung for is done now. Later, the task has to do it.
+            bell.rung.store(false, Ordering::SeqCst);
+            self.0.drive(machine).is_ready()
+        });
+        bell.driving.fetch_sub(1, Ordering::SeqCst);
+        if bell.rung.swap(false, Ordering::SeqCst) || ended {
+            bell.wake_task();
+        }
+        queued
+    }
+
+    /// Ends the connection and all calls on it.
+    pub(super) fn stop(&self) {
+        let machine = lock(&self.0.machine).take();
+        drop(machine);
+        self.0.bell.wake_task();
+    }
+
+    /// Polls something of a call that the machine will wake.
+    pub(super) fn poll<T>(
+        &self,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let caller = Arc::new(Caller { waker: context.waker().clone(), driver: self.clone() });
+        poll(&mut Context::from_waker(&Waker::from(caller)))
+    }
+}
+
+impl Shared {
+    /// Nothing while somebody else is driving.
+    fn try_machine(&self) -> Option<MutexGuard<'_, Option<Machine>>> {
+        match self.machine.try_lock() {
+            Ok(machine) => Some(machine),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn drive(&self, mut machine: MutexGuard<'_, Option<Machine>>) -> Poll<()> {
+        let Some(running) = machine.as_mut() else { return Poll::Ready(()) };
+        lock(&self.callers).at_work = true;
+        // Why it ended is told by each call that was in flight.
+        let poll = Pin::new(running).poll(&mut Context::from_waker(&self.waker)).map(drop);
+        let ended = if poll.is_ready() { machine.take() } else { None };
+        let put_by = {
+            let mut callers = lock(&self.callers);
+            callers.at_work = false;
+            std::mem::take(&mut callers.put_by)
+        };
+        drop(machine);
+        drop(ended);
+        put_by.into_iter().for_each(Waker::wake);
+        poll
+    }
+}
+
+impl Bell {
+    fn wake_task(&self) {
+        if let Some(task) = &*lock(&self.task) {
+            task.wake_by_ref();
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // In this order, as who drives looks at the bell after it has stopped: one of both sees the other.
+        self.rung.store(true, Ordering::SeqCst);
+        if self.driving.load(Ordering::SeqCst) == 0 {
+            self.wake_task();
+        }
+    }
+}
+
+/// Whoever waits for something of a call.
+struct Caller {
+    waker: Waker,
+    driver: Driver,
+}
+
+impl Wake for Caller {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let mut callers = lock(&self.driver.0.callers);
+        if callers.at_work {
+            callers.put_by.push(self.waker.clone());
+        } else {
+            drop(callers);
+            self.waker.wake_by_ref();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
