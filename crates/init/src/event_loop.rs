@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
-use agentos_guest_protocol::process::{SignalScope, SpawnFailure, SpawnRequest, SpawnStep};
+use agentos_guest_protocol::process::{SignalScope, SpawnFailure, SpawnRequest, SpawnStep, Status};
 use agentos_linux::signal::{self, ChildSignals};
 use agentos_linux::{Errno, seqpacket};
 use rustix::event::{Timespec, epoll};
@@ -136,6 +136,7 @@ impl<'a> EventLoop<'a> {
         let deadlines = [
             self.pool.next_deadline(),
             self.children.next_overdue(),
+            self.children.next_look(),
             self.shutdown.as_ref().and_then(Shutdown::next_step),
         ];
         let timeout = deadlines.into_iter().flatten().min().map(|at| {
@@ -202,12 +203,10 @@ impl<'a> EventLoop<'a> {
         match request.request {
             Request::Spawn(spawn) => self.spawn(id, &spawn),
             Request::Signal { pid, signal, scope } => {
-                let sent = match self.children.signal_target(pid) {
-                    None => Ok(()),
-                    Some(target) => match scope {
-                        SignalScope::Process => signal::send(target, signal),
-                        SignalScope::Group => signal::send_group(target, signal),
-                    },
+                let sent = match scope {
+                    _ if !self.children.is_ours(pid) => Ok(()),
+                    SignalScope::Process => signal::send(pid, signal),
+                    SignalScope::Group => signal::send_group(pid, signal),
                 };
                 let response = sent
                     .map(|()| Response::Done)
@@ -215,18 +214,18 @@ impl<'a> EventLoop<'a> {
                 self.answer(id, response, &[])
             }
             Request::KillSupervised { pid } => {
-                if !self.children.is_ours(pid) {
-                    return self.answer(id, Ok(Response::Done), &[]);
-                }
-                // The supervisor's own, whatever the guest has done to it: SIGTERM is what it waits for.
-                let _ = signal::send(pid, SIGTERM);
-                let _ = signal::send(pid, SIGCONT);
-                self.awaited_ends.push((id, pid));
-                Ok(())
+                let answer = match self.children.kill_supervised(pid) {
+                    Ok(true) => {
+                        self.awaited_ends.push((id, pid));
+                        return Ok(());
+                    }
+                    Ok(false) => Ok(Response::Done),
+                    Err(errno) => Err(Failure::System(failure("kill", pid.to_string(), errno))),
+                };
+                self.answer(id, answer, &[])
             }
             Request::ListProcesses => {
-                let processes = process::list(&self.children.supervisors());
-                self.answer(id, Ok(Response::Processes(processes)), &[])
+                self.answer(id, Ok(Response::Processes(process::list())), &[])
             }
             Request::File(file) => {
                 self.pool.submit(id, file, Instant::now());
@@ -248,6 +247,9 @@ impl<'a> EventLoop<'a> {
             Ok(spawned) => spawned,
             Err(failure) => return self.answer(id, Err(Failure::Spawn(failure)), &[]),
         };
+        if let Some(status) = self.children.forget_namesake(spawned.pid) {
+            self.tell_end(spawned.pid, status)?;
+        }
         let descriptors: Vec<BorrowedFd<'_>> = spawned.descriptors.iter().map(AsFd::as_fd).collect();
         self.answer(id, Ok(Response::Spawned { pid: spawned.pid }), &descriptors)?;
         if let Some(report) = self.children.report(spawned.pid) {
@@ -271,16 +273,30 @@ impl<'a> EventLoop<'a> {
         while let Some(pid) = signal::peek_ended() {
             self.report(pid)?;
             if let Some(status) = self.children.reap(pid) {
-                self.say(&InitMessage::Event(Event::Exited { pid, status }), &[])?;
-            }
-            let (ended, waiting) = self.awaited_ends.drain(..).partition(|(_, awaited)| *awaited == pid);
-            self.awaited_ends = waiting;
-            let ended: Vec<(RequestId, i32)> = ended;
-            for (id, _) in ended {
-                self.answer(id, Ok(Response::Done), &[])?;
+                self.tell_end(pid, status)?;
             }
         }
+        self.tend()?;
         self.finish_shutdown()
+    }
+
+    /// Clears up behind supervised programs.
+    fn tend(&mut self) -> Result<(), LoopError> {
+        for (pid, status) in self.children.tend(Instant::now()) {
+            self.tell_end(pid, status)?;
+        }
+        Ok(())
+    }
+
+    fn tell_end(&mut self, pid: i32, status: Status) -> Result<(), LoopError> {
+        self.say(&InitMessage::Event(Event::Exited { pid, status }), &[])?;
+        let (ended, waiting) = self.awaited_ends.drain(..).partition(|(_, awaited)| *awaited == pid);
+        self.awaited_ends = waiting;
+        let ended: Vec<(RequestId, i32)> = ended;
+        for (id, _) in ended {
+            self.answer(id, Ok(Response::Done), &[])?;
+        }
+        Ok(())
     }
 
     fn file_answers(&mut self) -> Result<(), LoopError> {
@@ -303,6 +319,9 @@ impl<'a> EventLoop<'a> {
             epoll::delete(&self.poll, &report)?;
             let failure = SpawnFailure { step: SpawnStep::Exec, errno: Errno::TIMEDOUT.raw_os_error() };
             self.say(&InitMessage::Event(Event::ExecDone { pid, result: Err(failure) }), &[])?;
+        }
+        if self.children.next_look().is_some_and(|at| at <= now) {
+            self.tend()?;
         }
         let Some(shutdown) = &mut self.shutdown else { return Ok(()) };
         if !shutdown.killed && now >= shutdown.deadline {

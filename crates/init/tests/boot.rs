@@ -161,6 +161,23 @@ fn a_supervised_program_takes_its_daemons_with_it() {
     assert_eq!(output, "0\n");
 }
 
+/// It may leave its session, its group and its parent everywhere, and where a VM has one id it may kill whatever init
+/// would set over it.
+#[test]
+fn nothing_that_a_supervised_program_does_hides_its_daemons() {
+    let launcher = Launcher::start();
+    let init = launcher.boot(4);
+    run(&init, "sleep 1000 >/dev/null 2>&1 &", false);
+    let sleeps = "cat /proc/[0-9]*/comm | grep -c sleep";
+    let hide = format!(
+        "(setsid setsid sleep 1000 >/dev/null 2>&1 &); until [ $({sleeps}) = 2 ]; do :; done; \
+         kill -KILL $PPID 2>/dev/null; kill -KILL $$"
+    );
+    assert_eq!(run(&init, &hide, true).1, Status::Signaled(9));
+    // The other one is nobody's session.
+    assert_eq!(run(&init, sleeps, false).0, "1\n");
+}
+
 #[test]
 fn shutdown_ends_what_ignores_sigterm_and_then_the_vm() {
     let launcher = Launcher::start();

@@ -22,7 +22,7 @@ pub(super) struct Launched {
 }
 
 impl Launched {
-    /// Mounts what the plan asks for and is not there yet, and starts the agent below a supervisor.
+    /// Mounts what the plan asks for and is not there yet, and starts the agent as a supervised process.
     pub(super) async fn start(vm: &Vm, plan: &LaunchPlan, shared: &[PlanMount]) -> Result<Self, Failure> {
         let mut launched = Self { vm: vm.clone(), process: None, mounts: Vec::new() };
         for mount in plan.mounts.iter().filter(|mount| !shared.contains(mount)) {
