@@ -4,10 +4,11 @@
 //!             ┌─ control socket   requests; a hang-up ends the VM
 //! epoll ──────┼─ SIGCHLD          reap all; ours become Exited events
 //!             ├─ report pipes     exec has succeeded or failed: ExecDone
-//!             └─ file pool        answers of the file threads
+//!             ├─ file pool        answers of the file threads
+//!             └─ errands          answers of mounts and process lists
 //! ```
-//! Nothing here waits for a guest: what could hang in a file system runs on the pool's threads, and the sidecar reads
-//! its socket. The loop ends when the sidecar hangs up or has asked for a shutdown and seen it done.
+//! Nothing here waits for a guest: what could hang in a file system runs on other threads, and the sidecar reads its
+//! socket. The loop ends when the sidecar hangs up or has asked for a shutdown and seen it done.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use agentos_linux::{Errno, seqpacket};
 use rustix::event::{Timespec, epoll};
 use rustix::thread::CapabilitySet;
 
+use crate::errands::{self, Errands};
 use crate::filesystem::{Answer, Pool, Root};
 use crate::process::{self, Children};
 use crate::wire::{self, WireError, failure};
@@ -71,12 +73,14 @@ enum LoopError {
 const CONTROL: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 const FILES: u64 = u64::MAX - 2;
+const ERRANDS: u64 = u64::MAX - 3;
 
 struct EventLoop<'a> {
     control: BorrowedFd<'a>,
     poll: OwnedFd,
     signals: ChildSignals,
     pool: Pool,
+    errands: Errands,
     guest: Guest,
     children: Children,
     /// Requests that are answered when processes are gone.
@@ -97,8 +101,11 @@ impl<'a> EventLoop<'a> {
     fn start(control: BorrowedFd<'a>, guest: Guest) -> Result<Self, LoopError> {
         let signals = ChildSignals::open()?;
         let pool = Pool::new(Root::new(mounts::open_directory(std::path::Path::new("/"))?))?;
+        let errands = Errands::new()?;
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (fd, word) in [(control, CONTROL), (signals.as_fd(), SIGNALS), (pool.fd(), FILES)] {
+        let sources =
+            [(control, CONTROL), (signals.as_fd(), SIGNALS), (pool.fd(), FILES), (errands.fd(), ERRANDS)];
+        for (fd, word) in sources {
             epoll::add(&poll, fd, epoll::EventData::new_u64(word), epoll::EventFlags::IN)?;
         }
         rustix::io::ioctl_fionbio(control, true)?;
@@ -107,6 +114,7 @@ impl<'a> EventLoop<'a> {
             poll,
             signals,
             pool,
+            errands,
             guest,
             children: Children::default(),
             awaited_ends: Vec::new(),
@@ -124,6 +132,10 @@ impl<'a> EventLoop<'a> {
                     CONTROL => self.requests(&mut buffer)?,
                     SIGNALS => self.reap()?,
                     FILES => self.file_answers()?,
+                    ERRANDS => {
+                        let answers = self.errands.drain();
+                        self.answer_errands(answers)?;
+                    }
                     pid => self.report(pid as i32)?,
                 }
             }
@@ -135,6 +147,7 @@ impl<'a> EventLoop<'a> {
     fn wait(&self) -> Result<Vec<u64>, LoopError> {
         let deadlines = [
             self.pool.next_deadline(),
+            self.errands.next_deadline(),
             self.children.next_overdue(),
             self.children.next_look(),
             self.shutdown.as_ref().and_then(Shutdown::next_step),
@@ -225,14 +238,15 @@ impl<'a> EventLoop<'a> {
                 self.answer(id, answer, &[])
             }
             Request::ListProcesses => {
-                self.answer(id, Ok(Response::Processes(process::list())), &[])
+                self.run_errand(id, "read '/proc'".to_owned(), || Ok(Response::Processes(process::list())))
             }
             Request::File(file) => {
                 self.pool.submit(id, file, Instant::now());
                 Ok(())
             }
             Request::Mount(mount) => {
-                self.answer(id, mounts::handle(&mount, descriptors, self.guest.user), &[])
+                let (call, user) = (mounts::call(&mount), self.guest.user);
+                self.run_errand(id, call, move || mounts::handle(&mount, descriptors, user))
             }
             Request::Network(network) => match network::handle(&network) {
                 Ok(socket) => self.answer(id, Ok(Response::Socket), &[socket.as_fd()]),
@@ -240,6 +254,22 @@ impl<'a> EventLoop<'a> {
             },
             Request::Shutdown { grace_ms } => self.begin_shutdown(id, grace_ms),
         }
+    }
+
+    fn run_errand(
+        &mut self,
+        id: RequestId,
+        call: String,
+        work: impl FnOnce() -> errands::Outcome + Send + 'static,
+    ) -> Result<(), LoopError> {
+        match self.errands.begin(id, call, Instant::now(), work) {
+            Some(outcome) => self.answer(id, outcome, &[]),
+            None => Ok(()),
+        }
+    }
+
+    fn answer_errands(&mut self, answers: Vec<(RequestId, errands::Outcome)>) -> Result<(), LoopError> {
+        answers.into_iter().try_for_each(|(id, outcome)| self.answer(id, outcome, &[]))
     }
 
     fn spawn(&mut self, id: RequestId, request: &SpawnRequest) -> Result<(), LoopError> {
@@ -315,6 +345,8 @@ impl<'a> EventLoop<'a> {
     fn timers(&mut self) -> Result<(), LoopError> {
         let now = Instant::now();
         self.pool.expire(now);
+        let late = self.errands.expire(now);
+        self.answer_errands(late)?;
         for (pid, report) in self.children.give_up_overdue(now) {
             epoll::delete(&self.poll, &report)?;
             let failure = SpawnFailure { step: SpawnStep::Exec, errno: Errno::TIMEDOUT.raw_os_error() };
