@@ -19,7 +19,7 @@ pub use environment::Environment;
 pub(crate) use environment::EnvironmentRefusal;
 pub use limits::LimitOptions;
 pub use mounts::{MountKind, MountOptions};
-pub(crate) use mounts::{MountRefusal, plan_mount, unmount_target};
+pub(crate) use mounts::{MountRefusal, plan_mount};
 
 use crate::launcher::Launcher;
 use crate::path::{GuestPath, PathError};
@@ -92,6 +92,8 @@ pub struct VmSpec {
     environment: Environment,
     base: Base,
     mounts: Vec<PlannedMount>,
+    /// Where those are that were asked for as such.
+    mount_targets: BTreeSet<GuestPath>,
     limits: limits::DecidedLimits,
     loopback_exempt_ports: Vec<u16>,
     dispose_grace: Duration,
@@ -190,7 +192,7 @@ impl VmSpec {
         let base = validate_base(options.base)?;
         let commands = mounts::plan_command_dirs(&options.command_dirs)?;
         let command_paths = commands.iter().map(|mount| mount.target.to_vec()).collect();
-        let mounts = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
+        let (mounts, mount_targets) = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
         let paths = environment::SearchPath { first: command_paths, last: options.path_suffix };
         let environment = Environment::validate(options.env, &paths, &base, options.root)?;
         let dispose_grace = options.dispose_grace.unwrap_or(DEFAULT_DISPOSE_GRACE);
@@ -204,6 +206,7 @@ impl VmSpec {
             environment,
             base,
             mounts,
+            mount_targets,
             limits,
             loopback_exempt_ports,
             dispose_grace,
@@ -227,6 +230,10 @@ impl VmSpec {
 
     pub fn loopback_exempt_ports(&self) -> &[u16] {
         &self.loopback_exempt_ports
+    }
+
+    pub(crate) fn mount_targets(&self) -> &BTreeSet<GuestPath> {
+        &self.mount_targets
     }
 
     pub fn disk_bytes(&self) -> u64 {

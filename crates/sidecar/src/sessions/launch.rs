@@ -6,6 +6,7 @@ use std::path::Path;
 
 use agentos_agents::plan::{LaunchPlan, PlanMount};
 use agentos_agents::{AgentExit, AgentProcess};
+use agentos_vm::mount::Mounter;
 use agentos_vm::spec::{MountKind, MountOptions};
 use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
 
@@ -90,7 +91,7 @@ async fn undo(vm: &Vm, process: Option<Process>, mounts: Vec<String>) {
         end(&process).await;
     }
     for path in mounts {
-        if let Err(error) = vm.unmount_fs(path.as_bytes()).await {
+        if let Err(error) = vm.unmount_fs(path.as_bytes(), Mounter::Sidecar).await {
             tracing::debug!(path, %error, "not unmounted after a session");
         }
     }
@@ -112,7 +113,8 @@ fn agent_exit(exit: &Exit) -> AgentExit {
 pub(super) async fn mount_plan(vm: &Vm, mount: &PlanMount) -> Result<(), Failure> {
     let source = path_bytes(&mount.host_path);
     let kind = MountKind::HostDir { source, read_only: mount.read_only, allow_sockets: true };
-    vm.mount_fs(MountOptions { path: mount.guest_path.clone().into_bytes(), kind }).await?;
+    let options = MountOptions { path: mount.guest_path.clone().into_bytes(), kind };
+    vm.mount_fs(options, Mounter::Sidecar).await?;
     Ok(())
 }
 
