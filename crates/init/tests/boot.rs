@@ -192,6 +192,31 @@ fn nothing_that_a_supervised_program_does_hides_its_daemons() {
     assert_eq!(run(&init, sleeps, false).0, "1\n");
 }
 
+/// Pending signals, bytes of message queues, inotify instances and watches are counted for a user of the host. Where VMs
+/// have ids of their own, so are their budgets.
+#[test]
+fn a_vm_that_shares_its_user_has_a_part_of_the_user_s_budgets() {
+    let launcher = Launcher::start();
+    let init = launcher.boot(5);
+    let shares = if launcher.findings.ids == IdMode::Single { 4 } else { 1 };
+    let whole = |resource| rustix::process::getrlimit(resource).maximum.unwrap();
+    let host = |name: &str| -> u64 {
+        std::fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).unwrap().trim().parse().unwrap()
+    };
+    let command = "sed -En 's/Max (pending|msgqueue)[a-z ]*([0-9]+).*/\\2/p' /proc/self/limits";
+    let limits = [rustix::process::Resource::Sigpending, rustix::process::Resource::Msgqueue];
+    let expected: String = limits.map(|limit| format!("{}\n", whole(limit) / shares)).concat();
+    assert_eq!(run(&init, command, false).0, expected);
+    let command = "cat /proc/sys/user/max_inotify_instances /proc/sys/user/max_inotify_watches";
+    let shown = run(&init, command, false).0;
+    let shown: Vec<u64> = shown.lines().map(|line| line.parse().unwrap()).collect();
+    if launcher.findings.ids == IdMode::Single {
+        assert_eq!(shown, [host("max_user_instances") / shares, host("max_user_watches") / shares]);
+    } else {
+        assert!(shown[0] >= host("max_user_instances"), "{shown:?}");
+    }
+}
+
 #[test]
 fn shutdown_ends_what_ignores_sigterm_and_then_the_vm() {
     let launcher = Launcher::start();
