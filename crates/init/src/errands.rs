@@ -146,7 +146,11 @@ mod tests {
 
     use super::*;
 
-    fn begin(errands: &mut Errands, id: u32, work: impl FnOnce() -> Outcome + Send + 'static) -> Option<Outcome> {
+    fn begin(
+        errands: &mut Errands,
+        id: u32,
+        work: impl FnOnce() -> Outcome + Send + 'static,
+    ) -> Option<Outcome> {
         errands.begin(RequestId(id), format!("errand {id}"), Instant::now(), work)
     }
 
@@ -179,7 +183,8 @@ mod tests {
         let releases: Vec<_> = (0..MAX_ERRANDS as u32)
             .map(|id| {
                 let (release, released) = channel::<()>();
-                let hang = move || released.recv().map(|()| Response::Done).map_err(|_| Failure::TooManyStuck);
+                let hang =
+                    move || released.recv().map(|()| Response::Done).map_err(|_| Failure::TooManyStuck);
                 assert!(begin(&mut errands, id, hang).is_none());
                 release
             })

@@ -81,14 +81,9 @@ impl Children {
             open_files: guest.open_files,
             label,
         };
-        let child =
-            guest.with_guest_oom_score(|| spawn::spawn(&program)).map_err(at(SpawnStep::Fork))?;
-        let record = Child {
-            report: Some(child.report),
-            started: Instant::now(),
-            terminal: program.terminal,
-            label,
-        };
+        let child = guest.with_guest_oom_score(|| spawn::spawn(&program)).map_err(at(SpawnStep::Fork))?;
+        let record =
+            Child { report: Some(child.report), started: Instant::now(), terminal: program.terminal, label };
         self.by_pid.insert(child.pid, record);
         Ok(Spawned { pid: child.pid, descriptors: stdio.into_host_side() })
     }
@@ -314,5 +309,39 @@ mod tests {
     #[test]
     fn a_name_with_a_slash_is_taken_as_it_is() {
         assert_eq!(candidates(b"./x", &env("/a")), vec![b"./x".to_vec()]);
+    }
+
+    /// A program that has been forked and says nothing about its exec, as one does that the guest has stopped.
+    fn silent(children: &mut Children, started: Instant) -> (std::process::Child, OwnedFd) {
+        let program = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (report, silence) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let child = Child { report: Some(report), started, terminal: false, label: None };
+        children.by_pid.insert(program.id() as i32, child);
+        (program, silence)
+    }
+
+    #[test]
+    fn a_program_that_does_not_come_to_its_exec_is_killed_when_it_is_overdue_and_not_before() {
+        use std::os::unix::process::ExitStatusExt;
+
+        let mut children = Children::default();
+        let started = Instant::now();
+        let (mut program, _silence) = silent(&mut children, started);
+        let (mut later, _later_silence) = silent(&mut children, started + Duration::from_secs(1));
+        signal::send(program.id() as i32, 19).unwrap();
+
+        let overdue = children.next_overdue().unwrap();
+        assert_eq!(overdue, started + EXEC_TIMEOUT);
+        assert!(children.exec_done(program.id() as i32).is_none());
+        assert!(children.give_up_overdue(overdue - Duration::from_millis(1)).is_empty());
+        let given_up: Vec<i32> = children.give_up_overdue(overdue).into_iter().map(|(pid, _)| pid).collect();
+        assert_eq!(given_up, [program.id() as i32]);
+        assert_eq!(program.wait().unwrap().signal(), Some(SIGKILL));
+        // It is told once, and the other one still has its time.
+        assert!(children.exec_done(program.id() as i32).is_none());
+        assert!(children.give_up_overdue(overdue).is_empty());
+        assert_eq!(later.try_wait().unwrap(), None);
+        later.kill().unwrap();
+        later.wait().unwrap();
     }
 }

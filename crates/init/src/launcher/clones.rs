@@ -60,7 +60,15 @@ impl Clones {
         if rustix::process::geteuid().is_root() {
             credentials::keep_capabilities_across_ids()?;
         }
-        Ok(Self { control, poll, prepared, alone, live: HashMap::new(), openers: Openers::default(), leaving: Vec::new() })
+        Ok(Self {
+            control,
+            poll,
+            prepared,
+            alone,
+            live: HashMap::new(),
+            openers: Openers::default(),
+            leaving: Vec::new(),
+        })
     }
 
     /// Waits for something to do.
@@ -86,10 +94,11 @@ impl Clones {
     fn timeout(&self, now: Instant) -> Option<Timespec> {
         let retry = (!self.leaving.is_empty()).then_some(CGROUP_RETRY);
         let deadline = self.openers.next_deadline().map(|at| at.saturating_duration_since(now));
-        retry.into_iter().chain(deadline).min().map(|left| Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        })
+        retry
+            .into_iter()
+            .chain(deadline)
+            .min()
+            .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
     /// Clones a VM and does the launcher's part of its boot.
