@@ -19,7 +19,7 @@ use rustix::event::{Timespec, epoll};
 
 use super::openers::{Client, Opened, Openers, Order};
 use super::prepare::Prepared;
-use super::{Source, Staged, cgroups, idmap, stage};
+use super::{Source, Staged, cgroups, idmap, openers, stage};
 use crate::boot;
 use crate::wire::{self, WireError, failure};
 
@@ -182,15 +182,16 @@ impl Clones {
             staged.build(&clone.plan, namespace.as_fd())?;
         }
         let foreign = stage::foreign(&clone.plan);
-        if foreign.is_empty() {
-            return self.go_on(vm, clone, &[]);
-        }
         let (alone, namespace) = (&self.alone, namespace.as_fd());
         let open = |index: usize| match foreign.get(index) {
             Some(directory) => directory.open(alone, &clone.plan, namespace),
             None => Err(failure("open", "", Errno::NOENT)),
         };
-        let sources = foreign.iter().map(stage::Foreign::source).collect();
+        let sources: Vec<_> = foreign.iter().map(stage::Foreign::source).collect();
+        if sources.iter().all(|source| openers::is_at_hand(source)) {
+            let trees: Vec<_> = (0..foreign.len()).map(open).collect::<Result<_, _>>()?;
+            return self.go_on(vm, clone, &trees);
+        }
         let order = Order { client: Client::Vm(vm.0), sources, keep: Some(namespace) };
         self.openers.start(alone, &self.poll, order, open)
     }
@@ -340,6 +341,10 @@ impl Clones {
     ) -> Result<(), WireError> {
         let (alone, client) = (&self.alone, Client::Mount(token));
         let begun = match self.live.get(&vm.0) {
+            Some(clone) if openers::is_at_hand(&host_dir.source) => {
+                let opened = stage::open_host_dir(alone, &clone.plan, host_dir).map(|tree| vec![tree]);
+                return self.opened(client, opened);
+            }
             Some(clone) => {
                 let open = |_| stage::open_host_dir(alone, &clone.plan, host_dir);
                 let order = Order { client, sources: vec![host_dir.source.clone()], keep: None };

@@ -5,9 +5,11 @@
 //! launcher ── fork ──► opener: open, look, clone, restrict ──► a tree per directory, in order ──► exits
 //!    └ after the deadline: the opener is killed and left where it hangs; its client is told which directory it was
 //! ```
+//! A fork takes longer than everything that an opener does. Where the kernel has the whole path in its cache and the file
+//! system is one of this machine ([`is_at_hand`]), nothing can hang, and the launcher does it itself.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::Bytes;
@@ -15,6 +17,7 @@ use agentos_guest_protocol::launcher::BootFailure;
 use agentos_linux::clone::{self, Cloned, Namespaces, SingleThreaded, clone_namespaces};
 use agentos_linux::{Errno, seqpacket, signal};
 use rustix::event::epoll;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::Source;
 use crate::wire::{self, WireError, failure};
@@ -169,6 +172,36 @@ impl Opener {
     }
 }
 
+/// File systems that wait for nobody outside of this machine.
+const LOCAL: [&[u8]; 10] =
+    [b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"zfs", b"tmpfs", b"ramfs", b"overlay"];
+
+/// Whether a directory can be opened without waiting for a server. Asks no file system: the path is looked up in the
+/// kernel's cache alone, and what it lies in is read from the table of mounts.
+pub(super) fn is_at_hand(source: &[u8]) -> bool {
+    let directory = rustix::fs::openat2(
+        rustix::fs::CWD,
+        source,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::CACHED,
+    );
+    let Ok(directory) = directory else { return false };
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()));
+    let mounts = std::fs::read("/proc/self/mountinfo");
+    let (Ok(about), Ok(mounts)) = (about, mounts) else { return false };
+    let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+    mount.and_then(|mount| file_system(&mounts, mount)).is_some_and(|kind| LOCAL.contains(&kind))
+}
+
+/// The kind of file system of a mount, by its id. Places may hold any byte but spaces, which are escaped.
+fn file_system<'a>(mountinfo: &'a [u8], id: &str) -> Option<&'a [u8]> {
+    let mut lines = mountinfo.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' '));
+    let mut fields = lines.find_map(|mut fields| (fields.next()? == id.as_bytes()).then_some(fields))?;
+    fields.find(|field| *field == b"-")?;
+    fields.next()
+}
+
 /// The opener's life. It keeps nothing of the launcher's: were it to hold the sidecar's socket while it hangs, nobody
 /// would see the launcher die.
 fn work(
@@ -194,4 +227,27 @@ fn work(
         }
     }
     std::process::exit(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_mount_is_found_by_its_id() {
+        let mounts = b"22 1 0:21 / / rw,noatime shared:1 - ext4 /dev/vda rw\n\
+                       122 22 0:30 / /a\xff rw master:2 shared:3 - nfs4 server:/x rw\n\
+                       23 22 0:31 / /- rw - tmpfs - rw\n";
+        assert_eq!(file_system(mounts, "22"), Some(&b"ext4"[..]));
+        assert_eq!(file_system(mounts, "122"), Some(&b"nfs4"[..]));
+        assert_eq!(file_system(mounts, "2"), None);
+    }
+
+    #[test]
+    fn a_directory_of_this_machine_is_at_hand_and_one_of_the_kernel_s_tables_is_not() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        assert!(is_at_hand(directory.path().as_os_str().as_encoded_bytes()));
+        assert!(!is_at_hand(b"/proc/self"));
+        assert!(!is_at_hand(directory.path().join("absent").as_os_str().as_encoded_bytes()));
+    }
 }
