@@ -118,3 +118,29 @@ async fn what_must_not_be_mounted_is_refused() {
     let error = vm.unmount_fs("/home").await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound), "{error:?}");
 }
+
+/// /tmp and its like are mounts as well, and the VM needs them.
+#[tokio::test]
+async fn only_what_was_mounted_can_be_unmounted_and_once_each() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().mount("/scratch", Mount::memory())).await;
+    let all = shell(&vm, "cut -d' ' -f5 /proc/self/mountinfo").await;
+    let own = all.lines().filter(|place| *place != "/scratch");
+    for place in own.chain(["/tmp/.", "/opt/agentos", "/etc", "relative", "/scratch/below"]) {
+        let error = vm.unmount_fs(place).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.errno()),
+            (ErrorKind::InvalidInput, Some("EINVAL")),
+            "{place}: {error:?}"
+        );
+    }
+    assert_eq!(shell(&vm, "cut -d' ' -f5 /proc/self/mountinfo").await, all);
+    // Over one of the VM's own, it's the upper one alone.
+    vm.mount_fs("/tmp", Mount::memory()).await.unwrap();
+    for place in ["/tmp", "/scratch/"] {
+        vm.unmount_fs(place).await.unwrap();
+        let again = vm.unmount_fs(place).await.unwrap_err();
+        assert!(again.to_string().contains(place.trim_end_matches('/')), "{again}");
+    }
+    assert!(shell(&vm, "cut -d' ' -f5 /proc/self/mountinfo").await.contains("/tmp"));
+}

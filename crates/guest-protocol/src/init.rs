@@ -36,7 +36,7 @@ pub enum Request {
         signal: i32,
         scope: SignalScope,
     },
-    /// Kills every descendant of a supervised process, daemons included; answered when none is left.
+    /// Kills a supervised process with every descendant, daemons included; answered when none is left.
     KillSupervised {
         pid: i32,
     },

@@ -13,7 +13,8 @@ pub struct SpawnRequest {
     /// Entered with the rights of the VM's user.
     pub cwd: Bytes,
     pub stdio: Stdio,
-    /// Run below a supervisor that collects orphans, so that the whole tree can be ended at once.
+    /// Its end is told when everything that it has started has ended too: with it, what is left is killed, daemons
+    /// included.
     pub supervised: bool,
 }
 
@@ -61,7 +62,7 @@ pub enum SignalScope {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEntry {
     pub pid: i32,
-    /// 0 for children of init and of its helpers.
+    /// 0 for children of init.
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,

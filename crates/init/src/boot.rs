@@ -28,6 +28,9 @@ use crate::wire::{self, failure};
 /// The VM's user.
 pub(crate) const USER_ID: u32 = 1000;
 
+/// Of what the kernel counts for a user, where all VMs are one user of the host, a VM has one in this many.
+const SHARES: u64 = 4;
+
 /// The launcher's word that maps and stage are there.
 pub(crate) const GO: &[u8] = b"go";
 const UNSHARED: &[u8] = b"unshared";
@@ -158,6 +161,15 @@ fn harden(plan: &BootPlan) -> Result<Guest, BootFailure> {
     let limit = Rlimit { current: Some(processes), maximum: Some(processes) };
     rustix::process::setrlimit(Resource::Nproc, limit)
         .map_err(|errno| failure("setrlimit", "RLIMIT_NPROC", errno))?;
+    if plan.ids == IdRange::Single {
+        for (resource, name) in
+            [(Resource::Sigpending, "RLIMIT_SIGPENDING"), (Resource::Msgqueue, "RLIMIT_MSGQUEUE")]
+        {
+            let share = rustix::process::getrlimit(resource).maximum.map(|whole| whole / SHARES);
+            rustix::process::setrlimit(resource, Rlimit { current: share, maximum: share })
+                .map_err(|errno| failure("setrlimit", name, errno))?;
+        }
+    }
     // What PID 1 and its file threads create belongs to the VM's user, with the rights of its root kept.
     credentials::keep_capabilities_across_ids()
         .map_err(|errno| failure("prctl", "PR_SET_SECUREBITS", errno))?;

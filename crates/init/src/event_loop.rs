@@ -3,24 +3,26 @@
 //! ```text
 //!             ┌─ control socket   requests; a hang-up ends the VM
 //! epoll ──────┼─ SIGCHLD          reap all; ours become Exited events
-//!             └─ report pipes     exec has succeeded or failed: ExecDone
+//!             ├─ report pipes     exec has succeeded or failed: ExecDone
+//!             └─ errands          answers of mounts and process lists
 //! ```
-//! Nothing here waits for a guest: what could hang in a file system runs on the pool's threads, which answer by
-//! themselves, and the sidecar reads its socket. The loop ends when the sidecar hangs up or has asked for a shutdown
-//! and seen it done.
+//! Nothing here waits for a guest: what could hang in a file system runs on other threads, of which those for files
+//! answer by themselves, and the sidecar reads its socket. The loop ends when the sidecar hangs up or has asked for a
+//! shutdown and seen it done.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
-use agentos_guest_protocol::process::{SignalScope, SpawnFailure, SpawnRequest, SpawnStep};
+use agentos_guest_protocol::process::{SignalScope, SpawnFailure, SpawnRequest, SpawnStep, Status};
 use agentos_linux::signal::{self, ChildSignals};
 use agentos_linux::{Errno, seqpacket};
 use rustix::event::{Timespec, epoll};
 use rustix::thread::CapabilitySet;
 
 use crate::control::Control;
+use crate::errands::{self, Errands};
 use crate::filesystem::{Answer, FileSystem, Pool, Root};
 use crate::process::{self, Children};
 use crate::wire::{self, WireError, failure};
@@ -72,6 +74,7 @@ enum LoopError {
 /// What an epoll event is about: one of these, or the report pipe of the process with that pid.
 const CONTROL: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
+const ERRANDS: u64 = u64::MAX - 2;
 
 struct EventLoop<'a> {
     control: BorrowedFd<'a>,
@@ -79,6 +82,7 @@ struct EventLoop<'a> {
     poll: OwnedFd,
     signals: ChildSignals,
     pool: Pool,
+    errands: Errands,
     guest: Guest,
     children: Children,
     /// Requests that are answered when processes are gone.
@@ -98,8 +102,9 @@ struct Shutdown {
 impl<'a> EventLoop<'a> {
     fn start(control: BorrowedFd<'a>, guest: Guest) -> Result<Self, LoopError> {
         let signals = ChildSignals::open()?;
+        let errands = Errands::new()?;
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (fd, word) in [(control, CONTROL), (signals.as_fd(), SIGNALS)] {
+        for (fd, word) in [(control, CONTROL), (signals.as_fd(), SIGNALS), (errands.fd(), ERRANDS)] {
             epoll::add(&poll, fd, epoll::EventData::new_u64(word), epoll::EventFlags::IN)?;
         }
         rustix::io::ioctl_fionbio(control, true)?;
@@ -113,6 +118,7 @@ impl<'a> EventLoop<'a> {
             poll,
             signals,
             pool,
+            errands,
             guest,
             children: Children::default(),
             awaited_ends: Vec::new(),
@@ -129,6 +135,10 @@ impl<'a> EventLoop<'a> {
                 match word {
                     CONTROL => self.requests(&mut buffer)?,
                     SIGNALS => self.reap()?,
+                    ERRANDS => {
+                        let answers = self.errands.drain();
+                        self.answer_errands(answers)?;
+                    }
                     pid => self.report(pid as i32)?,
                 }
             }
@@ -140,7 +150,9 @@ impl<'a> EventLoop<'a> {
     fn wait(&self) -> Result<Vec<u64>, LoopError> {
         let deadlines = [
             self.pool.next_deadline(),
+            self.errands.next_deadline(),
             self.children.next_overdue(),
+            self.children.next_look(),
             self.shutdown.as_ref().and_then(Shutdown::next_step),
         ];
         let timeout = deadlines.into_iter().flatten().min().map(|at| {
@@ -184,12 +196,10 @@ impl<'a> EventLoop<'a> {
         match request.request {
             Request::Spawn(spawn) => self.spawn(id, &spawn),
             Request::Signal { pid, signal, scope } => {
-                let sent = match self.children.signal_target(pid) {
-                    None => Ok(()),
-                    Some(target) => match scope {
-                        SignalScope::Process => signal::send(target, signal),
-                        SignalScope::Group => signal::send_group(target, signal),
-                    },
+                let sent = match scope {
+                    _ if !self.children.is_ours(pid) => Ok(()),
+                    SignalScope::Process => signal::send(pid, signal),
+                    SignalScope::Group => signal::send_group(pid, signal),
                 };
                 let response = sent
                     .map(|()| Response::Done)
@@ -197,25 +207,26 @@ impl<'a> EventLoop<'a> {
                 self.answer(id, response, &[])
             }
             Request::KillSupervised { pid } => {
-                if !self.children.is_ours(pid) {
-                    return self.answer(id, Ok(Response::Done), &[]);
-                }
-                // The supervisor's own, whatever the guest has done to it: SIGTERM is what it waits for.
-                let _ = signal::send(pid, SIGTERM);
-                let _ = signal::send(pid, SIGCONT);
-                self.awaited_ends.push((id, pid));
-                Ok(())
+                let answer = match self.children.kill_supervised(pid) {
+                    Ok(true) => {
+                        self.awaited_ends.push((id, pid));
+                        return Ok(());
+                    }
+                    Ok(false) => Ok(Response::Done),
+                    Err(errno) => Err(Failure::System(failure("kill", pid.to_string(), errno))),
+                };
+                self.answer(id, answer, &[])
             }
             Request::ListProcesses => {
-                let processes = process::list(&self.children.supervisors());
-                self.answer(id, Ok(Response::Processes(processes)), &[])
+                self.run_errand(id, "read '/proc'".to_owned(), || Ok(Response::Processes(process::list())))
             }
             Request::File(file) => {
                 self.pool.submit(id, file, Instant::now());
                 Ok(())
             }
             Request::Mount(mount) => {
-                self.answer(id, mounts::handle(&mount, descriptors, self.guest.user), &[])
+                let (call, user) = (mounts::call(&mount), self.guest.user);
+                self.run_errand(id, call, move || mounts::handle(&mount, descriptors, user))
             }
             Request::Network(network) => match network::handle(&network) {
                 Ok(socket) => self.answer(id, Ok(Response::Socket), &[socket.as_fd()]),
@@ -225,11 +236,30 @@ impl<'a> EventLoop<'a> {
         }
     }
 
+    fn run_errand(
+        &mut self,
+        id: RequestId,
+        call: String,
+        work: impl FnOnce() -> errands::Outcome + Send + 'static,
+    ) -> Result<(), LoopError> {
+        match self.errands.begin(id, call, Instant::now(), work) {
+            Some(outcome) => self.answer(id, outcome, &[]),
+            None => Ok(()),
+        }
+    }
+
+    fn answer_errands(&mut self, answers: Vec<(RequestId, errands::Outcome)>) -> Result<(), LoopError> {
+        answers.into_iter().try_for_each(|(id, outcome)| self.answer(id, outcome, &[]))
+    }
+
     fn spawn(&mut self, id: RequestId, request: &SpawnRequest) -> Result<(), LoopError> {
         let spawned = match self.children.spawn(&self.guest, request) {
             Ok(spawned) => spawned,
             Err(failure) => return self.answer(id, Err(Failure::Spawn(failure)), &[]),
         };
+        if let Some(status) = self.children.forget_namesake(spawned.pid) {
+            self.tell_end(spawned.pid, status)?;
+        }
         let descriptors: Vec<BorrowedFd<'_>> = spawned.descriptors.iter().map(AsFd::as_fd).collect();
         self.answer(id, Ok(Response::Spawned { pid: spawned.pid }), &descriptors)?;
         if let Some(report) = self.children.report(spawned.pid) {
@@ -253,25 +283,44 @@ impl<'a> EventLoop<'a> {
         while let Some(pid) = signal::peek_ended() {
             self.report(pid)?;
             if let Some(status) = self.children.reap(pid) {
-                self.say(&InitMessage::Event(Event::Exited { pid, status }), &[])?;
-            }
-            let (ended, waiting) = self.awaited_ends.drain(..).partition(|(_, awaited)| *awaited == pid);
-            self.awaited_ends = waiting;
-            let ended: Vec<(RequestId, i32)> = ended;
-            for (id, _) in ended {
-                self.answer(id, Ok(Response::Done), &[])?;
+                self.tell_end(pid, status)?;
             }
         }
+        self.tend()?;
         self.finish_shutdown()
+    }
+
+    /// Clears up behind supervised programs.
+    fn tend(&mut self) -> Result<(), LoopError> {
+        for (pid, status) in self.children.tend(Instant::now()) {
+            self.tell_end(pid, status)?;
+        }
+        Ok(())
+    }
+
+    fn tell_end(&mut self, pid: i32, status: Status) -> Result<(), LoopError> {
+        self.say(&InitMessage::Event(Event::Exited { pid, status }), &[])?;
+        let (ended, waiting) = self.awaited_ends.drain(..).partition(|(_, awaited)| *awaited == pid);
+        self.awaited_ends = waiting;
+        let ended: Vec<(RequestId, i32)> = ended;
+        for (id, _) in ended {
+            self.answer(id, Ok(Response::Done), &[])?;
+        }
+        Ok(())
     }
 
     fn timers(&mut self) -> Result<(), LoopError> {
         let now = Instant::now();
         self.pool.expire(now);
+        let late = self.errands.expire(now);
+        self.answer_errands(late)?;
         for (pid, report) in self.children.give_up_overdue(now) {
             epoll::delete(&self.poll, &report)?;
             let failure = SpawnFailure { step: SpawnStep::Exec, errno: Errno::TIMEDOUT.raw_os_error() };
             self.say(&InitMessage::Event(Event::ExecDone { pid, result: Err(failure) }), &[])?;
+        }
+        if self.children.next_look().is_some_and(|at| at <= now) {
+            self.tend()?;
         }
         let Some(shutdown) = &mut self.shutdown else { return Ok(()) };
         if !shutdown.killed && now >= shutdown.deadline {

@@ -4,6 +4,7 @@
 //! enter ── own namespaces, own read-only executable ── exec ──► run
 //! run   ── prepare (template, device nodes, cgroups) ── Started ──► loop:
 //!            Boot     clone, write maps, stage mounts, "go"        (never waits for the clone)
+//!            opener   trees of host directories ──► stage, "go"    (never waits for a file system)
 //!            clone    "unshared" ──► unstage
 //!            clone    exits      ──► reap, remove cgroups, Exited
 //! ```
@@ -13,6 +14,7 @@
 mod cgroups;
 mod clones;
 mod idmap;
+mod openers;
 mod prepare;
 mod stage;
 mod template;
@@ -26,6 +28,7 @@ use rustix::event::epoll;
 
 use crate::wire::{self, WireError};
 use clones::Clones;
+use openers::Client;
 
 pub(crate) use prepare::{PLAIN, VM_DISK, enter};
 pub(crate) use stage::Staged;
@@ -38,7 +41,11 @@ enum Source {
     Boot(u64),
     /// The clone has exited.
     Exit(u64),
-    /// Control groups of exited clones wait for the kernel to let them go.
+    /// An opener of host directories has something to say.
+    Opener(Client),
+    /// An opener has exited.
+    OpenerExit(i32),
+    /// It is time to look at what has waited.
     Timer,
 }
 
@@ -47,15 +54,21 @@ impl Source {
         match self {
             Self::Control => 0,
             Self::Timer => 1,
-            Self::Boot(vm) => vm << 2 | 2,
-            Self::Exit(vm) => vm << 2 | 3,
+            Self::Boot(vm) => vm << 3 | 2,
+            Self::Exit(vm) => vm << 3 | 3,
+            Self::Opener(Client::Vm(vm)) => vm << 3 | 4,
+            Self::Opener(Client::Mount(token)) => u64::from(token) << 3 | 5,
+            Self::OpenerExit(pid) => (pid as u64) << 3 | 6,
         }
     }
 
     fn unpack(word: u64) -> Self {
-        match word & 3 {
-            2 => Self::Boot(word >> 2),
-            3 => Self::Exit(word >> 2),
+        match word & 7 {
+            2 => Self::Boot(word >> 3),
+            3 => Self::Exit(word >> 3),
+            4 => Self::Opener(Client::Vm(word >> 3)),
+            5 => Self::Opener(Client::Mount((word >> 3) as u32)),
+            6 => Self::OpenerExit((word >> 3) as i32),
             _ if word == 0 => Self::Control,
             _ => Self::Timer,
         }
@@ -110,7 +123,9 @@ fn serve(control: BorrowedFd<'static>) -> Result<(), ServeError> {
                 }
                 Source::Boot(vm) => clones.boot_message(vm)?,
                 Source::Exit(vm) => clones.exited(vm)?,
-                Source::Timer => clones.retry_cgroups()?,
+                Source::Opener(client) => clones.opener_message(client)?,
+                Source::OpenerExit(pid) => clones.opener_exited(pid)?,
+                Source::Timer => clones.timers()?,
             }
         }
     }

@@ -6,12 +6,13 @@
 //! ```
 //! In reading order: [`launcher`] prepares the host's side once and clones VMs, [`boot`] turns a clone into a VM,
 //! [`event_loop`] is PID 1 from then on, with one file per noun of the guest protocol: [`process`], [`filesystem`],
-//! [`mounts`], [`network`]. [`wire`] is how all of them talk.
+//! [`mounts`], [`network`]. [`errands`] keeps what may hang off the loop. [`wire`] is how all of them talk.
 //!
 //! There is no tokio and no gRPC here, and a clone never execs: its memory is a copy of the launcher's few pages.
 
 mod boot;
 mod control;
+mod errands;
 mod event_loop;
 pub(crate) mod filesystem;
 mod launcher;

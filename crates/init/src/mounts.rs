@@ -1,9 +1,10 @@
 //! Mounts in the VM: at boot, and live ones through PID 1, which alone has the right to mount.
 //!
 //! Targets are resolved without following any link, and attached to by descriptor: a guest that swaps a directory for
-//! a link between the two finds the mount where the directory was.
+//! a link between the two finds the mount where the directory was. A target below a mount whose server is silent holds
+//! whoever resolves it, so live requests are errands.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -62,7 +63,16 @@ pub(crate) fn memory(max_bytes: u64, read_only: bool, user: u32) -> Result<Owned
     Ok(tree)
 }
 
-/// A live mount or unmount.
+/// What a message about a request says.
+pub(crate) fn call(request: &MountRequest) -> String {
+    let (call, target) = match request {
+        MountRequest::Attach { target } | MountRequest::Memory { target, .. } => ("mount", target),
+        MountRequest::Unmount { target } => ("umount", target),
+    };
+    format!("{call} '{}'", String::from_utf8_lossy(target))
+}
+
+/// A live mount or unmount. May wait for a file system.
 pub(crate) fn handle(
     request: &MountRequest,
     descriptors: Vec<OwnedFd>,
@@ -111,15 +121,15 @@ fn unmount(target: &[u8]) -> Result<Response, Failure> {
     let below = parent.strip_prefix("/").unwrap_or(parent);
     let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
     let parent = open_below(root.as_fd(), below).map_err(fail)?;
-    rustix::process::fchdir(&parent).map_err(fail)?;
-    let result = match rustix::mount::unmount(name, UnmountFlags::NOFOLLOW) {
+    // By way of /proc, for the working directory belongs to all threads.
+    let place = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
+    match rustix::mount::unmount(&place, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(Response::Done),
-        Err(Errno::BUSY) => rustix::mount::unmount(name, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
-            .map(|()| Response::UnmountedBusy),
-        Err(errno) => Err(errno),
-    };
-    rustix::process::fchdir(&root).map_err(fail)?;
-    result.map_err(fail)
+        Err(Errno::BUSY) => rustix::mount::unmount(&place, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+            .map(|()| Response::UnmountedBusy)
+            .map_err(fail),
+        Err(errno) => Err(fail(errno)),
+    }
 }
 
 #[cfg(test)]

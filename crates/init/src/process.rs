@@ -1,4 +1,10 @@
 //! Processes of the VM: PID 1 starts them for the sidecar, reaps every orphan, and lists what is there.
+//!
+//! ```text
+//! spawned ──► started ──► ended ──► reaped ──► told
+//!                            └ supervised: not told before everything it had started is gone, too
+//! ```
+//! What a supervised program starts carries its label, so `setsid` and double forks don't lead away from it.
 
 mod list;
 
@@ -8,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::process::{SpawnFailure, SpawnRequest, SpawnStep, Status, Stdio};
+use agentos_linux::label::Label;
 use agentos_linux::signal::{self, Ended};
 use agentos_linux::spawn::{self, Identity, Program, Report, Step};
 use agentos_linux::{Errno, terminal};
@@ -16,10 +23,15 @@ use rustix::pipe::PipeFlags;
 use crate::event_loop::Guest;
 pub(crate) use list::list;
 
-/// The processes the sidecar asked for that are not reaped yet.
+/// The processes the sidecar asked for whose end it has not been told.
 #[derive(Debug, Default)]
 pub(crate) struct Children {
     by_pid: HashMap<i32, Child>,
+    /// Supervised programs that are reaped while something they had started is left.
+    leaving: Vec<Leaving>,
+    /// When they are looked at again, should nothing else give reason to.
+    next_look: Option<Instant>,
+    last_label: u32,
 }
 
 #[derive(Debug)]
@@ -28,9 +40,15 @@ pub(crate) struct Child {
     pub report: Option<OwnedFd>,
     started: Instant,
     terminal: bool,
-    /// The program below a supervisor, once known; signals go to it.
-    program: Option<i32>,
-    supervised: bool,
+    /// Of what is supervised.
+    label: Option<Label>,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    pid: i32,
+    label: Label,
+    status: Status,
 }
 
 /// A process that was just forked, and the descriptors that the sidecar gets.
@@ -46,6 +64,7 @@ impl Children {
         let at = |step| move |errno: Errno| SpawnFailure { step, errno: errno.raw_os_error() };
         let strings = Strings::new(request).map_err(at(SpawnStep::Setup))?;
         let stdio = make_stdio(request.stdio).map_err(at(SpawnStep::Stdio))?;
+        let label = self.new_label(request.supervised).map_err(at(SpawnStep::Setup))?;
         let program = Program {
             candidates: &strings.candidates,
             argv: &strings.argv,
@@ -60,21 +79,21 @@ impl Children {
                 capabilities: guest.capabilities,
             },
             open_files: guest.open_files,
+            label,
         };
-        let child = guest
-            .with_guest_oom_score(|| {
-                if request.supervised { spawn::spawn_supervised(&program) } else { spawn::spawn(&program) }
-            })
-            .map_err(at(SpawnStep::Fork))?;
-        let record = Child {
-            report: Some(child.report),
-            started: Instant::now(),
-            terminal: program.terminal,
-            program: None,
-            supervised: request.supervised,
-        };
+        let child = guest.with_guest_oom_score(|| spawn::spawn(&program)).map_err(at(SpawnStep::Fork))?;
+        let record =
+            Child { report: Some(child.report), started: Instant::now(), terminal: program.terminal, label };
         self.by_pid.insert(child.pid, record);
         Ok(Spawned { pid: child.pid, descriptors: stdio.into_host_side() })
+    }
+
+    fn new_label(&mut self, supervised: bool) -> Result<Option<Label>, Errno> {
+        if !supervised {
+            return Ok(None);
+        }
+        self.last_label = self.last_label.wrapping_add(1);
+        Label::nth(self.last_label).map(Some).ok_or(Errno::AGAIN)
     }
 
     /// The report pipe of a process, if it is still open.
@@ -85,19 +104,16 @@ impl Children {
     /// Looks whether exec is done. The report pipe comes back with the answer: it is done with.
     pub(crate) fn exec_done(&mut self, pid: i32) -> Option<(Result<(), SpawnFailure>, OwnedFd)> {
         let child = self.by_pid.get_mut(&pid)?;
-        let result = loop {
-            match spawn::read_report(child.report.as_ref()?.as_fd()) {
-                Report::Pending => return None,
-                Report::Started(program) => child.program = Some(program),
-                Report::Executed => break Ok(()),
-                Report::Failed(step, errno) => {
-                    let step = match step {
-                        Step::Setup => SpawnStep::Setup,
-                        Step::Cwd => SpawnStep::Cwd,
-                        Step::Exec => SpawnStep::Exec,
-                    };
-                    break Err(SpawnFailure { step, errno: errno.raw_os_error() });
-                }
+        let result = match spawn::read_report(child.report.as_ref()?.as_fd()) {
+            Report::Pending => return None,
+            Report::Executed => Ok(()),
+            Report::Failed(step, errno) => {
+                let step = match step {
+                    Step::Setup => SpawnStep::Setup,
+                    Step::Cwd => SpawnStep::Cwd,
+                    Step::Exec => SpawnStep::Exec,
+                };
+                Err(SpawnFailure { step, errno: errno.raw_os_error() })
             }
         };
         Some((result, child.report.take()?))
@@ -115,36 +131,67 @@ impl Children {
         for (pid, child) in &mut self.by_pid {
             if child.report.is_some() && child.started + EXEC_TIMEOUT <= now {
                 // Stopped or not, nobody survives this one; what is gone already needs no signal.
-                for victim in [Some(*pid), child.program].into_iter().flatten() {
-                    let _ = signal::send(victim, SIGKILL);
-                }
+                let _ = signal::send(*pid, SIGKILL);
                 overdue.extend(child.report.take().map(|report| (*pid, report)));
             }
         }
         overdue
     }
 
-    /// Reaps one process, ours or an orphan.
+    /// Reaps one process, ours or an orphan. Its status is for the sidecar, unless [`Self::tend`] will tell it.
     pub(crate) fn reap(&mut self, pid: i32) -> Option<Status> {
         let ended = signal::reap(pid)?;
-        self.by_pid.remove(&pid)?;
-        Some(match ended {
+        let child = self.by_pid.remove(&pid)?;
+        let status = match ended {
             Ended::Exited(code) => Status::Exited(code),
             Ended::Signaled(signal) => Status::Signaled(signal),
-        })
+        };
+        match child.label {
+            None => Some(status),
+            Some(label) => {
+                self.leaving.push(Leaving { pid, label, status });
+                None
+            }
+        }
     }
 
+    /// Kills what supervised programs have left behind. Gives back those that are gone with everything they had started.
+    /// To be called whenever something was reaped: with its parent, a process that was just being forked comes to light.
+    pub(crate) fn tend(&mut self, now: Instant) -> Vec<(i32, Status)> {
+        let (gone, left) = self.leaving.drain(..).partition(|leaving| leaving.label.kill_all());
+        self.leaving = left;
+        self.next_look = (!self.leaving.is_empty()).then_some(now + LOOK_AGAIN);
+        let gone: Vec<Leaving> = gone;
+        gone.into_iter().map(|leaving| (leaving.pid, leaving.status)).collect()
+    }
+
+    pub(crate) fn next_look(&self) -> Option<Instant> {
+        self.next_look
+    }
+
+    /// Kills a supervised program with everything it has started; [`Self::tend`] goes on with it. False where there is no
+    /// such program, or nothing is left of it.
+    pub(crate) fn kill_supervised(&self, pid: i32) -> Result<bool, Errno> {
+        let Some(child) = self.by_pid.get(&pid) else {
+            return Ok(self.leaving.iter().any(|leaving| leaving.pid == pid));
+        };
+        // The program itself may not have come to its label yet.
+        signal::send(pid, SIGKILL)?;
+        if let Some(label) = child.label {
+            label.kill_all();
+        }
+        Ok(true)
+    }
+
+    /// Takes a program out whose pid has passed to a new process while something it had started is left.
+    pub(crate) fn forget_namesake(&mut self, pid: i32) -> Option<Status> {
+        let position = self.leaving.iter().position(|leaving| leaving.pid == pid)?;
+        Some(self.leaving.swap_remove(position).status)
+    }
+
+    /// Not reaped yet: until then its pid is nobody else's, and signals reach whom they are meant for.
     pub(crate) fn is_ours(&self, pid: i32) -> bool {
         self.by_pid.contains_key(&pid)
-    }
-
-    /// Who a signal for this process is meant for, if it is not reaped: until then its pid is nobody else's.
-    pub(crate) fn signal_target(&self, pid: i32) -> Option<i32> {
-        self.by_pid.get(&pid).map(|child| child.program.unwrap_or(pid))
-    }
-
-    pub(crate) fn supervisors(&self) -> Vec<i32> {
-        self.by_pid.iter().filter(|(_, child)| child.supervised).map(|(pid, _)| *pid).collect()
     }
 
     pub(crate) fn terminal_leaders(&self) -> Vec<i32> {
@@ -155,6 +202,9 @@ impl Children {
 /// A process that has not come to its exec by now was stopped on the way: since it has the guest's ids, the guest may
 /// send it signals. Or its program lies in a file system that does not answer.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A process that can't be killed now, or not be looked at, gives no sign when it can.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 const SIGKILL: i32 = 9;
 
@@ -259,5 +309,39 @@ mod tests {
     #[test]
     fn a_name_with_a_slash_is_taken_as_it_is() {
         assert_eq!(candidates(b"./x", &env("/a")), vec![b"./x".to_vec()]);
+    }
+
+    /// A program that has been forked and says nothing about its exec, as one does that the guest has stopped.
+    fn silent(children: &mut Children, started: Instant) -> (std::process::Child, OwnedFd) {
+        let program = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (report, silence) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let child = Child { report: Some(report), started, terminal: false, label: None };
+        children.by_pid.insert(program.id() as i32, child);
+        (program, silence)
+    }
+
+    #[test]
+    fn a_program_that_does_not_come_to_its_exec_is_killed_when_it_is_overdue_and_not_before() {
+        use std::os::unix::process::ExitStatusExt;
+
+        let mut children = Children::default();
+        let started = Instant::now();
+        let (mut program, _silence) = silent(&mut children, started);
+        let (mut later, _later_silence) = silent(&mut children, started + Duration::from_secs(1));
+        signal::send(program.id() as i32, 19).unwrap();
+
+        let overdue = children.next_overdue().unwrap();
+        assert_eq!(overdue, started + EXEC_TIMEOUT);
+        assert!(children.exec_done(program.id() as i32).is_none());
+        assert!(children.give_up_overdue(overdue - Duration::from_millis(1)).is_empty());
+        let given_up: Vec<i32> = children.give_up_overdue(overdue).into_iter().map(|(pid, _)| pid).collect();
+        assert_eq!(given_up, [program.id() as i32]);
+        assert_eq!(program.wait().unwrap().signal(), Some(SIGKILL));
+        // It is told once, and the other one still has its time.
+        assert!(children.exec_done(program.id() as i32).is_none());
+        assert!(children.give_up_overdue(overdue).is_empty());
+        assert_eq!(later.try_wait().unwrap(), None);
+        later.kill().unwrap();
+        later.wait().unwrap();
     }
 }

@@ -32,6 +32,8 @@ pub enum Cloned {
 pub struct Namespaces(u64);
 
 impl Namespaces {
+    /// None: a plain fork.
+    pub const NONE: Self = Self(0);
     /// A user namespace alone.
     pub const USER: Self = Self(libc::CLONE_NEWUSER as u64);
     /// All of a VM's but its mount namespace, which it leaves later: by then its parent has staged its mounts.

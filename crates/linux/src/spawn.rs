@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::CapabilitySet;
 
 use crate::clone::last_errno;
+use crate::label::Label;
 use crate::{credentials, seccomp};
 
 /// A program ready to start.
@@ -32,6 +33,8 @@ pub struct Program<'a> {
     pub terminal: bool,
     pub identity: Identity,
     pub open_files: u64,
+    /// Put on the program, and so on everything it will ever start.
+    pub label: Option<Label>,
 }
 
 /// Who the program runs as. The caller has cut its own bounding set to `capabilities` before: forty calls that every
@@ -68,8 +71,6 @@ pub struct Child {
 pub enum Report {
     /// Nothing yet.
     Pending,
-    /// A supervisor has forked the program as this process; its exec is still to come.
-    Started(i32),
     /// The program runs.
     Executed,
     Failed(Step, Errno),
@@ -95,153 +96,6 @@ pub fn spawn(program: &Program<'_>) -> Result<Child, Errno> {
     }
 }
 
-/// The same below a supervisor: a process that collects every orphan of the program, so that `setsid` and double forks
-/// don't lead away from it.
-///
-/// It ends as the program did, after it has killed what the program left behind; SIGTERM makes it kill everything at
-/// once. The returned pid is the supervisor's.
-pub fn spawn_supervised(program: &Program<'_>) -> Result<Child, Errno> {
-    let (report, report_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let mut arrays = ExecArrays::new(program);
-    match fork()? {
-        0 => supervise(program, &mut arrays, report_end.as_raw_fd()),
-        pid => Ok(Child { pid, report }),
-    }
-}
-
-/// The supervisor. It makes system calls alone, on memory of its own stack.
-fn supervise(program: &Program<'_>, arrays: &mut ExecArrays, report: RawFd) -> ! {
-    let ready = block_all_signals()
-        .and_then(|()| rustix::process::setsid().map(drop))
-        .and_then(|()| become_subreaper())
-        .and_then(|()| fork());
-    let program_pid = match ready {
-        Ok(0) => {
-            let (step, errno) = become_program(program, arrays, report);
-            report_failure(report, step, errno)
-        }
-        Ok(pid) => pid,
-        Err(errno) => report_failure(report, Step::Setup, errno),
-    };
-    write_report(report, STARTED, program_pid);
-    // The program's copy alone is left, so that its end still means exec.
-    close_everything();
-    let status = wait_for_program(program_pid);
-    kill_descendants();
-    end_as(status)
-}
-
-fn become_subreaper() -> Result<(), Errno> {
-    // SAFETY: PR_SET_CHILD_SUBREAPER takes an integer and no pointers.
-    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(last_errno()) }
-}
-
-/// Blocked signals wait to be taken by `next_signal`; the program's own start resets the mask.
-fn block_all_signals() -> Result<(), Errno> {
-    let all = [u64::MAX; 1];
-    // SAFETY: rt_sigprocmask reads 8 bytes, the kernel's sigset size that is passed along, from a live array.
-    let result = unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, all.as_ptr(), 0, size_of_val(&all))
-    };
-    if result == 0 { Ok(()) } else { Err(last_errno()) }
-}
-
-fn close_everything() {
-    // SAFETY: close_range takes integers. This process never returns to code that owns a descriptor.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
-}
-
-/// Waits until SIGCHLD or SIGTERM is there and takes it.
-fn next_signal() -> i32 {
-    let set = [1_u64 << (libc::SIGCHLD - 1) | 1 << (libc::SIGTERM - 1)];
-    // SAFETY: rt_sigtimedwait reads 8 bytes from a live array; null pointers ask for no details and no time-out.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigtimedwait,
-            set.as_ptr(),
-            std::ptr::null::<libc::siginfo_t>(),
-            std::ptr::null::<libc::timespec>(),
-            size_of_val(&set),
-        ) as i32
-    }
-}
-
-/// Reaps orphans until the program ends or somebody asks for the end. The raw wait status of the program, or SIGKILL's.
-fn wait_for_program(program: i32) -> i32 {
-    loop {
-        if next_signal() == libc::SIGTERM {
-            return libc::SIGKILL;
-        }
-        while let Some((pid, status)) = reap_any(libc::WNOHANG) {
-            if pid == program {
-                return status;
-            }
-        }
-    }
-}
-
-fn reap_any(options: i32) -> Option<(i32, i32)> {
-    let mut status = 0;
-    loop {
-        // SAFETY: waitpid writes one int to a live local.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, options) };
-        if pid > 0 {
-            return Some((pid, status));
-        }
-        if pid == 0 || last_errno() != Errno::INTR {
-            return None;
-        }
-    }
-}
-
-/// Kills children until there is none: each one's own children become ours when it dies, and are next.
-fn kill_descendants() {
-    loop {
-        let mut list = [0_u8; 4096];
-        let length = read_children(&mut list);
-        let mut pid = 0_i32;
-        for byte in list.get(..length).unwrap_or_default() {
-            if byte.is_ascii_digit() {
-                pid = pid.wrapping_mul(10).wrapping_add(i32::from(byte - b'0'));
-            } else if pid > 0 {
-                // SAFETY: kill takes integers; the pid is our own child's, which nobody else reaps.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-                pid = 0;
-            }
-        }
-        // Waits for one to die, then looks again; without children the work is done.
-        if reap_any(0).is_none() {
-            return;
-        }
-    }
-}
-
-/// The kernel's list of this thread's children: decimal pids, each followed by a space. As many as fit.
-fn read_children(buffer: &mut [u8]) -> usize {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    let opened = rustix::fs::open(c"/proc/thread-self/children", flags, rustix::fs::Mode::empty());
-    let Ok(file) = opened else { return 0 };
-    rustix::io::read(&file, buffer).unwrap_or(0)
-}
-
-/// Ends the way the program did, so that who waits for the supervisor sees the program's end.
-fn end_as(status: i32) -> ! {
-    if libc::WIFSIGNALED(status) {
-        let signal = libc::WTERMSIG(status);
-        let none = [0_u64; 1];
-        // SAFETY: SIG_DFL is a valid disposition.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-        // SAFETY: raise takes an integer; this process has one thread.
-        unsafe { libc::raise(signal) };
-        // SAFETY: as in `block_all_signals`. Unblocking delivers the signal.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, none.as_ptr(), 0, size_of_val(&none))
-        };
-    }
-    exit_now(libc::WEXITSTATUS(status))
-}
-
 /// Reads the report without waiting.
 pub fn read_report(report: BorrowedFd<'_>) -> Report {
     let mut bytes = [0; REPORT_BYTES];
@@ -258,13 +112,9 @@ pub fn read_report(report: BorrowedFd<'_>) -> Report {
 
 const REPORT_BYTES: usize = 8;
 
-/// The first byte of a report that is no failure.
-const STARTED: u8 = 4;
-
 fn parse_report(bytes: [u8; REPORT_BYTES]) -> Report {
     let [step, _, _, _, code @ ..] = bytes;
     let step = match step {
-        STARTED => return Report::Started(i32::from_ne_bytes(code)),
         1 => Step::Setup,
         2 => Step::Cwd,
         _ => Step::Exec,
@@ -273,22 +123,13 @@ fn parse_report(bytes: [u8; REPORT_BYTES]) -> Report {
 }
 
 fn report_failure(report: RawFd, step: Step, errno: Errno) -> ! {
-    write_report(report, step as u8, errno.raw_os_error());
-    exit_now(127)
-}
-
-fn write_report(report: RawFd, kind: u8, value: i32) {
     let mut bytes = [0; REPORT_BYTES];
-    bytes[0] = kind;
-    bytes[4..].copy_from_slice(&value.to_ne_bytes());
+    bytes[0] = step as u8;
+    bytes[4..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
     // SAFETY: write reads the 8 bytes of a live local array.
     unsafe { libc::write(report, bytes.as_ptr().cast(), bytes.len()) };
-}
-
-/// Ends the process without running anything that belongs to its parent.
-fn exit_now(code: i32) -> ! {
-    // SAFETY: _exit takes an integer and does not return.
-    unsafe { libc::_exit(code) }
+    // SAFETY: _exit takes an integer and does not return; nothing that belongs to the parent runs.
+    unsafe { libc::_exit(127) }
 }
 
 /// The plain fork: a raw clone, because libc's would run handlers and take locks.
@@ -318,6 +159,7 @@ fn become_program(program: &Program<'_>, arrays: &mut ExecArrays, report: RawFd)
         .and_then(|()| place_stdio(&program.stdio, report))
         .and_then(|()| reset_signals())
         .and_then(|()| set_limits(program.open_files))
+        .and_then(|()| program.label.map_or(Ok(()), Label::put_on))
         .and_then(|()| drop_privileges(program.identity));
     if let Err(errno) = setup {
         return (Step::Setup, errno);

@@ -21,6 +21,7 @@ use crate::command::{Command, ProtocolError};
 use crate::driver::Driver;
 use crate::ids::IdLease;
 use crate::launcher::{BootedVm, Launcher, VmEnd};
+use crate::mount::{Mounted, Mounter};
 use crate::network::NetworkError;
 use crate::spec::VmSpec;
 use crate::vm::{GoneReason, Shared, Vm};
@@ -105,7 +106,9 @@ impl Launched {
             .await
             .unwrap_or(Err(CreateError::TimedOut { after: READY_TIMEOUT }))?;
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
-        let shared = Arc::new(Shared::new());
+        let mut mounted = Mounted::default();
+        spec.mount_targets().iter().for_each(|target| mounted.add(target.clone(), Mounter::User));
+        let shared = Arc::new(Shared::new(mounted));
         let (number, ended) = (self.booted.number(), self.booted.watch_end());
         tokio::spawn(Driver::new(self.channel, queue, Arc::clone(&shared), self.booted).run());
         Ok(Vm::assemble((number, spec, launcher.clone()), commands, shared, ended))

@@ -2,6 +2,11 @@
 //!
 //! A host directory takes two steps: the launcher makes a detached, idmapped tree of it, init attaches that. The
 //! sidecar holds the tree's descriptor in between and never looks into it.
+//!
+//! What the VM itself is made of (its /tmp, its /usr) is mounted too, and an agent needs what was mounted for it. So it is
+//! remembered who mounted what, and everybody takes away the own alone.
+
+use std::collections::BTreeMap;
 
 use agentos_guest_protocol::init::{Failure, Request, Response};
 use agentos_guest_protocol::launcher::{BootFailure, PlannedMountKind};
@@ -11,7 +16,8 @@ use rustix::io::Errno;
 use crate::command::{Answer, CallFailure, ProtocolError};
 use crate::launcher::OpenHostDirError;
 use crate::path::{GuestPath, PathError};
-use crate::spec::{MountOptions, MountRefusal, plan_mount, unmount_target};
+use crate::spec::{MountOptions, MountRefusal, plan_mount};
+use crate::sync::lock;
 use crate::vm::{GoneReason, Unavailable, Vm};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +28,9 @@ pub enum MountError {
     /// `/`, and all of /proc, /dev and /sys.
     #[error("EINVAL: nothing can be mounted at '{0}'")]
     Target(GuestPath),
+    /// An unmount of what this party has not mounted there.
+    #[error("EINVAL: nothing that could be unmounted was mounted at '{0}'")]
+    NotMounted(GuestPath),
     #[error("host directory: {0}")]
     HostPath(#[source] PathError),
     #[error("EINVAL: a memory mount of {value} bytes is too small")]
@@ -40,7 +49,9 @@ impl MountError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Path(error) | Self::HostPath(error) => Some(error.errno()),
-            Self::Target(_) | Self::TooSmall { .. } => Some(Errno::INVAL.raw_os_error()),
+            Self::Target(_) | Self::NotMounted(_) | Self::TooSmall { .. } => {
+                Some(Errno::INVAL.raw_os_error())
+            }
             Self::Failed(failure) => Some(failure.errno),
             Self::TimedOut { .. } => Some(Errno::TIMEDOUT.raw_os_error()),
             Self::TooManyStuck => Some(Errno::BUSY.raw_os_error()),
@@ -68,8 +79,36 @@ pub enum Unmounted {
     Busy,
 }
 
+/// Who has mounted something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mounter {
+    User,
+    /// We, for an agent.
+    Sidecar,
+}
+
+/// Who has mounted what where, the topmost mount of a place last.
+#[derive(Debug, Default)]
+pub(crate) struct Mounted(BTreeMap<GuestPath, Vec<Mounter>>);
+
+impl Mounted {
+    pub(crate) fn add(&mut self, target: GuestPath, mounter: Mounter) {
+        self.0.entry(target).or_default().push(mounter);
+    }
+
+    /// Takes the topmost mount of a place out, if it is this party's.
+    fn take(&mut self, target: &GuestPath, mounter: Mounter) -> bool {
+        let Some(mounters) = self.0.get_mut(target) else { return false };
+        let own = mounters.pop_if(|topmost| *topmost == mounter).is_some();
+        if mounters.is_empty() {
+            self.0.remove(target);
+        }
+        own
+    }
+}
+
 impl Vm {
-    pub async fn mount_fs(&self, mount: MountOptions) -> Result<(), MountError> {
+    pub async fn mount_fs(&self, mount: MountOptions, mounter: Mounter) -> Result<(), MountError> {
         let plan = plan_mount(mount, self.spec().disk_bytes())?;
         let target = plan.target.to_wire();
         let (request, descriptors) = match plan.kind {
@@ -87,16 +126,32 @@ impl Vm {
                 (MountRequest::Attach { target }, vec![tree])
             }
         };
+        // Noted first: a caller that gives up may have mounted all the same, as may one that hears of no answer.
+        lock(&self.shared().mounted).add(plan.target.clone(), mounter);
         let mounted = self.call(Request::Mount(request), descriptors, Answer::done).await;
-        mounted.map_err(|failure| failed("mount", &plan.target, failure))
+        mounted.map_err(|failure| {
+            let error = failed("mount", &plan.target, failure);
+            if !matches!(error, MountError::TimedOut { .. }) {
+                lock(&self.shared().mounted).take(&plan.target, mounter);
+            }
+            error
+        })
     }
 
-    /// Takes a mount away; one that is in use is out of sight at once and goes with its last user.
-    pub async fn unmount_fs(&self, path: &[u8]) -> Result<Unmounted, MountError> {
-        let target = unmount_target(path)?;
+    /// Takes a mount away that this party has made, live or with the VM; one that is in use is out of sight at once and
+    /// goes with its last user.
+    pub async fn unmount_fs(&self, path: &[u8], mounter: Mounter) -> Result<Unmounted, MountError> {
+        let target = GuestPath::parse(path).map_err(MountError::Path)?;
+        // Taken first, so that of two callers one alone gets to what lies there.
+        if !lock(&self.shared().mounted).take(&target, mounter) {
+            return Err(MountError::NotMounted(target));
+        }
         let request = Request::Mount(MountRequest::Unmount { target: target.to_wire() });
         let unmounted = self.call(request, Vec::new(), parse_unmounted).await;
-        unmounted.map_err(|failure| failed("unmount", &target, failure))
+        unmounted.map_err(|failure| {
+            lock(&self.shared().mounted).add(target.clone(), mounter);
+            failed("unmount", &target, failure)
+        })
     }
 }
 

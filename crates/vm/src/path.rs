@@ -6,6 +6,7 @@
 use std::fmt;
 
 use agentos_guest_protocol::Bytes;
+use agentos_guest_protocol::path::{PathFault, clean};
 use rustix::io::Errno;
 
 /// The kernel's PATH_MAX counts the NUL at the end.
@@ -43,27 +44,12 @@ impl GuestPath {
         if path.len() > MAX_PATH_BYTES {
             return Err(PathError::TooLong { len: path.len() });
         }
-        if path.contains(&0) {
-            return Err(PathError::Nul(path.to_vec()));
+        match clean(path) {
+            Ok(clean) => Ok(Self(clean)),
+            Err(PathFault::Nul) => Err(PathError::Nul(path.to_vec())),
+            Err(PathFault::NotAbsolute) => Err(PathError::NotAbsolute(path.to_vec())),
+            Err(PathFault::NotNormalized) => Err(PathError::NotNormalized(path.to_vec())),
         }
-        if path.first() != Some(&b'/') {
-            return Err(PathError::NotAbsolute(path.to_vec()));
-        }
-        let mut clean = Vec::with_capacity(path.len());
-        for component in path.split(|&byte| byte == b'/') {
-            match component {
-                b"" | b"." => {}
-                b".." => return Err(PathError::NotNormalized(path.to_vec())),
-                name => {
-                    clean.push(b'/');
-                    clean.extend_from_slice(name);
-                }
-            }
-        }
-        if clean.is_empty() {
-            clean.push(b'/');
-        }
-        Ok(Self(clean))
     }
 
     pub fn as_bytes(&self) -> &[u8] {

@@ -42,7 +42,7 @@ pub struct ProcessSpec {
     pub stdin: Stdin,
     /// The process group is killed after it.
     pub timeout: Option<Duration>,
-    /// Run below a supervisor, so that [`Process::kill_supervised`] ends daemons too.
+    /// What it starts ends with it at the latest, daemons too; see [`Process::kill_supervised`].
     pub supervised: bool,
 }
 

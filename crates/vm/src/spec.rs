@@ -19,7 +19,7 @@ pub use environment::Environment;
 pub(crate) use environment::EnvironmentRefusal;
 pub use limits::LimitOptions;
 pub use mounts::{MountKind, MountOptions};
-pub(crate) use mounts::{MountRefusal, plan_mount, unmount_target};
+pub(crate) use mounts::{MountRefusal, plan_mount};
 
 use crate::launcher::Launcher;
 use crate::path::{GuestPath, PathError};
@@ -41,8 +41,6 @@ pub struct VmOptions {
     pub mounts: Vec<MountOptions>,
     /// Host directories of executables, mounted read-only, first on PATH.
     pub command_dirs: Vec<Vec<u8>>,
-    /// Directories of the VM that stand last on PATH.
-    pub path_suffix: Vec<Vec<u8>>,
     /// Ports of 127.0.0.1 inside that reach the host's 127.0.0.1.
     pub loopback_exempt_ports: Vec<u16>,
     pub limits: LimitOptions,
@@ -92,6 +90,8 @@ pub struct VmSpec {
     environment: Environment,
     base: Base,
     mounts: Vec<PlannedMount>,
+    /// Where those are that were asked for as such.
+    mount_targets: BTreeSet<GuestPath>,
     limits: limits::DecidedLimits,
     loopback_exempt_ports: Vec<u16>,
     dispose_grace: Duration,
@@ -112,7 +112,6 @@ pub enum SpecField {
     Env,
     Mounts,
     CommandDirs,
-    PathSuffix,
     LoopbackExemptPorts,
     MemoryLimit,
     CpuLimit,
@@ -142,8 +141,6 @@ pub enum SpecProblem {
     EnvironmentValue(String),
     #[error("environment is longer than the kernel takes")]
     EnvironmentTooLong,
-    #[error("'{0}' can't stand in PATH because it contains ':'")]
-    Colon(String),
     #[error("{value} is not between {min} and {max}")]
     OutOfRange { value: u64, min: u64, max: u64 },
     /// The host has no means to enforce it.
@@ -164,7 +161,6 @@ impl fmt::Display for SpecField {
             Self::Env => "env",
             Self::Mounts => "mounts",
             Self::CommandDirs => "command_dirs",
-            Self::PathSuffix => "path_suffix",
             Self::LoopbackExemptPorts => "loopback_exempt_ports",
             Self::MemoryLimit => "limits.memory_bytes",
             Self::CpuLimit => "limits.cpu_millis",
@@ -189,10 +185,9 @@ impl VmSpec {
         let limits = limits::decide(&options.limits, host)?;
         let base = validate_base(options.base)?;
         let commands = mounts::plan_command_dirs(&options.command_dirs)?;
-        let command_paths = commands.iter().map(|mount| mount.target.to_vec()).collect();
-        let mounts = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
-        let paths = environment::SearchPath { first: command_paths, last: options.path_suffix };
-        let environment = Environment::validate(options.env, &paths, &base, options.root)?;
+        let command_paths: Vec<Vec<u8>> = commands.iter().map(|mount| mount.target.to_vec()).collect();
+        let (mounts, mount_targets) = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
+        let environment = Environment::validate(options.env, &command_paths, &base, options.root)?;
         let dispose_grace = options.dispose_grace.unwrap_or(DEFAULT_DISPOSE_GRACE);
         if dispose_grace > MAX_DISPOSE_GRACE {
             let value = u64::try_from(dispose_grace.as_millis()).unwrap_or(u64::MAX);
@@ -204,6 +199,7 @@ impl VmSpec {
             environment,
             base,
             mounts,
+            mount_targets,
             limits,
             loopback_exempt_ports,
             dispose_grace,
@@ -227,6 +223,10 @@ impl VmSpec {
 
     pub fn loopback_exempt_ports(&self) -> &[u16] {
         &self.loopback_exempt_ports
+    }
+
+    pub(crate) fn mount_targets(&self) -> &BTreeSet<GuestPath> {
+        &self.mount_targets
     }
 
     pub fn disk_bytes(&self) -> u64 {

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::asks::Asks;
 use crate::command::{Answer, Call, CallFailure, Command, Completion, Outcome, ProtocolError};
 use crate::launcher::{Launcher, LauncherDeath, VmEnd};
+use crate::mount::Mounted;
 use crate::process::records::Records;
 use crate::shell::Shells;
 use crate::spec::VmSpec;
@@ -53,11 +54,14 @@ pub(crate) struct Shared {
     pub(crate) records: Mutex<Records>,
     /// Held for one look-up or change.
     pub(crate) shells: Mutex<Shells>,
+    /// Held for one look-up or change.
+    pub(crate) mounted: Mutex<Mounted>,
 }
 
 impl Shared {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(mounted: Mounted) -> Self {
         Self {
+            mounted: Mutex::new(mounted),
             state: watch::Sender::new(VmState::Running),
             finished: watch::Sender::new(false),
             asks: Asks::default(),

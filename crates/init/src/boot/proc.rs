@@ -41,7 +41,28 @@ pub(super) fn mount(plan: &BootPlan) -> Result<(), BootFailure> {
         IdRange::Single => format!("{0} {0}", super::user_id(plan)),
     };
     set("sys/net/ipv4/ping_group_range", &groups)?;
-    set("sys/net/ipv4/ip_unprivileged_port_start", "0")
+    set("sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+    if plan.ids == IdRange::Single { share_budgets() } else { Ok(()) }
+}
+
+/// What the kernel counts for a user, and where the VM's own user namespace can have less.
+const BUDGETS: [(&str, &str); 2] = [
+    ("sys/fs/inotify/max_user_instances", "sys/user/max_inotify_instances"),
+    ("sys/fs/inotify/max_user_watches", "sys/user/max_inotify_watches"),
+];
+
+/// Where all VMs are one user of the host, what one of them takes is missing to the others, and to that user's own
+/// programs: it takes a part of it at most.
+fn share_budgets() -> Result<(), BootFailure> {
+    for (whole, own) in BUDGETS {
+        // A kernel without inotify has no budget of it.
+        let whole =
+            std::fs::read_to_string(path(whole)).ok().and_then(|whole| whole.trim().parse::<u64>().ok());
+        if let Some(whole) = whole {
+            set(own, &(whole / super::SHARES).to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Covers what must not be seen. Needs /dev.

@@ -11,24 +11,7 @@ pub(super) struct GuestPath(Vec<u8>);
 
 impl GuestPath {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Errno> {
-        if bytes.first() != Some(&b'/') || bytes.contains(&0) {
-            return Err(Errno::INVAL);
-        }
-        let mut path = Vec::with_capacity(bytes.len());
-        for component in bytes.split(|byte| *byte == b'/') {
-            match component {
-                b"" | b"." => {}
-                b".." => return Err(Errno::INVAL),
-                name => {
-                    path.push(b'/');
-                    path.extend_from_slice(name);
-                }
-            }
-        }
-        if path.is_empty() {
-            path.push(b'/');
-        }
-        Ok(Self(path))
+        agentos_guest_protocol::path::clean(bytes).map(Self).map_err(|_| Errno::INVAL)
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {

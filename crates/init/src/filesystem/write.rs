@@ -123,8 +123,14 @@ impl OpenWrites {
         Ok(FileResponse::Done)
     }
 
+    /// When it is answered, nothing of the write holds its file system any more.
     pub(super) fn abort(&self, ticket: WriteTicket) -> Result<FileResponse, FileFailure> {
-        self.take(ticket).map(|_| FileResponse::Done)
+        let OpenWrite { pump, .. } = self.take(ticket)?;
+        if let Some(pump) = pump {
+            // The sidecar has closed its end. How the pump fared matters to nobody.
+            let _ = pump.join();
+        }
+        Ok(FileResponse::Done)
     }
 
     pub(super) fn abort_all(&self) {

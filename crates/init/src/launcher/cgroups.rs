@@ -3,6 +3,10 @@
 //! ```text
 //! <hierarchy>/<own group>/agentos/<launcher pid>-<start time>/<vm>
 //! ```
+//! Version 2 has processes in leaves alone. Where the caller's own group has our processes in it, they move into a leaf
+//! (`<own group>/agentos/self`) before the group may pass its controllers on; where it has others', too, it never may, and
+//! a root sidecar has its groups below the root of the hierarchy instead, as container engines do.
+//!
 //! The hierarchies are opened before the launcher hides /sys. A directory of a launcher that is gone is removed by
 //! the next one. Version 2 takes the clone in at birth; in version 1 the clone writes `0` into the `tasks` files it
 //! inherits, because a pid written from outside waits for a grace period of the kernel.
@@ -53,10 +57,12 @@ impl Hierarchies {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut hierarchies = Self::default();
-        for (key, version, path) in find(&mounts, &own) {
-            let Some(Prepared { directory, place, shared, name }) = prepare_parent(&path, version) else {
-                continue;
+        for Found { key, version, own, top } in find(&mounts, &own) {
+            let prepared = match version {
+                Version::One => prepare_parent(&own, version),
+                Version::Two => prepare_unified(&own, &top, &our_processes()),
             };
+            let Some(Prepared { directory, place, shared, name }) = prepared else { continue };
             hierarchies.paths.insert(key, place);
             hierarchies.parents.push((shared, name));
             match key {
@@ -105,6 +111,8 @@ impl Hierarchies {
         if let (Some(parent), Some(bytes)) = (&self.memory, limits.memory_bytes) {
             let group = make_group(parent, &name)?;
             set(&group, &name, "memory.limit_in_bytes", &bytes.to_string())?;
+            // Memory and swap together; it may not be less than memory alone, so it comes second.
+            set(&group, &name, SWAP_LIMIT, &bytes.to_string())?;
             groups.readable.oom_events = self.readable("memory", &name, "memory.oom_control");
             groups.tasks.push(open_tasks(&group, &name)?);
         }
@@ -159,7 +167,7 @@ fn unified_values(limits: &Limits) -> Vec<(&'static str, String)> {
     let mut values = vec![("pids.max", process_budget(limits).to_string())];
     if let Some(bytes) = limits.memory_bytes {
         values.push(("memory.max", bytes.to_string()));
-        values.push(("memory.swap.max", "0".to_owned()));
+        values.push((UNIFIED_SWAP_LIMIT, "0".to_owned()));
     }
     if let Some(millis) = limits.cpu_millis {
         values.push(("cpu.max", format!("{} {CPU_PERIOD_US}", u64::from(millis) * CPU_PERIOD_US / 1000)));
@@ -181,6 +189,10 @@ fn open_tasks(group: &OwnedFd, name: &str) -> Result<OwnedFd, BootFailure> {
         .map_err(|errno| failure("open tasks of control group", name, errno))
 }
 
+/// Limits the file of which is absent where the kernel doesn't account for swap.
+const SWAP_LIMIT: &str = "memory.memsw.limit_in_bytes";
+const UNIFIED_SWAP_LIMIT: &str = "memory.swap.max";
+
 /// Sets one value. A kernel without that file (no swap accounting) has nothing to set.
 fn set(group: &OwnedFd, name: &str, file: &str, value: &str) -> Result<(), BootFailure> {
     let opened = rustix::fs::openat(group.as_fd(), file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
@@ -188,13 +200,23 @@ fn set(group: &OwnedFd, name: &str, file: &str, value: &str) -> Result<(), BootF
         Ok(file_descriptor) => rustix::io::write(&file_descriptor, value.as_bytes())
             .map(drop)
             .map_err(|errno| failure("set limit", format!("{name}/{file}"), errno)),
-        Err(Errno::NOENT) if file == "memory.swap.max" => Ok(()),
+        Err(Errno::NOENT) if [SWAP_LIMIT, UNIFIED_SWAP_LIMIT].contains(&file) => Ok(()),
         Err(errno) => Err(failure("set limit", format!("{name}/{file}"), errno)),
     }
 }
 
-/// The usable hierarchies: key, version, and the directory of the caller's own group.
-fn find(mounts: &str, own: &str) -> Vec<(&'static str, Version, PathBuf)> {
+/// A usable hierarchy.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    key: &'static str,
+    version: Version,
+    /// The directory of the caller's own group.
+    own: PathBuf,
+    /// The topmost directory that is to be seen.
+    top: PathBuf,
+}
+
+fn find(mounts: &str, own: &str) -> Vec<Found> {
     let mut found = Vec::new();
     for line in mounts.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
@@ -209,13 +231,15 @@ fn find(mounts: &str, own: &str) -> Vec<(&'static str, Version, PathBuf)> {
                 if options.split(',').any(|option| option == key)
                     && let Some(path) = own_group(own, key)
                 {
-                    found.push((key, Version::One, below(place, root, path)));
+                    let (own, top) = (below(place, root, path), place.into());
+                    found.push(Found { key, version: Version::One, own, top });
                 }
             }
         } else if kind == "cgroup2"
             && let Some(path) = own_group(own, "")
         {
-            found.push(("unified", Version::Two, below(place, root, path)));
+            let (own, top) = (below(place, root, path), place.into());
+            found.push(Found { key: "unified", version: Version::Two, own, top });
         }
     }
     found
@@ -242,6 +266,31 @@ struct Prepared {
     place: PathBuf,
     shared: OwnedFd,
     name: String,
+}
+
+/// The sidecar and the launcher.
+fn our_processes() -> [u32; 2] {
+    [std::os::unix::process::parent_id(), std::process::id()]
+}
+
+/// The leaf for our own processes, below a group that passes its controllers on.
+const SELF: &str = "agentos/self";
+
+/// Finds a group of version 2 that can pass its controllers on to VMs.
+fn prepare_unified(own: &Path, top: &Path, ours: &[u32]) -> Option<Prepared> {
+    // A sidecar that was started by one of ours is in that one's leaf.
+    let own = own.to_str().and_then(|own| own.strip_suffix(SELF)).map_or(own, Path::new);
+    if delegate(own) || (offers_all(own) && enter_leaf(own, ours).is_some() && delegate(own)) {
+        return prepare_parent(own, Version::Two);
+    }
+    prepare_parent(top, Version::Two)
+}
+
+fn enter_leaf(own: &Path, ours: &[u32]) -> Option<()> {
+    make_directory(&own.join("agentos"))?;
+    let leaf = own.join(SELF);
+    make_directory(&leaf)?;
+    ours.iter().try_for_each(|pid| std::fs::write(leaf.join("cgroup.procs"), pid.to_string()).ok())
 }
 
 /// Makes this launcher's directory in a hierarchy and removes those of launchers that are gone.
@@ -278,11 +327,14 @@ fn make_directory(path: &Path) -> Option<()> {
 /// Lets groups below this one of version 2 limit what a VM needs limited. False where the hierarchy has not all of
 /// it: version 1 has it then, or nobody.
 fn delegate(group: &Path) -> bool {
+    offers_all(group) && std::fs::write(group.join("cgroup.subtree_control"), "+memory +cpu +pids").is_ok()
+}
+
+fn offers_all(group: &Path) -> bool {
     let available = std::fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
-    let all = ["memory", "cpu", "pids"]
+    ["memory", "cpu", "pids"]
         .iter()
-        .all(|wanted| available.split_whitespace().any(|controller| controller == *wanted));
-    all && std::fs::write(group.join("cgroup.subtree_control"), "+memory +cpu +pids").is_ok()
+        .all(|wanted| available.split_whitespace().any(|controller| controller == *wanted))
 }
 
 /// A launcher's name: its pid and when it was started, so that a pid used again is another name.
@@ -318,15 +370,19 @@ mod tests {
                       31 25 0:27 /docker/x /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
                       32 25 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n";
 
+    fn found(key: &'static str, version: Version, own: &str, top: &str) -> Found {
+        Found { key, version, own: own.into(), top: top.into() }
+    }
+
     #[test]
     fn hierarchies_of_version_1_are_found_with_the_callers_own_group() {
         let own = "5:memory:/user\n4:pids:/docker/x/y\n3:cpu,cpuacct:/\n";
         assert_eq!(
             find(V1, own),
             vec![
-                ("memory", Version::One, PathBuf::from("/sys/fs/cgroup/memory/user")),
-                ("pids", Version::One, PathBuf::from("/sys/fs/cgroup/pids/y")),
-                ("cpu", Version::One, PathBuf::from("/sys/fs/cgroup/cpu/")),
+                found("memory", Version::One, "/sys/fs/cgroup/memory/user", "/sys/fs/cgroup/memory"),
+                found("pids", Version::One, "/sys/fs/cgroup/pids/y", "/sys/fs/cgroup/pids"),
+                found("cpu", Version::One, "/sys/fs/cgroup/cpu/", "/sys/fs/cgroup/cpu"),
             ]
         );
     }
@@ -335,8 +391,75 @@ mod tests {
     fn the_unified_hierarchy_is_found() {
         let mounts = "35 25 0:30 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
         let own = "0::/user.slice/session.scope\n";
-        let place = PathBuf::from("/sys/fs/cgroup/user.slice/session.scope");
-        assert_eq!(find(mounts, own), vec![("unified", Version::Two, place)]);
+        let place = "/sys/fs/cgroup/user.slice/session.scope";
+        assert_eq!(find(mounts, own), vec![found("unified", Version::Two, place, "/sys/fs/cgroup")]);
+    }
+
+    /// Directories like those of a hierarchy with all controllers. The kernel would make the files of new groups.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new(groups: &[&str]) -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            for group in groups {
+                std::fs::create_dir_all(tree.path(group)).unwrap();
+                std::fs::write(tree.path(group).join("cgroup.controllers"), "cpuset cpu io memory pids\n")
+                    .unwrap();
+            }
+            tree
+        }
+
+        fn path(&self, group: &str) -> PathBuf {
+            self.0.path().join(group)
+        }
+
+        /// A group with processes: its controllers can't be passed on.
+        fn occupy(&self, group: &str) {
+            std::fs::create_dir(self.path(group).join("cgroup.subtree_control")).unwrap();
+        }
+
+        fn launcher(&self, group: &str) -> String {
+            let own = launcher_name(std::process::id()).unwrap();
+            Path::new(group).join("agentos").join(own).to_str().unwrap().to_owned()
+        }
+    }
+
+    #[test]
+    fn a_delegated_group_is_used_and_nobody_moves() {
+        let own = Tree::new(&[]).launcher("scope");
+        let tree = Tree::new(&["", "scope", "scope/agentos", &own]);
+        let prepared = prepare_unified(&tree.path("scope"), &tree.path(""), &[1]).unwrap();
+        assert_eq!(prepared.place, tree.path(&own));
+        assert!(!tree.path("scope").join(SELF).exists());
+        let passed_on = std::fs::read_to_string(tree.path("scope/cgroup.subtree_control")).unwrap();
+        assert_eq!(passed_on, "+memory +cpu +pids");
+    }
+
+    #[test]
+    fn our_processes_leave_an_occupied_group_for_a_leaf_of_it() {
+        let tree = Tree::new(&["scope"]);
+        enter_leaf(&tree.path("scope"), &[41, 42]).unwrap();
+        // A file keeps the last write; the kernel takes every one.
+        let moved = std::fs::read_to_string(tree.path("scope/agentos/self/cgroup.procs")).unwrap();
+        assert_eq!(moved, "42");
+    }
+
+    #[test]
+    fn where_others_occupy_the_own_group_the_top_of_the_hierarchy_serves() {
+        let top = Tree::new(&[]).launcher("");
+        let tree = Tree::new(&["", "scope", "agentos", &top]);
+        tree.occupy("scope");
+        let prepared = prepare_unified(&tree.path("scope"), &tree.path(""), &[1]).unwrap();
+        assert_eq!(prepared.place, tree.path(&top));
+        assert!(prepare_unified(&tree.path("scope"), &tree.path("nowhere"), &[1]).is_none());
+    }
+
+    #[test]
+    fn a_sidecar_in_anothers_leaf_makes_its_groups_beside_it() {
+        let own = Tree::new(&[]).launcher("scope");
+        let tree = Tree::new(&["", "scope", "scope/agentos", &own]);
+        let leaf = tree.path("scope").join(SELF);
+        assert_eq!(prepare_unified(&leaf, &tree.path(""), &[1]).unwrap().place, tree.path(&own));
     }
 
     #[test]

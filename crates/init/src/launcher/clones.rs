@@ -1,12 +1,13 @@
 //! The VMs of this launcher, from clone to reaping.
 //!
 //! ```text
-//! boot ─► Staging ─"unshared"─► Running ─ exit ─► reaped ─ cgroups removed ─► Exited sent
+//! boot ─► Opening ─ trees of host directories ─► Staging ─"unshared"─► Running ─ exit ─► reaped ─► Exited sent
 //!   └ a step fails: the clone is killed, reaped, and BootFailed sent instead
 //! ```
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::launcher::{BootFailure, BootPlan, IdRange, LauncherEvent, VmNumber};
 use agentos_guest_protocol::mount::HostDir;
@@ -16,8 +17,9 @@ use agentos_linux::signal::Ended;
 use agentos_linux::{Errno, credentials, seqpacket, signal};
 use rustix::event::{Timespec, epoll};
 
+use super::openers::{Client, Opened, Openers, Order};
 use super::prepare::Prepared;
-use super::{Source, Staged, cgroups, idmap, stage};
+use super::{Source, Staged, cgroups, idmap, openers, stage};
 use crate::boot;
 use crate::wire::{self, WireError, failure};
 
@@ -27,6 +29,7 @@ pub(super) struct Clones {
     prepared: Prepared,
     alone: SingleThreaded,
     live: HashMap<u64, Clone>,
+    openers: Openers,
     /// Exited VMs whose control groups the kernel still holds.
     leaving: Vec<(VmNumber, LauncherEvent, cgroups::Groups)>,
 }
@@ -45,7 +48,7 @@ struct Clone {
 }
 
 /// How often the kernel is asked again to let a control group go.
-const CGROUP_RETRY_MS: i64 = 1;
+const CGROUP_RETRY: Duration = Duration::from_millis(1);
 
 impl Clones {
     pub(super) fn new(
@@ -57,16 +60,23 @@ impl Clones {
         if rustix::process::geteuid().is_root() {
             credentials::keep_capabilities_across_ids()?;
         }
-        Ok(Self { control, poll, prepared, alone, live: HashMap::new(), leaving: Vec::new() })
+        Ok(Self {
+            control,
+            poll,
+            prepared,
+            alone,
+            live: HashMap::new(),
+            openers: Openers::default(),
+            leaving: Vec::new(),
+        })
     }
 
     /// Waits for something to do.
     pub(super) fn wait(&self) -> Result<Vec<Source>, Errno> {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: CGROUP_RETRY_MS * 1_000_000 };
         let mut events = Vec::with_capacity(64);
         loop {
-            let timeout = (!self.leaving.is_empty()).then_some(&timeout);
-            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout) {
+            let timeout = self.timeout(Instant::now());
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
                 Ok(_) => break,
@@ -74,10 +84,21 @@ impl Clones {
         }
         let mut sources: Vec<Source> =
             events.iter().map(|event: &epoll::Event| Source::unpack(event.data.u64())).collect();
-        if !self.leaving.is_empty() {
+        let due = self.openers.next_deadline().is_some_and(|at| at <= Instant::now());
+        if due || !self.leaving.is_empty() {
             sources.push(Source::Timer);
         }
         Ok(sources)
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Timespec> {
+        let retry = (!self.leaving.is_empty()).then_some(CGROUP_RETRY);
+        let deadline = self.openers.next_deadline().map(|at| at.saturating_duration_since(now));
+        retry
+            .into_iter()
+            .chain(deadline)
+            .min()
+            .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
     /// Clones a VM and does the launcher's part of its boot.
@@ -125,7 +146,7 @@ impl Clones {
         let event = LauncherEvent::Cloned { vm, pid, cgroups: groups.readable.clone() };
         let mut clone =
             Clone { pid, pidfd, boot: Some(boot), staged: Some(staged), groups, plan, failed: None };
-        clone.failed = self.finish(vm, &clone).err();
+        clone.failed = self.prepare(vm, &clone).err();
         if clone.failed.is_some() {
             clone.kill();
         }
@@ -148,27 +169,90 @@ impl Clones {
         cloned
     }
 
-    /// Maps, mounts and the word to go on.
-    fn finish(&self, vm: VmNumber, clone: &Clone) -> Result<(), BootFailure> {
-        let add = |fd: BorrowedFd<'_>, source: Source| {
-            epoll::add(&self.poll, fd, epoll::EventData::new_u64(source.pack()), epoll::EventFlags::IN)
-                .map_err(|errno| failure("epoll_ctl", "", errno))
-        };
+    /// Maps and mounts; the word to go on where no directory has to be opened for it.
+    fn prepare(&mut self, vm: VmNumber, clone: &Clone) -> Result<(), BootFailure> {
         // First of all: whatever fails from here on, the exit must be seen.
-        add(clone.pidfd.as_fd(), Source::Exit(vm.0))?;
+        self.watch(clone.pidfd.as_fd(), Source::Exit(vm.0))?;
         let (users, groups) = maps(&clone.plan);
         idmap::write_maps(clone.pid, &users, &groups)
             .map_err(|errno| failure("write uid_map", users.as_bytes(), errno))?;
         let namespace = idmap::open_user_namespace(clone.pid)
             .map_err(|errno| failure("open user namespace", "", errno))?;
         if let Some(staged) = &clone.staged {
-            staged.build(&self.alone, &clone.plan, namespace.as_fd())?;
+            staged.build(&clone.plan, namespace.as_fd())?;
+        }
+        let foreign = stage::foreign(&clone.plan);
+        let (alone, namespace) = (&self.alone, namespace.as_fd());
+        let open = |index: usize| match foreign.get(index) {
+            Some(directory) => directory.open(alone, &clone.plan, namespace),
+            None => Err(failure("open", "", Errno::NOENT)),
+        };
+        let sources: Vec<_> = foreign.iter().map(stage::Foreign::source).collect();
+        if sources.iter().all(|source| openers::is_at_hand(source)) {
+            let trees: Vec<_> = (0..foreign.len()).map(open).collect::<Result<_, _>>()?;
+            return self.go_on(vm, clone, &trees);
+        }
+        let order = Order { client: Client::Vm(vm.0), sources, keep: Some(namespace) };
+        self.openers.start(alone, &self.poll, order, open)
+    }
+
+    /// The rest of the stage and the word to go on.
+    fn go_on(&self, vm: VmNumber, clone: &Clone, trees: &[OwnedFd]) -> Result<(), BootFailure> {
+        if let Some(staged) = &clone.staged {
+            staged.attach(&clone.plan, trees)?;
         }
         if let Some(boot) = &clone.boot {
-            add(boot.as_fd(), Source::Boot(vm.0))?;
+            self.watch(boot.as_fd(), Source::Boot(vm.0))?;
             seqpacket::send(boot.as_fd(), boot::GO, &[]).map_err(|errno| failure("send", "go", errno))?;
         }
         Ok(())
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> Result<(), BootFailure> {
+        epoll::add(&self.poll, fd, epoll::EventData::new_u64(source.pack()), epoll::EventFlags::IN)
+            .map_err(|errno| failure("epoll_ctl", "", errno))
+    }
+
+    /// An opener has something to say.
+    pub(super) fn opener_message(&mut self, client: Client) -> Result<(), WireError> {
+        match self.openers.listen(&self.poll, client) {
+            Some(opened) => self.opened(client, opened),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn opener_exited(&mut self, pid: i32) -> Result<(), WireError> {
+        Ok(self.openers.exited(&self.poll, pid)?)
+    }
+
+    /// Directories are open, or are known not to be.
+    fn opened(&mut self, client: Client, opened: Opened) -> Result<(), WireError> {
+        match (client, opened) {
+            (Client::Mount(token), Ok(trees)) => {
+                let trees: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+                wire::send(self.control, &LauncherEvent::HostDirOpened { token }, &trees)
+            }
+            (Client::Mount(token), Err(failure)) => {
+                wire::send(self.control, &LauncherEvent::HostDirFailed { token, failure }, &[])
+            }
+            (Client::Vm(vm), opened) => {
+                let Some(clone) = self.live.get(&vm) else { return Ok(()) };
+                let failed = opened.and_then(|trees| self.go_on(VmNumber(vm), clone, &trees)).err();
+                if let (Some(failure), Some(clone)) = (failed, self.live.get_mut(&vm)) {
+                    clone.failed = Some(failure);
+                    clone.kill();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Does what has waited for its time.
+    pub(super) fn timers(&mut self) -> Result<(), WireError> {
+        for (client, failure) in self.openers.expire(&self.poll, Instant::now()) {
+            self.opened(client, Err(failure))?;
+        }
+        self.retry_cgroups()
     }
 
     /// The clone has its own mounts now, or hangs up: it has left the stage, or died on the way.
@@ -208,6 +292,7 @@ impl Clones {
 impl Clones {
     /// Reaps a VM's init. Its PID namespace is empty by now: the kernel has killed and reaped what was left.
     pub(super) fn exited(&mut self, vm: u64) -> Result<(), WireError> {
+        self.openers.give_up(&self.poll, Client::Vm(vm));
         self.leave_stage(vm)?;
         let Some(clone) = self.live.remove(&vm) else { return Ok(()) };
         epoll::delete(&self.poll, &clone.pidfd)?;
@@ -229,7 +314,7 @@ impl Clones {
     }
 
     /// Asks again for the control groups that were busy.
-    pub(super) fn retry_cgroups(&mut self) -> Result<(), WireError> {
+    fn retry_cgroups(&mut self) -> Result<(), WireError> {
         let mut left = Vec::new();
         for (vm, event, groups) in self.leaving.drain(..) {
             if self.prepared.cgroups.remove(&groups) {
@@ -254,13 +339,22 @@ impl Clones {
         token: u32,
         host_dir: &HostDir,
     ) -> Result<(), WireError> {
-        let opened = match self.live.get(&vm.0) {
-            Some(clone) => stage::open_host_dir(&self.alone, &clone.plan, host_dir),
+        let (alone, client) = (&self.alone, Client::Mount(token));
+        let begun = match self.live.get(&vm.0) {
+            Some(clone) if openers::is_at_hand(&host_dir.source) => {
+                let opened = stage::open_host_dir(alone, &clone.plan, host_dir).map(|tree| vec![tree]);
+                return self.opened(client, opened);
+            }
+            Some(clone) => {
+                let open = |_| stage::open_host_dir(alone, &clone.plan, host_dir);
+                let order = Order { client, sources: vec![host_dir.source.clone()], keep: None };
+                self.openers.start(alone, &self.poll, order, open)
+            }
             None => Err(failure("find VM", vm.0.to_string(), Errno::SRCH)),
         };
-        match opened {
-            Ok(tree) => wire::send(self.control, &LauncherEvent::HostDirOpened { token }, &[tree.as_fd()]),
-            Err(failure) => wire::send(self.control, &LauncherEvent::HostDirFailed { token, failure }, &[]),
+        match begun {
+            Ok(()) => Ok(()),
+            Err(failure) => self.opened(client, Err(failure)),
         }
     }
 }

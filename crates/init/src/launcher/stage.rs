@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::launcher::{Base, BootFailure, BootPlan, IdRange, PlannedMountKind, VmNumber};
 use agentos_guest_protocol::mount::HostDir;
 use agentos_linux::Errno;
@@ -32,6 +33,12 @@ pub(crate) struct Staged {
     /// Lower layers of directories below the root, by name.
     pub bases: Vec<(String, PathBuf)>,
     pub mounts: Vec<StagedMount>,
+}
+
+/// A directory of the host that somebody has named: it may lie on a file system that doesn't answer.
+pub(super) enum Foreign<'a> {
+    Base(&'a Path),
+    Mount(&'a HostDir),
 }
 
 /// A mount of the plan that is a directory of the host.
@@ -68,34 +75,24 @@ impl Staged {
         Self { root, usr_local, root_tree, devices: directory.join("dev"), directory, bases, mounts }
     }
 
-    /// Makes and attaches every tree.
-    pub(super) fn build(
-        &self,
-        alone: &SingleThreaded,
-        plan: &BootPlan,
-        vm_namespace: BorrowedFd<'_>,
-    ) -> Result<(), BootFailure> {
+    /// Makes and attaches the trees of what is the machine's own.
+    pub(super) fn build(&self, plan: &BootPlan, vm_namespace: BorrowedFd<'_>) -> Result<(), BootFailure> {
         make_directory(&self.directory)?;
-        let whole = (plan.ids != IdRange::Single).then_some(vm_namespace);
-        match &plan.base {
-            Base::Host { .. } => {
-                place(Path::new(TEMPLATE), &self.root_tree, LOWER, whole)?;
-                for (name, path) in &self.bases {
-                    place(&Path::new("/").join(name), path, LOWER, whole)?;
-                }
-            }
-            Base::Directory { path } => place(as_path(path), &self.root_tree, LOWER, whole)?,
-        }
-        place(Path::new(DEVICES), &self.devices, DEVICE_TREE, whole)?;
-        for staged in &self.mounts {
-            if let Some(PlannedMountKind::HostDir(host_dir)) =
-                plan.mounts.get(staged.index).map(|mount| &mount.kind)
-            {
-                let tree = open_host_dir(alone, plan, host_dir)?;
-                attach(tree.as_fd(), &staged.path)?;
+        let whole = whole(plan, vm_namespace);
+        if let Base::Host { .. } = &plan.base {
+            place(Path::new(TEMPLATE), &self.root_tree, LOWER, whole)?;
+            for (name, path) in &self.bases {
+                place(&Path::new("/").join(name), path, LOWER, whole)?;
             }
         }
-        Ok(())
+        place(Path::new(DEVICES), &self.devices, DEVICE_TREE, whole)
+    }
+
+    /// Attaches the trees of what [`foreign`] names, in its order.
+    pub(super) fn attach(&self, plan: &BootPlan, trees: &[OwnedFd]) -> Result<(), BootFailure> {
+        let base = matches!(plan.base, Base::Directory { .. }).then_some(&self.root_tree);
+        let targets = base.into_iter().chain(self.mounts.iter().map(|mount| &mount.path));
+        targets.zip(trees).try_for_each(|(target, tree)| attach(tree.as_fd(), target))
     }
 
     /// Takes the mounts out of this namespace. The clone has its own copy of them, or is gone.
@@ -130,6 +127,46 @@ fn make_directory(path: &Path) -> Result<(), BootFailure> {
     rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).map_err(|errno| fail("mkdir", path, errno))
 }
 
+/// The map of all of the VM's ids, where it has more than one.
+fn whole<'a>(plan: &BootPlan, vm_namespace: BorrowedFd<'a>) -> Option<BorrowedFd<'a>> {
+    (plan.ids != IdRange::Single).then_some(vm_namespace)
+}
+
+/// The directories of the host that a plan names.
+pub(super) fn foreign(plan: &BootPlan) -> Vec<Foreign<'_>> {
+    let base = match &plan.base {
+        Base::Directory { path } => Some(Foreign::Base(as_path(path))),
+        Base::Host { .. } => None,
+    };
+    let mounts = plan.mounts.iter().filter_map(|mount| match &mount.kind {
+        PlannedMountKind::HostDir(host_dir) => Some(Foreign::Mount(host_dir)),
+        PlannedMountKind::Memory { .. } => None,
+    });
+    base.into_iter().chain(mounts).collect()
+}
+
+impl Foreign<'_> {
+    pub(super) fn source(&self) -> Bytes {
+        match self {
+            Self::Base(path) => Bytes::from(path.as_os_str().as_bytes().to_vec()),
+            Self::Mount(host_dir) => host_dir.source.clone(),
+        }
+    }
+
+    /// Makes its tree. May wait for the file system for ever.
+    pub(super) fn open(
+        &self,
+        alone: &SingleThreaded,
+        plan: &BootPlan,
+        vm_namespace: BorrowedFd<'_>,
+    ) -> Result<OwnedFd, BootFailure> {
+        match self {
+            Self::Base(path) => open_restricted(path, LOWER, whole(plan, vm_namespace)),
+            Self::Mount(host_dir) => open_host_dir(alone, plan, host_dir),
+        }
+    }
+}
+
 /// Shows `source` at `target`, both as the launcher sees them.
 fn place(
     source: &Path,
@@ -137,10 +174,18 @@ fn place(
     restrictions: Restrictions,
     idmap: Option<BorrowedFd<'_>>,
 ) -> Result<(), BootFailure> {
+    attach(open_restricted(source, restrictions, idmap)?.as_fd(), target)
+}
+
+fn open_restricted(
+    source: &Path,
+    restrictions: Restrictions,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, BootFailure> {
     let tree = mount::open_tree(source).map_err(|errno| fail("open_tree", source, errno))?;
     mount::restrict(tree.as_fd(), restrictions, idmap)
         .map_err(|errno| fail("mount_setattr", source, errno))?;
-    attach(tree.as_fd(), target)
+    Ok(tree)
 }
 
 fn attach(tree: BorrowedFd<'_>, target: &Path) -> Result<(), BootFailure> {

@@ -24,18 +24,18 @@ const MAX_ARGUMENTS: usize = 1024;
 /// What an argument takes beside its bytes, here and in the sidecar.
 const ARGUMENT_COST_BYTES: u64 = 32;
 
-/// Every process but PID 1 and our helpers. A process that ends while it is looked at is left out.
-pub(crate) fn list(helpers: &[i32]) -> Vec<ProcessEntry> {
+/// Every process but PID 1. A process that ends while it is looked at is left out.
+pub(crate) fn list() -> Vec<ProcessEntry> {
     let boot_ms = boot_time_ms();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut listed_bytes = 0;
     let mut processes: Vec<ProcessEntry> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != 1 && !helpers.contains(pid))
+        .filter(|pid| *pid != 1)
         .filter_map(|pid| {
             let room =
                 if listed_bytes < MAX_LIST_BYTES { MAX_COMMAND_BYTES } else { MAX_LATER_COMMAND_BYTES };
-            let process = entry(pid, helpers, boot_ms, room)?;
+            let process = entry(pid, boot_ms, room)?;
             // Every argument costs, an empty one too.
             let cost = |argument: &Bytes| argument.len() as u64 + ARGUMENT_COST_BYTES;
             listed_bytes += process.argv.iter().map(cost).sum::<u64>();
@@ -46,7 +46,7 @@ pub(crate) fn list(helpers: &[i32]) -> Vec<ProcessEntry> {
     processes
 }
 
-fn entry(pid: i32, helpers: &[i32], boot_ms: u64, room: u64) -> Option<ProcessEntry> {
+fn entry(pid: i32, boot_ms: u64, room: u64) -> Option<ProcessEntry> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = Stat::parse(&stat)?;
     let mut command = Vec::new();
@@ -60,7 +60,7 @@ fn entry(pid: i32, helpers: &[i32], boot_ms: u64, room: u64) -> Option<ProcessEn
     };
     Some(ProcessEntry {
         pid,
-        ppid: if stat.ppid == 1 || helpers.contains(&stat.ppid) { 0 } else { stat.ppid },
+        ppid: if stat.ppid == 1 { 0 } else { stat.ppid },
         pgid: stat.pgid,
         sid: stat.sid,
         argv: arguments(&command, &stat.name),

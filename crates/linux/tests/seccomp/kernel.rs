@@ -291,6 +291,20 @@ fn leases_that_would_stall_writers_are_refused() {
     check(Filter::Guest, &[(call("fcntl", &[descriptor, libc::F_GETFD as u64]), Outcome::Success)]);
 }
 
+/// Init knows by it what belongs to a session. Other limits are anybody's own.
+#[test]
+fn the_limit_that_labels_processes_cannot_be_changed() {
+    let limit = [5_u64, 5];
+    let pointer = limit.as_ptr() as u64;
+    let rttime = u64::from(libc::RLIMIT_RTTIME);
+    let refused = [call("setrlimit", &[rttime, pointer]), call("prlimit64", &[0, rttime, pointer, 0])];
+    check_refused_though_possible(Outcome::Error(libc::EINVAL), &refused);
+    check_untouched(vec![
+        call("prlimit64", &[0, u64::from(libc::RLIMIT_CORE), pointer, 0]),
+        call("setrlimit", &[u64::from(libc::RLIMIT_CORE), pointer]),
+    ]);
+}
+
 #[test]
 fn personalities_of_debuggers_pass_and_weaker_memory_does_not() {
     const READ_IMPLIES_EXEC: u64 = 0x0040_0000;

@@ -139,7 +139,9 @@ impl From<MountError> for Failure {
         let message = chain(&error);
         match error {
             MountError::Path(error) | MountError::HostPath(error) => error.into(),
-            MountError::Target(path) => Self::invalid(path.to_string(), message).with_errno(Errno::INVAL),
+            MountError::Target(path) | MountError::NotMounted(path) => {
+                Self::invalid(path.to_string(), message).with_errno(Errno::INVAL)
+            }
             MountError::Failed(failure) => Self::system(failure.errno, lossy(&failure.object), message),
             MountError::TooSmall { .. } => Self::invalid("max_bytes", message).with_errno(Errno::INVAL),
             MountError::TimedOut { .. } => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use agentos_agents::plan::{LaunchPlan, PlanFile, PlanMount};
 use agentos_agents::{AgentExit, AgentProcess};
+use agentos_vm::mount::Mounter;
 use agentos_vm::spec::{MountKind, MountOptions};
 use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
 use bytes::Bytes;
@@ -32,7 +33,8 @@ struct Made {
 }
 
 impl Launched {
-    /// Mounts what the plan asks for and is not there yet, writes its files, and starts the agent below a supervisor.
+    /// Mounts what the plan asks for and is not there yet, writes its files, and starts the agent as a supervised
+    /// process.
     pub(super) async fn start(vm: &Vm, plan: &LaunchPlan, shared: &[PlanMount]) -> Result<Self, Failure> {
         let mut launched = Self { vm: vm.clone(), process: None, made: Made::default() };
         // Everything is noted before it is done: what was cut off half-way may have succeeded.
@@ -109,7 +111,7 @@ async fn undo(vm: &Vm, process: Option<Process>, made: Made) {
         end(&process).await;
     }
     for path in made.mounts {
-        if let Err(error) = vm.unmount_fs(path.as_bytes()).await {
+        if let Err(error) = vm.unmount_fs(path.as_bytes(), Mounter::Sidecar).await {
             tracing::debug!(path, %error, "not unmounted after a session");
         }
     }
@@ -136,7 +138,8 @@ fn agent_exit(exit: &Exit) -> AgentExit {
 pub(super) async fn mount_plan(vm: &Vm, mount: &PlanMount) -> Result<(), Failure> {
     let source = path_bytes(&mount.host_path);
     let kind = MountKind::HostDir { source, read_only: mount.read_only, allow_sockets: true };
-    vm.mount_fs(MountOptions { path: mount.guest_path.clone().into_bytes(), kind }).await?;
+    let options = MountOptions { path: mount.guest_path.clone().into_bytes(), kind };
+    vm.mount_fs(options, Mounter::Sidecar).await?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Buffered ──more than fits a frame──► Open ──commit──► CommitWrite
-//!    └──commit──► Write in one request   └──drop──► AbortWrite
+//!    └──commit──► Write in one request   └──drop, error──► AbortWrite
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -78,23 +78,38 @@ impl FileWriter {
 
     /// Adds to the content. A writer whose `write` was dropped or has failed can't be committed.
     pub async fn write(&mut self, data: Bytes) -> Result<(), FileError> {
-        let mut open = match std::mem::replace(&mut self.stage, Stage::Failed) {
+        let (mut open, held) = match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Buffered(mut buffer) if buffer.len() + data.len() <= MAX_INLINE_CONTENT_BYTES => {
                 buffer.extend_from_slice(&data);
                 self.stage = Stage::Buffered(buffer);
                 return Ok(());
             }
-            Stage::Buffered(buffer) => {
-                let mut open = self.open().await?;
-                open.sink.write(Bytes::from(buffer)).await.map_err(|error| self.write_error(&error))?;
-                open
-            }
-            Stage::Open(open) => open,
+            Stage::Buffered(buffer) => (self.open().await?, Bytes::from(buffer)),
+            Stage::Open(open) => (open, Bytes::new()),
             Stage::Failed => return Err(self.write_error(&Errno::CANCELED.into())),
         };
-        open.sink.write(data).await.map_err(|error| self.write_error(&error))?;
+        for part in [held, data] {
+            if let Err(error) = open.sink.write(part).await {
+                self.abort(open).await;
+                return Err(self.write_error(&error));
+            }
+        }
         self.stage = Stage::Open(open);
         Ok(())
+    }
+
+    /// Gives up what is open and waits until init has let go of it, too: whoever hears of the error may unmount at once
+    /// what the file lies in.
+    async fn abort(&self, Open { mut guard, sink }: Open) {
+        drop(sink);
+        let Some(ticket) = guard.ticket else { return };
+        let request = Request::File(FileRequest::AbortWrite { ticket });
+        // Where it can't be asked, the VM is gone and everything in it. Until it is, the guard stays responsible.
+        if let Ok(outcome) = self.vm.begin(request, Vec::new(), parse::done).await {
+            guard.ticket = None;
+            // An abort that fails has nothing left to remove.
+            let _ = self.vm.finish(outcome).await;
+        }
     }
 
     /// Makes the content visible.
@@ -115,12 +130,14 @@ impl FileWriter {
                 let broken = matches!(open.sink, Sink::Broken);
                 // Closed before the commit, as init expects: it reads a pipe to its end.
                 drop(open.sink);
-                let Some(ticket) = open.guard.ticket.take() else {
+                let Some(ticket) = open.guard.ticket else {
                     return Err(FileError::io(&Errno::CANCELED.into(), Call::Write, &self.path));
                 };
                 let request = FileRequest::CommitWrite { ticket };
                 let parse = move |answer: Answer| parse::done(answer).and_then(|()| refute(broken));
                 let begun = self.vm.begin(Request::File(request), Vec::new(), parse).await;
+                // Only now: a caller that gives up before the request is on its way has committed nothing.
+                open.guard.ticket = None;
                 return begun.map_err(|failure| FileError::of(failure, Call::Write, &self.path));
             }
         };
@@ -168,6 +185,7 @@ fn refute(broken: bool) -> Result<(), ProtocolError> {
 impl Sink {
     async fn write(&mut self, data: Bytes) -> std::io::Result<()> {
         match self {
+            _ if data.is_empty() => Ok(()),
             Self::RegularFile { file, offset } => {
                 let (file, position, len) = (Arc::clone(file), *offset, data.len() as u64);
                 let written = tokio::task::spawn_blocking(move || write_at(&file, position, &data)).await;

@@ -85,10 +85,20 @@ fn send(
         Err(PrepareError::Encode(_)) => Err(Errno::TOOBIG),
         Err(PrepareError::Spill(errno)) => Err(errno),
     };
+    settle(outbox, shared, &request, sent)
+}
+
+/// What became of a request that was to be sent: an error is the launcher's end, unless it is the request's alone.
+fn settle(
+    outbox: &mut Outbox,
+    shared: &Shared,
+    request: &LauncherRequest,
+    sent: Result<(), Errno>,
+) -> Result<(), Errno> {
     match sent {
         Err(errno) if fails_the_request_alone(errno) => {
             outbox.clear();
-            refuse(shared, &request, errno);
+            refuse(shared, request, errno);
             Ok(())
         }
         other => other,
@@ -183,5 +193,85 @@ fn answer_host_dir(shared: &Shared, token: u32, answer: HostDirAnswer) {
     if let Some(waiting) = lock(&shared.host_dirs).remove(&token) {
         // Nobody waits any more: the tree is closed, and nothing is left of it.
         let _ = waiting.send(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentos_guest_protocol::launcher::IdMode;
+    use agentos_guest_protocol::mount::HostDir;
+    use tokio::sync::{oneshot, watch};
+
+    use super::*;
+    use crate::ids::IdPool;
+    use crate::launcher::Slot;
+
+    /// A launcher's tables with one VM on its way and one directory being opened.
+    struct Tables {
+        shared: Shared,
+        ended: watch::Receiver<Option<VmEnd>>,
+        opened: oneshot::Receiver<HostDirAnswer>,
+        _ids: tempfile::TempDir,
+    }
+
+    const VM: VmNumber = VmNumber(1);
+    const TOKEN: u32 = 7;
+
+    impl Tables {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let ids = IdPool::open(directory.path(), IdMode::Single).unwrap().lease().unwrap();
+            let ((ended, watch), (answer, opened)) = (watch::channel(None), oneshot::channel());
+            let slot = Slot { cgroups: Default::default(), ended, _ids: ids };
+            let shared = Shared {
+                slots: [(VM, slot)].into_iter().collect::<std::collections::HashMap<_, _>>().into(),
+                host_dirs: [(TOKEN, answer)].into_iter().collect::<std::collections::HashMap<_, _>>().into(),
+                kills: Default::default(),
+                kill_asked: Default::default(),
+                death: watch::Sender::new(None),
+            };
+            Self { shared, ended: watch, opened, _ids: directory }
+        }
+
+        fn settle(&self, request: &LauncherRequest, errno: Errno) -> Result<(), Errno> {
+            settle(&mut Outbox::default(), &self.shared, request, Err(errno))
+        }
+    }
+
+    fn boot() -> LauncherRequest {
+        let plan = crate::spec::test_spec()
+            .boot_plan(agentos_guest_protocol::launcher::IdRange::Single, "group".to_owned());
+        LauncherRequest::Boot { vm: VM, plan: Box::new(plan) }
+    }
+
+    fn open() -> LauncherRequest {
+        let source = b"/srv".to_vec().into();
+        let host_dir = HostDir { source, read_only: true, allow_sockets: false };
+        LauncherRequest::OpenHostDir { vm: VM, token: TOKEN, host_dir }
+    }
+
+    /// Where the guest is the sidecar's own user, it can bring the first about: it has as many descriptors in flight as
+    /// the kernel lets a user have.
+    #[test]
+    fn a_shortage_fails_the_request_that_met_it_and_no_launcher() {
+        for errno in [Errno::TOOMANYREFS, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS] {
+            let mut tables = Tables::new();
+            assert_eq!(tables.settle(&boot(), errno), Ok(()));
+            let end = tables.ended.borrow().clone();
+            let Some(VmEnd::BootFailed(failure)) = end else { panic!("{errno}: {end:?}") };
+            assert_eq!((failure.errno, failure.step.as_str()), (errno.raw_os_error(), "send boot plan"));
+            assert_eq!(tables.settle(&open(), errno), Ok(()));
+            assert_eq!(tables.opened.try_recv().unwrap().unwrap_err().errno, errno.raw_os_error());
+            assert_eq!(tables.settle(&LauncherRequest::Kill { vm: VM }, errno), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_only_a_dead_launcher_answers_is_its_end() {
+        for errno in [Errno::PIPE, Errno::CONNRESET, Errno::BADF] {
+            let tables = Tables::new();
+            assert_eq!(tables.settle(&boot(), errno), Err(errno));
+            assert!(tables.ended.borrow().is_none());
+        }
     }
 }

@@ -7,7 +7,7 @@ use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::launcher::Base;
 
 use super::{HOSTNAME, SpecError, SpecField, SpecProblem};
-use crate::path::{GuestPath, lossy};
+use crate::path::lossy;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -17,12 +17,6 @@ const MAX_ENVIRONMENT_BYTES: usize = 4 * 1024 * 1024;
 /// Names and values; shows the names alone, because values may be secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment(BTreeMap<Vec<u8>, Vec<u8>>);
-
-/// What stands around the base's directories on PATH.
-pub(super) struct SearchPath {
-    pub(super) first: Vec<Vec<u8>>,
-    pub(super) last: Vec<Vec<u8>>,
-}
 
 /// Why a name or value can't be in an environment.
 #[derive(Debug)]
@@ -34,7 +28,7 @@ pub(crate) enum EnvironmentRefusal {
 impl Environment {
     pub(super) fn validate(
         wish: Vec<(Vec<u8>, Vec<u8>)>,
-        path: &SearchPath,
+        commands: &[Vec<u8>],
         base: &Base,
         root: bool,
     ) -> Result<Self, SpecError> {
@@ -49,7 +43,7 @@ impl Environment {
         ];
         let mut entries: BTreeMap<Vec<u8>, Vec<u8>> =
             base_entries.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        entries.insert(b"PATH".to_vec(), search_path(path)?);
+        entries.insert(b"PATH".to_vec(), search_path(commands));
         let merged = Self(entries).merged(wish).map_err(|refusal| {
             SpecField::Env.refuse(match refusal {
                 EnvironmentRefusal::Name(name) => SpecProblem::EnvironmentName(name),
@@ -121,15 +115,7 @@ fn shell(base: &Base) -> &'static str {
     }
 }
 
-fn search_path(path: &SearchPath) -> Result<Vec<u8>, SpecError> {
-    let mut directories = path.first.clone();
-    directories.push(PATH.into());
-    for directory in &path.last {
-        let directory = GuestPath::parse(directory).map_err(|error| SpecField::PathSuffix.refuse(error))?;
-        if directory.as_bytes().contains(&b':') {
-            return Err(SpecField::PathSuffix.refuse(SpecProblem::Colon(directory.to_string())));
-        }
-        directories.push(directory.as_bytes().to_vec());
-    }
-    Ok(directories.join(&b':'))
+/// PATH: command directories before those of the base.
+fn search_path(commands: &[Vec<u8>]) -> Vec<u8> {
+    [commands, &[PATH.into()]].concat().join(&b':')
 }

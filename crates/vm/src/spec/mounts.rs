@@ -12,9 +12,6 @@ use crate::path::{GuestPath, PathError};
 /// What init needs for itself: a mount there would hide the masks of /proc or the VM's own devices.
 const RESERVED: [&[u8]; 3] = [b"/proc", b"/dev", b"/sys"];
 
-/// Mounts that a VM is made of, beside the reserved ones: nobody takes them away.
-const OWN: [&[u8]; 3] = [b"/usr", b"/tmp", b"/run"];
-
 /// Where command directories appear, one numbered directory each.
 const COMMANDS: &str = "/opt/agentos/commands";
 
@@ -98,15 +95,6 @@ fn mount_target(path: &[u8]) -> Result<GuestPath, MountRefusal> {
     Ok(target)
 }
 
-/// A place that a mount may be taken from: not one of those the VM itself is made of.
-pub(crate) fn unmount_target(path: &[u8]) -> Result<GuestPath, MountRefusal> {
-    let target = mount_target(path)?;
-    if OWN.iter().any(|own| target.depth() == 1 && target.is_within(own)) {
-        return Err(MountRefusal::Target(target));
-    }
-    Ok(target)
-}
-
 pub(super) fn plan_command_dirs(directories: &[Vec<u8>]) -> Result<Vec<PlannedMount>, SpecError> {
     directories
         .iter()
@@ -121,13 +109,13 @@ pub(super) fn plan_command_dirs(directories: &[Vec<u8>]) -> Result<Vec<PlannedMo
         .collect()
 }
 
-/// All mounts in the order they are made: a mount above another comes first, so that it hides nothing that was asked
-/// for.
+/// All mounts in the order they are made, and where those of `options` are. A mount above another comes first, so that it
+/// hides nothing that was asked for.
 pub(super) fn plan(
     options: Vec<MountOptions>,
     commands: Vec<PlannedMount>,
     disk_bytes: u64,
-) -> Result<Vec<PlannedMount>, SpecError> {
+) -> Result<(Vec<PlannedMount>, BTreeSet<GuestPath>), SpecError> {
     let mut targets = BTreeSet::new();
     let mut plans = Vec::with_capacity(options.len());
     for mount in options {
@@ -140,5 +128,5 @@ pub(super) fn plan(
     plans.sort_by_key(|plan| plan.target.depth());
     let planned =
         plans.into_iter().map(|plan| PlannedMount { target: plan.target.to_wire(), kind: plan.kind });
-    Ok(planned.chain(commands).collect())
+    Ok((planned.chain(commands).collect(), targets))
 }

@@ -102,7 +102,6 @@ fn outer_mounts_come_first_and_command_directories_lead_the_path() {
     let options = VmOptions {
         mounts: vec![memory("/work/cache/x"), host_dir("/work/", "/srv/src"), memory("/work/cache")],
         command_dirs: vec![b"/opt/tools".to_vec(), b"/opt/more".to_vec()],
-        path_suffix: vec![b"/opt/node/bin".to_vec()],
         ..Default::default()
     };
     let spec = VmSpec::validate(options, &host()).unwrap();
@@ -115,7 +114,7 @@ fn outer_mounts_come_first_and_command_directories_lead_the_path() {
     assert!(commands.read_only);
     let path = String::from_utf8_lossy(spec.environment().get(b"PATH").unwrap());
     assert!(path.starts_with("/opt/agentos/commands/0:/opt/agentos/commands/1:/usr/local/sbin:"), "{path}");
-    assert!(path.ends_with(":/bin:/opt/node/bin"), "{path}");
+    assert!(path.ends_with(":/bin"), "{path}");
 }
 
 #[test]

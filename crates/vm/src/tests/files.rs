@@ -190,6 +190,41 @@ async fn a_writer_that_is_dropped_is_aborted_also_when_the_answer_comes_late() {
     assert!(matches!(request, FileRequest::AbortWrite { ticket: WriteTicket(5) }), "{request:?}");
 }
 
+/// Open descriptors of this process that refer to a memfd of this name.
+fn descriptors_of(name: &str) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    links.filter(|link| link.to_string_lossy().contains(name)).count()
+}
+
+#[tokio::test]
+async fn a_write_that_fails_has_let_go_of_the_file_before_its_caller_hears_of_it() {
+    let World { vm, init, launcher: _launcher, .. } = World::new().await;
+    let name = "full-file-of-a-failing-write";
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let full = rustix::fs::memfd_create(name, flags).unwrap();
+    rustix::fs::fcntl_add_seals(&full, rustix::fs::SealFlags::GROW).unwrap();
+    let write = tokio::spawn({
+        let vm = vm.clone();
+        async move { vm.write_file(b"/mnt/x", Bytes::from(vec![1; 1_000_000])).await }
+    });
+    open_write(&init, 4, full).await;
+    let (id, request) = init.file_request().await;
+    assert!(matches!(request, FileRequest::AbortWrite { ticket: WriteTicket(4) }), "{request:?}");
+    assert_eq!(descriptors_of(name), 0, "the sidecar's own descriptor makes the mount busy");
+    // Requests are served in order: had the write ended by now, this one would find it so.
+    let probe = tokio::spawn({
+        let vm = vm.clone();
+        async move { vm.exists(b"/probe").await }
+    });
+    let (probe_id, _) = init.file_request().await;
+    init.answer(probe_id, file(FileResponse::Exists(true)), Vec::new());
+    assert!(soon(probe).await.unwrap().unwrap());
+    assert!(!write.is_finished(), "the caller hears of it while init still has the file");
+    init.answer(id, file(FileResponse::Done), Vec::new());
+    assert_eq!(soon(write).await.unwrap().unwrap_err().errno(), Some(1));
+}
+
 #[tokio::test]
 async fn a_write_batch_gives_one_result_per_file_in_order() {
     let World { vm, init, launcher: _launcher, .. } = World::new().await;

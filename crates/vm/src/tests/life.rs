@@ -8,6 +8,7 @@ use agentos_guest_protocol::launcher::{BootFailure, LauncherEvent, LauncherReque
 use agentos_guest_protocol::process::Status;
 
 use super::fake::{FakeLauncher, World, bytes, file, soon, spec};
+use crate::mount::Mounter;
 use crate::process::ProcessSpec;
 use crate::spec::VmOptions;
 use crate::{CreateError, Exit, GoneReason, LauncherDeath, LauncherError, Unavailable, Vm, VmState};
@@ -203,7 +204,7 @@ async fn a_host_directory_is_opened_by_the_launcher_and_attached_by_init() {
     let mount = MountOptions { path: b"/work/".to_vec(), kind };
     let mounting = tokio::spawn({
         let (vm, mount) = (vm.clone(), mount.clone());
-        async move { vm.mount_fs(mount).await }
+        async move { vm.mount_fs(mount, Mounter::User).await }
     });
     let LauncherRequest::OpenHostDir { token, host_dir, .. } = launcher.request().await else {
         panic!("not OpenHostDir");
@@ -216,7 +217,7 @@ async fn a_host_directory_is_opened_by_the_launcher_and_attached_by_init() {
     init.answer(id, Response::Done, Vec::new());
     soon(mounting).await.unwrap().unwrap();
 
-    let mounting = tokio::spawn(async move { vm.mount_fs(mount).await });
+    let mounting = tokio::spawn(async move { vm.mount_fs(mount, Mounter::User).await });
     let LauncherRequest::OpenHostDir { token, .. } = launcher.request().await else {
         panic!("not OpenHostDir");
     };
