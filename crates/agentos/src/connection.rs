@@ -75,17 +75,40 @@ struct Shared {
     gone: watch::Receiver<bool>,
 }
 
+/// Ends a connection with the runtime that dialled it: what the handles do when they are dropped is done on that runtime,
+/// and nobody would give their VMs back any more.
+struct Bond {
+    driver: Driver,
+    announce: Arc<watch::Sender<bool>>,
+}
+
+impl Drop for Bond {
+    fn drop(&mut self) {
+        self.driver.stop();
+        self.announce.send_replace(true);
+    }
+}
+
 impl Connection {
     pub(crate) async fn dial(socket: &Path) -> Result<Self, DialError> {
         let path = socket.display().to_string();
         let connect_error = |source| DialError::Connect { path: path.clone(), source };
         let thread = thread::handle().map_err(DialError::Thread)?;
         let dialled = thread.spawn(Self::dial_here(socket.to_owned()));
-        // The thread ends with the process, and what is above has no panic to speak of.
-        dialled.await.map_err(|error| connect_error(std::io::Error::other(error)))?
+        // The thread ends with the process, so that only a panic is an error here.
+        let (connection, announce) =
+            dialled.await.map_err(|error| connect_error(std::io::Error::other(error)))??;
+        let bond = Bond { driver: connection.shared.transport.driver.clone(), announce };
+        let mut gone = connection.gone();
+        tokio::spawn(async move {
+            let _bond = bond;
+            // Its sender is held by the bond.
+            let _ = gone.wait_for(|gone| *gone).await;
+        });
+        Ok(connection)
     }
 
-    async fn dial_here(socket: PathBuf) -> Result<Self, DialError> {
+    async fn dial_here(socket: PathBuf) -> Result<(Self, Arc<watch::Sender<bool>>), DialError> {
         let path = || socket.display().to_string();
         let stream = UnixStream::connect(&socket)
             .await
@@ -100,21 +123,21 @@ impl Connection {
             .await
             .map_err(|source| DialError::Handshake { path: path(), source })?;
         let (announce, gone) = watch::channel(false);
+        let announce = Arc::new(announce);
         let driver = Driver::new(machine);
-        let task = driver.clone();
+        let (task, ended) = (driver.clone(), Arc::clone(&announce));
         // Ends by itself when the last handle is gone and no call is in flight.
         tokio::spawn(async move {
             task.run().await;
-            announce.send_replace(true);
+            ended.send_replace(true);
         });
-        Ok(Self {
-            shared: Arc::new(Shared {
-                transport: Transport { send, driver },
-                origin: http::Uri::from_static("http://agentos"),
-                closed_by_us: AtomicBool::new(false),
-                gone,
-            }),
-        })
+        let shared = Shared {
+            transport: Transport { send, driver },
+            origin: http::Uri::from_static("http://agentos"),
+            closed_by_us: AtomicBool::new(false),
+            gone,
+        };
+        Ok((Self { shared: Arc::new(shared) }, announce))
     }
 
     /// Ends every call in flight. Later calls fail as closed, not as the sidecar's death.

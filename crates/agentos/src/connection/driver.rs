@@ -63,8 +63,12 @@ impl Driver {
     pub(super) async fn run(&self) {
         poll_fn(|context| {
             *lock(&self.0.bell.task) = Some(context.waker().clone());
-            // A caller that is driving wakes this task for whatever it may have missed.
-            self.0.try_machine().map_or(Poll::Pending, |machine| self.0.drive(machine))
+            let machine = self.0.try_machine().or_else(|| {
+                // A caller is driving, and has perhaps looked already. It is told, unless it has just stopped.
+                self.0.bell.rung.store(true, Ordering::SeqCst);
+                self.0.try_machine()
+            });
+            machine.map_or(Poll::Pending, |machine| self.0.drive(machine))
         })
         .await
     }
@@ -74,13 +78,14 @@ impl Driver {
         let bell = &self.0.bell;
         bell.driving.fetch_add(1, Ordering::SeqCst);
         let queued = queue();
-        let ended = self.0.try_machine().is_some_and(|machine| {
-            // What was rung for is done now. Later, the task has to do it.
+        let driven = self.0.try_machine().is_some_and(|machine| {
+            // What was rung for so far is done now.
             bell.rung.store(false, Ordering::SeqCst);
-            self.0.drive(machine).is_ready()
+            self.0.drive(machine).is_pending()
         });
         bell.driving.fetch_sub(1, Ordering::SeqCst);
-        if bell.rung.swap(false, Ordering::SeqCst) || ended {
+        // What was rung for since, the task has to do: also where somebody else was driving, and where all has ended.
+        if bell.rung.swap(false, Ordering::SeqCst) || !driven {
             bell.wake_task();
         }
         queued

@@ -1,8 +1,7 @@
 //! The thread on which this process hears from its sidecars.
 //!
-//! A connection is shared by whoever uses the same sidecar, on whatever runtime, so it can't belong to one of them: it
-//! would fall silent when that runtime is busy and end when it ends. And a multi-threaded runtime wakes a second
-//! thread for every answer, in case there is more to do, which on a small machine is a large part of a short call.
+//! A multi-threaded runtime wakes a second thread for every answer, in case there is more to do, which on a small machine
+//! is a large part of a short call; and a runtime that is busy would leave its connections unread.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
