@@ -90,6 +90,25 @@ fn every_runtime_has_a_handle_of_its_own_and_survives_the_others() {
     assert_eq!(fake.script.leases.load(Ordering::SeqCst), 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn calls_from_many_threads_at_once_are_all_answered() {
+    let story = Story::new();
+    let _fake = story.fake(Script::default());
+    let sidecar = story.sidecar().await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let sidecar = sidecar.clone();
+        callers.spawn(async move {
+            for _ in 0..200 {
+                assert_eq!(sidecar.list_vms().await.unwrap().len(), 1);
+            }
+        });
+    }
+    // A call that nobody is woken for would wait for ever.
+    let all = async { while callers.join_next().await.transpose().unwrap().is_some() {} };
+    within("all answers", all).await;
+}
+
 #[tokio::test]
 async fn another_version_is_refused_and_both_are_named() {
     let story = Story::new();
