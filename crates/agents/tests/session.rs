@@ -240,6 +240,37 @@ async fn an_agent_that_never_stops_is_ended_and_its_session_says_so() {
 }
 
 #[tokio::test]
+async fn a_cancelled_prompt_that_no_turn_follows_is_no_reason_to_end_the_agent() {
+    let place = Place::new();
+    for late in [Err("no"), Ok(json!({ "disposition": "handled" }))] {
+        let (session, mut pi) = place.ready().await;
+        let reply = prompting(&session, "x");
+        let prompt = pi.expect("prompt").await;
+        assert!(session.cancel().await);
+        // The session's deadline passes at once; from then on its events need a real thread's time.
+        tokio::time::pause();
+        assert_eq!(reply.await.unwrap().unwrap().stop_reason, "cancelled");
+        tokio::time::resume();
+        assert_eq!(session.prompt(Prompt::text("y")).await.unwrap_err().kind(), FaultKind::Busy);
+        pi.answer(&prompt, late).await;
+        pi.after_all_is_read().await;
+        // Had the session not understood, this one would be busy.
+        let next = prompting(&session, "z");
+        let prompt = loop {
+            let record = pi.record().await;
+            if record["type"] != "abort" {
+                break record;
+            }
+        };
+        assert_eq!(prompt["message"], "z");
+        pi.accept(&prompt).await;
+        pi.turn(&["well"]).await;
+        assert_eq!(next.await.unwrap().unwrap().text, "well");
+        assert!(session.fate().is_none(), "{:?}", session.fate());
+    }
+}
+
+#[tokio::test]
 async fn text_without_an_end_is_a_fault_before_it_fills_the_memory() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;

@@ -70,6 +70,21 @@ struct Cancelled {
     abort_again_at: Instant,
 }
 
+/// A turn that was answered before the agent was done with it.
+struct Settling {
+    /// The id of its command, where the agent hasn't taken it yet: an answer that no turn follows is its end then.
+    untaken: Option<String>,
+    /// When the agent must be done.
+    until: Instant,
+}
+
+impl Settling {
+    fn after(running: &Running, now: Instant) -> Self {
+        let untaken = (!running.taken).then(|| running.command.clone());
+        Self { untaken, until: now + SETTLE_GRACE }
+    }
+}
+
 /// A request that waits for pi's answer.
 struct Asked {
     number: u64,
@@ -83,8 +98,7 @@ pub(super) struct Driver {
     profile: Profile,
     next_number: u64,
     running: Option<Running>,
-    /// A turn was answered before the agent was done with it: when it must be.
-    settling: Option<Instant>,
+    settling: Option<Settling>,
     /// By the id of their command.
     asked: HashMap<String, Asked>,
 }
@@ -215,11 +229,18 @@ impl Driver {
         if let Some(asked) = self.asked.remove(id) {
             return self.on_agreement(asked, outcome);
         }
+        // A command of an extension has done its work already; no turn follows.
+        let handled = matches!(&outcome, Ok(data) if data["disposition"] == "handled");
+        if let Some(settling) = &mut self.settling
+            && settling.untaken.take_if(|command| command == id).is_some()
+            && (handled || outcome.is_err())
+        {
+            self.settling = None;
+        }
         let Some(mut running) = self.running.take_if(|running| running.command == id) else { return Ok(()) };
         running.taken = true;
         match outcome {
-            // A command of an extension has done its work already; no turn follows.
-            Ok(data) if data["disposition"] == "handled" => {
+            Ok(_) if handled => {
                 let text = self.link.translator.take_turn().text;
                 self.answer(running, Ok((text, "end_turn")));
             }
@@ -322,7 +343,9 @@ impl Driver {
     /// When something must happen although nothing comes.
     fn deadline(&self) -> Option<Instant> {
         // No prompt runs while a turn settles.
-        let Some(running) = &self.running else { return self.settling };
+        let Some(running) = &self.running else {
+            return self.settling.as_ref().map(|settling| settling.until);
+        };
         match &running.cancelled {
             Some(cancelled) => Some(cancelled.answer_at.min(cancelled.abort_again_at)),
             None if self.link.translator.running_tools() > 0 => None,
@@ -343,12 +366,12 @@ impl Driver {
                 return self.link.send(&Command::Abort, ABORT);
             }
             Some(_) => {
-                self.settling = Some(now + SETTLE_GRACE);
+                self.settling = Some(Settling::after(&running, now));
                 let text = self.link.translator.take_turn().text;
                 self.answer(running, Ok((text, "cancelled")));
             }
             None => {
-                self.settling = Some(now + SETTLE_GRACE);
+                self.settling = Some(Settling::after(&running, now));
                 let idle = running.idle;
                 self.answer(running, Err(PromptError::IdleTimeout { idle }));
                 return self.link.send(&Command::Abort, ABORT);
