@@ -7,8 +7,8 @@
 //! The planner knows paths and nothing of VMs. Inside the VM there are two places, the same for every session:
 //! [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every agent and session, and
 //! [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and whatever it keeps
-//! there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's limit and ends
-//! with the VM. Nothing a guest can write is on the host. No file holds a secret: keys reach the agent through its
+//! there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's limit, and it goes
+//! with the session. Nothing a guest can write is on the host. No file holds a secret: keys reach the agent through its
 //! environment alone.
 
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ pub struct PlanFile {
 pub struct LaunchPlan {
     /// The command; argv[0] is an absolute path in the VM.
     pub argv: Vec<String>,
-    /// The agent's variables: the session's, over the plan's, over nothing. `PATH` is the VM's own unless the
+    /// The agent's variables: the session's, over the plan's, over nothing; the demo model's directory over all. `PATH` is the VM's own unless the
     /// session sets one.
     pub env: BTreeMap<String, String>,
     /// Its working directory in the VM.
@@ -114,7 +114,7 @@ pub struct PlanRequest<'a> {
     pub node_modules: Option<&'a str>,
     /// The working directory in the VM.
     pub cwd: &'a str,
-    /// The session's environment; it wins over everything the plan sets.
+    /// The session's environment; it wins over everything the plan sets, but for where the demo model is configured.
     pub env: &'a BTreeMap<String, String>,
     /// The OS instructions, whole; empty means none.
     pub instructions: &'a str,
@@ -172,15 +172,9 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if let Some(cache) = request.installed.compile_cache_name() {
         env.insert("NODE_COMPILE_CACHE".to_owned(), format!("{GUEST_PACKAGES}/{cache}"));
     }
-    match request.model.kind {
-        ModelKind::Demo => {
-            env.insert("PI_CODING_AGENT_DIR".to_owned(), state.clone());
-            files.extend(demo_configuration(&state, request.demo_base_url));
-        }
-        // The agent's own configuration may be anywhere its user put it; only its transcripts move to the session.
-        ModelKind::Provider => {
-            env.insert("PI_CODING_AGENT_SESSION_DIR".to_owned(), format!("{state}/sessions"));
-        }
+    // The agent's own configuration may be anywhere its user put it; only its transcripts move to the session.
+    if request.model.kind == ModelKind::Provider {
+        env.insert("PI_CODING_AGENT_SESSION_DIR".to_owned(), format!("{state}/sessions"));
     }
     if !request.instructions.is_empty() {
         let guest_path = format!("{state}/agentos-instructions.md");
@@ -196,6 +190,11 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     }
     command.extend(agent.extra_args.iter().cloned());
     env.extend(request.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    // A configuration elsewhere would name another model than the session says it has.
+    if request.model.kind == ModelKind::Demo {
+        env.insert("PI_CODING_AGENT_DIR".to_owned(), state.clone());
+        files.extend(demo_configuration(&state, request.demo_base_url));
+    }
 
     Ok(LaunchPlan {
         argv: command,

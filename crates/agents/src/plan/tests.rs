@@ -86,6 +86,32 @@ fn the_demo_model_is_configured_in_the_sessions_own_directory() {
 }
 
 #[test]
+fn no_environment_leads_a_demo_session_to_another_configuration() {
+    let case = Case::new();
+    let env = BTreeMap::from([("PI_CODING_AGENT_DIR".to_owned(), "/home/user/.pi/agent".to_owned())]);
+    let plan = |kind| {
+        let installed = case.store.installed(&case.agent).unwrap();
+        plan_session(&PlanRequest {
+            agent: &case.agent,
+            session: &case.session,
+            installed: &installed,
+            node_modules: None,
+            cwd: "/work",
+            env: &env,
+            instructions: "",
+            model: &ModelChoice { kind, reason: String::new() },
+            demo_base_url: "http://127.0.0.1:4141",
+            mcp_servers: &[],
+        })
+        .unwrap()
+    };
+    let demo = plan(ModelKind::Demo);
+    assert_eq!(Some(&demo.env["PI_CODING_AGENT_DIR"]), demo.state_dir.as_ref());
+    let provider = plan(ModelKind::Provider);
+    assert_eq!(provider.env["PI_CODING_AGENT_DIR"], env["PI_CODING_AGENT_DIR"], "the user's own place");
+}
+
+#[test]
 fn with_a_provider_the_agents_own_configuration_is_left_alone() {
     let case = Case::new();
     let plan = case.plan(|_| {}, ModelKind::Provider);
