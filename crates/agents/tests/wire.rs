@@ -190,6 +190,18 @@ fn what_is_no_record_is_garbage_and_unknown_records_are_kept() {
 }
 
 #[test]
+fn a_call_whose_id_is_too_long_is_passed_on_and_not_remembered() {
+    let mut translator = translator();
+    let mut start = |id: String| {
+        feed(&mut translator, &json!({ "type": "tool_execution_start", "toolCallId": id, "toolName": "ls" }))
+    };
+    let long = start("x".repeat(257));
+    assert!(matches!(&long[..], [Output::Event(event)] if event.contains("tool_call")), "{long:?}");
+    start("y".repeat(256));
+    assert_eq!(translator.running_tools(), 1, "only the short one");
+}
+
+#[test]
 fn commands_are_one_line_each() {
     let command = Command::Prompt { message: "a\nb\u{2028}".into(), images: vec![] };
     let line = command.encode("7");

@@ -16,6 +16,9 @@ use crate::wire::acp::{self, Location, ToolKind, ToolStatus, ToolUpdate};
 
 /// Calls that may be open at once; a model asks for a handful. What is beyond is passed on without being remembered.
 const MAX_OPEN_CALLS: usize = 4096;
+/// An id is the agent's own and may be as long as a record; models use a few dozen bytes. The calls of a longer one are
+/// passed on without being remembered.
+const MAX_ID_BYTES: usize = 256;
 /// A result's content says the same in ACP's shape; a raw one beyond this would only double the transcript.
 const MAX_RAW_OUTPUT_BYTES: usize = 64 << 10;
 /// A title is one line for people.
@@ -142,7 +145,7 @@ impl ToolCalls {
             *state |= running;
             return false;
         }
-        if self.open.len() < MAX_OPEN_CALLS {
+        if self.open.len() < MAX_OPEN_CALLS && id.len() <= MAX_ID_BYTES {
             self.open.insert(id.to_owned(), running);
         }
         update.session_update = "tool_call";
