@@ -75,8 +75,8 @@ struct Shared {
     gone: watch::Receiver<bool>,
 }
 
-/// Ends a connection with the runtime that dialled it: what the handles do when they are dropped is done on that runtime,
-/// and nobody would give their VMs back any more.
+/// Ends a connection with the task that holds this: its own, or one on the runtime that dialled it. What handles do when
+/// they are dropped is done on that runtime, and without it nobody would give their VMs back.
 struct Bond {
     driver: Driver,
     announce: Arc<watch::Sender<bool>>,
@@ -125,12 +125,9 @@ impl Connection {
         let (announce, gone) = watch::channel(false);
         let announce = Arc::new(announce);
         let driver = Driver::new(machine);
-        let (task, ended) = (driver.clone(), Arc::clone(&announce));
+        let bond = Bond { driver: driver.clone(), announce: Arc::clone(&announce) };
         // Ends by itself when the last handle is gone and no call is in flight.
-        tokio::spawn(async move {
-            task.run().await;
-            ended.send_replace(true);
-        });
+        tokio::spawn(async move { bond.driver.run().await });
         let shared = Shared {
             transport: Transport { send, driver },
             origin: http::Uri::from_static("http://agentos"),
@@ -151,7 +148,7 @@ impl Connection {
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.was_closed() || *self.shared.gone.borrow()
+        self.was_closed() || self.shared.transport.driver.has_ended()
     }
 
     pub(crate) fn gone(&self) -> watch::Receiver<bool> {

@@ -258,7 +258,7 @@ impl AgentOsSidecar {
 
     async fn wait_until_disposed(&self) -> Result<(), Error> {
         let mut gone = self.inner.connection.gone();
-        // An error means that the connection's task is gone, which is the same.
+        // Announced even when the connection's task panics.
         if !self.inner.connection.is_gone() {
             let _ = gone.wait_for(|gone| *gone).await;
         }

@@ -42,12 +42,18 @@ impl Control {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), WireError> {
         match self.say(&InitMessage::Response { id, response }, descriptors) {
-            // An answer that is longer than any frame fails that request, not the VM.
-            Err(WireError::Encode(_)) => {
-                let response = Err(Failure::System(failure("answer", "", Errno::OVERFLOW)));
-                self.say(&InitMessage::Response { id, response }, &[])
+            // An answer that is longer than any frame, or that the VM lacks the memory or the descriptors for, fails
+            // that request, not the VM: a guest brings such things about, and its caller must not wait for ever.
+            Err(WireError::Encode(_)) => self.refuse(id, Errno::OVERFLOW),
+            Err(WireError::System(errno)) if !matches!(errno, Errno::PIPE | Errno::CONNRESET) => {
+                self.refuse(id, errno)
             }
             other => other,
         }
+    }
+
+    fn refuse(&self, id: RequestId, errno: Errno) -> Result<(), WireError> {
+        let response = Err(Failure::System(failure("answer", "", errno)));
+        self.say(&InitMessage::Response { id, response }, &[])
     }
 }

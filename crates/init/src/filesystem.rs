@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! event loop ── submit ──► pool ── a thread of PID 1 ──► FileSystem::handle ── openat2, *at ──► the VM's files
-//!     ▲                      │
-//!     └──── eventfd, drain ──┘       with a deadline: a call that hangs in a mount is answered and left behind
+//!                            │                                 └──► the answer, to the sidecar
+//!                            └ with a deadline: a call that hangs in a mount is answered and left behind
 //! ```
 //!
 //! The guest owns most of the tree and may change it between any two system calls. Three rules keep its tricks

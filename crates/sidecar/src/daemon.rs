@@ -54,7 +54,9 @@ pub(crate) fn run(config: Config) -> Result<(), SidecarError> {
     let (socket, listener) = Socket::bind(&config.socket)?;
     // Sockets of sidecars lie where their starters wanted them, those of demo models in the runtime directory.
     let beside = config.socket.parent().filter(|directory| *directory != config.runtime_dir);
-    beside.into_iter().chain([config.runtime_dir.as_path()]).for_each(leftovers::clean);
+    for directory in beside.into_iter().chain([config.runtime_dir.as_path()]) {
+        leftovers::clean(directory, &config.runtime_dir);
+    }
     // A pool's log is one file for all its sidecars; every explicit sidecar has another name.
     let own_log_of = config.pool.is_empty().then(|| config.socket.clone());
     let (starts, requests) = sync_channel(1);

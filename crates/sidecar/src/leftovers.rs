@@ -7,7 +7,7 @@
 //! ```text
 //! NAME.sock, NAME.sock.lock      held ──► alive, hands off
 //!                                free ──► dead: remove both
-//! NAME.dir, NAME.dir.lock        free ──► dead: remove both
+//! sessions-X.dir, and its lock    free ──► dead: remove both
 //! NAME.lock.start                free ──► whoever began to start a sidecar is dead: remove it
 //! ```
 //! These directories may hold files of others, whose locks and names are none of our business: only a socket or a
@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 
 use agentos_proto::rendezvous::{LOCK_SUFFIX, LockFile, Rendezvous, SOCKET_SUFFIX, START_LOCK_SUFFIX};
 
-/// What the name of a sidecar's directory for its VMs ends with.
+/// What the name of a sidecar's directory for its VMs begins and ends with.
+pub(crate) const DIRECTORY_PREFIX: &str = "sessions-";
 pub(crate) const DIRECTORY_SUFFIX: &str = ".dir";
 
 /// What a name says that it is.
@@ -34,10 +35,12 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(name: &[u8]) -> Option<Self> {
+    fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.as_bytes();
         if name.ends_with(SOCKET_SUFFIX.as_bytes()) {
             Some(Self::Socket)
-        } else if name.ends_with(DIRECTORY_SUFFIX.as_bytes()) {
+        } else if name.starts_with(DIRECTORY_PREFIX.as_bytes()) && name.ends_with(DIRECTORY_SUFFIX.as_bytes())
+        {
             Some(Self::Directory)
         } else {
             None
@@ -59,8 +62,9 @@ impl Kind {
     }
 }
 
-/// Best effort: what can't be removed now is tried again at the next start.
-pub(crate) fn clean(directory: &Path) {
+/// Best effort: what can't be removed now is tried again at the next start. `directory` is the runtime directory, or
+/// where somebody wanted a socket: only the former is ours enough to remove directories from.
+pub(crate) fn clean(directory: &Path, runtime_dir: &Path) {
     for lock in entries(directory) {
         let name = lock.as_os_str().as_bytes();
         if name.ends_with(START_LOCK_SUFFIX.as_bytes()) {
@@ -69,8 +73,11 @@ pub(crate) fn clean(directory: &Path) {
             continue;
         }
         let Some(name) = name.strip_suffix(LOCK_SUFFIX.as_bytes()) else { continue };
-        let Some(kind) = Kind::of(name) else { continue };
         let path = Path::new(OsStr::from_bytes(name));
+        let Some(kind) = Kind::of(path) else { continue };
+        if matches!(kind, Kind::Directory) && directory != runtime_dir {
+            continue;
+        }
         if fs::symlink_metadata(path).is_ok_and(|there| !kind.is(there.file_type())) {
             continue;
         }
@@ -132,14 +139,16 @@ mod tests {
         for name in ["gone.sock.lock", "gone.lock.start"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
-        fs::create_dir_all(dir.path().join("dead.dir/vm/sessions")).unwrap();
-        fs::write(dir.path().join("dead.dir.lock"), "").unwrap();
+        fs::create_dir_all(dir.path().join("sessions-dead.dir/vm/sessions")).unwrap();
+        fs::write(dir.path().join("sessions-dead.dir.lock"), "").unwrap();
         let starting = LockFile::try_take(&dir.path().join("busy.lock.start")).unwrap();
-        for name in ["other", "gone.log", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"] {
+        for name in
+            ["other", "gone.log", "theirs.dir.lock", "Cargo.lock", "Cargo", "file.sock", "file.sock.lock"]
+        {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let (_alive, _listener) = Socket::bind(&dir.path().join("alive.sock")).unwrap();
-        clean(dir.path());
+        clean(dir.path(), dir.path());
         // Nothing here is what this process writes its complaints to.
         remove_own_log(&dir.path().join("gone.sock"));
         let mut left = entries(dir.path());
@@ -154,6 +163,7 @@ mod tests {
             "file.sock.lock",
             "gone.log",
             "other",
+            "theirs.dir.lock",
         ];
         assert!(starting.is_some());
         assert_eq!(left, kept.map(|name| dir.path().join(name)));

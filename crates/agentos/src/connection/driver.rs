@@ -26,6 +26,8 @@ pub(super) struct Driver(Arc<Shared>);
 struct Shared {
     /// Nothing when it has ended.
     machine: Mutex<Option<Machine>>,
+    /// Known before whoever the end concerns is woken.
+    ended: AtomicBool,
     bell: Arc<Bell>,
     /// The bell as what the machine calls.
     waker: Waker,
@@ -53,6 +55,7 @@ impl Driver {
         let bell = Arc::new(Bell::default());
         Self(Arc::new(Shared {
             machine: Mutex::new(Some(machine)),
+            ended: AtomicBool::new(false),
             waker: Waker::from(Arc::clone(&bell)),
             bell,
             callers: Mutex::default(),
@@ -75,24 +78,23 @@ impl Driver {
 
     /// Queues something on the connection and sends it at once where nobody else is driving.
     pub(super) fn send<T>(&self, queue: impl FnOnce() -> T) -> T {
-        let bell = &self.0.bell;
-        bell.driving.fetch_add(1, Ordering::SeqCst);
+        let mut driving = Driving::new(&self.0.bell);
         let queued = queue();
-        let driven = self.0.try_machine().is_some_and(|machine| {
+        driving.done = self.0.try_machine().is_some_and(|machine| {
             // What was rung for so far is done now.
-            bell.rung.store(false, Ordering::SeqCst);
+            self.0.bell.rung.store(false, Ordering::SeqCst);
             self.0.drive(machine).is_pending()
         });
-        bell.driving.fetch_sub(1, Ordering::SeqCst);
-        // What was rung for since, the task has to do: also where somebody else was driving, and where all has ended.
-        if bell.rung.swap(false, Ordering::SeqCst) || !driven {
-            bell.wake_task();
-        }
         queued
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.ended.load(Ordering::SeqCst)
     }
 
     /// Ends the connection and all calls on it.
     pub(super) fn stop(&self) {
+        self.0.ended.store(true, Ordering::SeqCst);
         let machine = lock(&self.0.machine).take();
         drop(machine);
         self.0.bell.wake_task();
@@ -121,19 +123,62 @@ impl Shared {
 
     fn drive(&self, mut machine: MutexGuard<'_, Option<Machine>>) -> Poll<()> {
         let Some(running) = machine.as_mut() else { return Poll::Ready(()) };
-        lock(&self.callers).at_work = true;
+        let at_work = AtWork::new(&self.callers);
         // Why it ended is told by each call that was in flight.
         let poll = Pin::new(running).poll(&mut Context::from_waker(&self.waker)).map(drop);
         let ended = if poll.is_ready() { machine.take() } else { None };
+        if poll.is_ready() {
+            self.ended.store(true, Ordering::SeqCst);
+        }
+        drop(machine);
+        drop(ended);
+        drop(at_work);
+        poll
+    }
+}
+
+/// Between the announcement that somebody drives and the last look at the bell.
+struct Driving<'a> {
+    bell: &'a Bell,
+    /// The machine is at rest, and knew of everything until [`Bell::rung`] was last reset.
+    done: bool,
+}
+
+impl<'a> Driving<'a> {
+    fn new(bell: &'a Bell) -> Self {
+        bell.driving.fetch_add(1, Ordering::SeqCst);
+        Self { bell, done: false }
+    }
+}
+
+impl Drop for Driving<'_> {
+    /// What was rung for since, the task has to do: also where somebody else was driving, and where all has ended.
+    fn drop(&mut self) {
+        self.bell.driving.fetch_sub(1, Ordering::SeqCst);
+        if self.bell.rung.swap(false, Ordering::SeqCst) || !self.done {
+            self.bell.wake_task();
+        }
+    }
+}
+
+/// While the machine is at work. Callers are woken when it ends, by a panic too.
+struct AtWork<'a>(&'a Mutex<Callers>);
+
+impl<'a> AtWork<'a> {
+    fn new(callers: &'a Mutex<Callers>) -> Self {
+        lock(callers).at_work = true;
+        Self(callers)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
         let put_by = {
-            let mut callers = lock(&self.callers);
+            let mut callers = lock(self.0);
             callers.at_work = false;
             std::mem::take(&mut callers.put_by)
         };
-        drop(machine);
-        drop(ended);
         put_by.into_iter().for_each(Waker::wake);
-        poll
     }
 }
 

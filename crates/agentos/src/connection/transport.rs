@@ -7,6 +7,7 @@
 //! A call ends when its response ends or is dropped; what it still uploads then is dropped, too, and the peer is told
 //! that the call was cancelled.
 
+use std::error::Error;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -20,8 +21,7 @@ use tonic::body::Body;
 
 use super::driver::Driver;
 
-/// A first message up to this size is queued without asking what the peer can take: it is as much as any peer takes
-/// unasked, and asking costs a round through the connection's task.
+/// So much of a request is queued without asking what the peer can take: it is as much as any peer takes unasked, and asking costs a round through the connection's task.
 const UNASKED_BYTES: usize = 64 * 1024 - 1;
 
 #[derive(Clone)]
@@ -42,7 +42,11 @@ impl tower_service::Service<http::Request<Body>> for Transport {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let Self { mut send, driver } = self.clone();
         Box::pin(async move {
-            let (mut response, upload) = driver.send(|| begin(&mut send, request))?;
+            let (head, mut body) = request.into_parts();
+            // Before anybody drives: what makes the body is not ours, and may take its time.
+            let start = Start::of(&mut body);
+            let head = http::Request::from_parts(head, ());
+            let (mut response, upload) = driver.send(|| begin(&mut send, head, start, body))?;
             let upload = upload.map(|rest| Upload(tokio::spawn(rest).abort_handle()));
             // The connection lasts as long as its handles: this call's is the response.
             drop(send);
@@ -61,18 +65,40 @@ type Rest = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Queues a request with as much of its body as there is.
 fn begin(
     send: &mut SendRequest<Bytes>,
-    request: http::Request<Body>,
+    head: http::Request<()>,
+    start: Start,
+    body: Body,
 ) -> Result<(ResponseFuture, Option<Rest>), h2::Error> {
-    let (head, body) = request.into_parts();
-    let ended = body.is_end_stream();
-    let (response, stream) = send.send_request(http::Request::from_parts(head, ()), ended)?;
-    if ended {
-        return Ok((response, None));
-    }
-    let mut rest: Rest = Box::pin(upload(body, stream));
+    let (response, stream) = send.send_request(head, false)?;
+    let mut rest: Rest = Box::pin(upload(start, body, stream));
     // Whoever polls it next is who is woken.
     let ended = rest.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
     Ok((response, (!ended).then_some(rest)))
+}
+
+/// What a request's body had when the call was made.
+struct Start {
+    data: Vec<Bytes>,
+    next: Option<Next>,
+}
+
+impl Start {
+    fn of(body: &mut Body) -> Self {
+        let (mut data, mut bytes) = (Vec::new(), 0);
+        while bytes <= UNASKED_BYTES {
+            // Polled again with a waker that wakes.
+            let polled = Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
+            match polled.map(Next::of) {
+                Poll::Ready(Next::Data(part)) => {
+                    bytes += part.len();
+                    data.push(part);
+                }
+                Poll::Ready(end) => return Self { data, next: Some(end) },
+                Poll::Pending => break,
+            }
+        }
+        Self { data, next: None }
+    }
 }
 
 /// What the peer sends back.
@@ -148,52 +174,78 @@ impl Drop for Upload {
 }
 
 /// Sends a request's body. Whatever goes wrong is told by the response.
-async fn upload(mut body: Body, mut stream: SendStream<Bytes>) {
+async fn upload(start: Start, mut body: Body, mut stream: SendStream<Bytes>) {
     let mut unasked = UNASKED_BYTES;
-    loop {
-        let frame = match next_frame(&mut body, &mut stream).await {
-            Next::Frame(frame) => frame,
-            Next::End => {
-                // Fails where the stream is over, and then nobody waits for this end.
-                let _ = stream.send_data(Bytes::new(), true);
-                return;
-            }
-            Next::Failed => return stream.send_reset(Reason::INTERNAL_ERROR),
-            Next::Reset => return,
-        };
-        // Requests of gRPC have no trailers.
-        let Ok(data) = frame.into_data() else { continue };
+    for data in start.data {
         let sent = if data.len() <= unasked {
+            unasked -= data.len();
             stream.send_data(data, false).ok()
         } else {
+            unasked = 0;
             send_as_asked(&mut stream, data).await
         };
         if sent.is_none() {
             return;
         }
-        unasked = 0;
+    }
+    let mut next = start.next;
+    loop {
+        let sent = match next.take() {
+            Some(Next::Data(data)) => send_as_asked(&mut stream, data).await,
+            // Fails where the stream is over, and then nobody waits for this end.
+            Some(Next::End) => stream.send_data(Bytes::new(), true).ok().and(None),
+            Some(Next::Failed(reason)) => {
+                stream.send_reset(reason);
+                None
+            }
+            Some(Next::Reset) => None,
+            None => Some(()),
+        };
+        if sent.is_none() {
+            return;
+        }
+        next = Some(next_of(&mut body, &mut stream).await);
     }
 }
 
 enum Next {
-    Frame(Frame<Bytes>),
+    Data(Bytes),
     End,
     /// What makes the body gave up.
-    Failed,
+    Failed(Reason),
     /// The peer wants no more.
     Reset,
 }
 
-async fn next_frame(body: &mut Body, stream: &mut SendStream<Bytes>) -> Next {
+impl Next {
+    fn of(frame: Option<Result<Frame<Bytes>, tonic::Status>>) -> Self {
+        match frame {
+            // Requests of gRPC have no trailers: those of others count as nothing.
+            Some(Ok(frame)) => Self::Data(frame.into_data().unwrap_or_default()),
+            Some(Err(status)) => Self::Failed(reason_of(&status)),
+            None => Self::End,
+        }
+    }
+}
+
+/// What a body that gave up tells the peer.
+fn reason_of(status: &tonic::Status) -> Reason {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return reason;
+        }
+        cause = error.source();
+    }
+    Reason::CANCEL
+}
+
+async fn next_of(body: &mut Body, stream: &mut SendStream<Bytes>) -> Next {
     poll_fn(|context| {
         if stream.poll_reset(context).is_ready() {
             return Poll::Ready(Next::Reset);
         }
-        Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(context)) {
-            Some(Ok(frame)) => Next::Frame(frame),
-            Some(Err(_)) => Next::Failed,
-            None => Next::End,
-        })
+        Pin::new(&mut *body).poll_frame(context).map(Next::of)
     })
     .await
 }

@@ -31,7 +31,7 @@ use super::streams::STACK_BYTES;
 
 const MAX_HEALTHY: usize = 4;
 const MAX_STUCK: usize = 16;
-/// Calls submitted and not yet answered; one more is EAGAIN.
+/// Calls queued or running that nobody has answered; one more is EAGAIN.
 const MAX_IN_FLIGHT: usize = 1024;
 
 const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -359,7 +359,7 @@ impl State {
         self.workers.len() - self.with_pace(Pace::Slow) - self.stuck()
     }
 
-    /// Threads that have neither taken a job nor waited for one yet.
+    /// Threads that will look for a job without being woken: new ones, and those that are saying an answer.
     fn starting(&self) -> usize {
         self.workers.len() - self.running().count() - self.idle
     }

@@ -18,7 +18,7 @@ use crate::pipe;
 use crate::window::MAX_CHUNK_BYTES;
 
 /// One read of a regular file: what a hop to a blocking thread costs is little beside copying this much.
-const FILE_CHUNK_BYTES: usize = 1024 * 1024;
+const FILE_CHUNK_BYTES: usize = 256 * 1024;
 
 /// A file's content: there already, or to be read.
 #[derive(Debug)]
