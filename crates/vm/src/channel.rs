@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use agentos_guest_protocol::frame::{self, MAX_DESCRIPTORS, MAX_FRAME_BYTES};
 use agentos_guest_protocol::{DecodeError, EncodeError, Encoded, Frame};
@@ -30,7 +31,10 @@ thread_local! {
 
 #[derive(Debug)]
 pub(crate) struct Channel {
+    /// Watched for what there is to read alone: a peer that reads makes room, and would wake this process every time.
     socket: AsyncFd<OwnedFd>,
+    /// The same socket, watched for room since there was none for the first time.
+    room: OnceLock<AsyncFd<OwnedFd>>,
 }
 
 /// A parsed packet.
@@ -73,7 +77,7 @@ pub(crate) enum PrepareError {
 
 impl Channel {
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: pipe::register(socket, Interest::READABLE | Interest::WRITABLE)? })
+        Ok(Self { socket: pipe::register(socket, Interest::READABLE)?, room: OnceLock::new() })
     }
 
     /// The next message. Dropping the future loses nothing.
@@ -92,8 +96,17 @@ impl Channel {
 
     /// Resolves when a message that found no room may find some.
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        // The readiness is cleared by the send that finds no room, not here.
-        self.socket.writable().await.map(|mut ready| ready.retain_ready())
+        // The readiness is cleared by the send that finds no room, not here. Watching begins with what is the case.
+        self.room()?.writable().await.map(|mut ready| ready.retain_ready())
+    }
+
+    fn room(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        if let Some(room) = self.room.get() {
+            return Ok(room);
+        }
+        let socket = rustix::io::fcntl_dupfd_cloexec(self.socket.get_ref(), 0)?;
+        let room = pipe::register(socket, Interest::WRITABLE)?;
+        Ok(self.room.get_or_init(|| room))
     }
 
     fn try_send(&self, outgoing: &Outgoing) -> Result<Sent, Errno> {
@@ -104,8 +117,9 @@ impl Channel {
             Err(Errno::AGAIN) => {}
             sent => return sent.map(|()| Sent::Whole),
         }
+        let Some(room) = self.room.get() else { return Ok(Sent::NoRoom) };
         // Once more through the runtime, so that it forgets the readiness and `writable` waits.
-        match self.socket.try_io(Interest::WRITABLE, |socket| send(socket).map_err(io::Error::from)) {
+        match room.try_io(Interest::WRITABLE, |socket| send(socket).map_err(io::Error::from)) {
             Ok(()) => Ok(Sent::Whole),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Sent::NoRoom),
             Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
