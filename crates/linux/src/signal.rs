@@ -138,8 +138,11 @@ fn deliver(signal: i32, call: impl FnOnce(Signal) -> Result<(), Errno>) -> Resul
 }
 
 /// The process dies when the thread that made it does. A change of credentials takes this back, so it comes last.
+/// `ESRCH` where that thread's process has died meanwhile; whoever may have lost it before has to ask in its own way.
 pub fn die_with_parent() -> Result<(), Errno> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+    let parent = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() == parent { Ok(()) } else { Err(Errno::SRCH) }
 }
 
 /// Lets go of signals that whoever started this process had it ignore (nohup, a shell's background jobs): exec keeps

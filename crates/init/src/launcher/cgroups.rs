@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agentos_guest_protocol::launcher::{BootFailure, Cgroups, IdMode, Limits};
+use agentos_guest_protocol::launcher::{BootFailure, Cgroups, Limits};
 use agentos_linux::Errno;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -53,14 +53,15 @@ enum Version {
 
 impl Hierarchies {
     /// Finds what can be used. What can't is absent, and the sidecar refuses limits that would need it.
-    pub(super) fn open(_ids: IdMode) -> Self {
+    pub(super) fn open(sidecar: u32) -> Self {
+        let ours = [sidecar, std::process::id()];
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut hierarchies = Self::default();
         for Found { key, version, own, top } in find(&mounts, &own) {
             let prepared = match version {
                 Version::One => prepare_parent(&own, version),
-                Version::Two => prepare_unified(&own, &top, &our_processes()),
+                Version::Two => prepare_unified(&own, &top, &ours),
             };
             let Some(Prepared { directory, place, shared, name }) = prepared else { continue };
             hierarchies.paths.insert(key, place);
@@ -268,25 +269,27 @@ struct Prepared {
     name: String,
 }
 
-/// The sidecar and the launcher.
-fn our_processes() -> [u32; 2] {
-    [std::os::unix::process::parent_id(), std::process::id()]
-}
-
 /// The leaf for our own processes, below a group that passes its controllers on.
 const SELF: &str = "agentos/self";
 
 /// Finds a group of version 2 that can pass its controllers on to VMs.
 fn prepare_unified(own: &Path, top: &Path, ours: &[u32]) -> Option<Prepared> {
     // A sidecar that was started by one of ours is in that one's leaf.
-    let own = own.to_str().and_then(|own| own.strip_suffix(SELF)).map_or(own, Path::new);
+    let owner = own.ends_with(SELF).then(|| own.parent().and_then(Path::parent)).flatten();
+    let own = owner.unwrap_or(own);
     if delegate(own) || (offers_all(own) && enter_leaf(own, ours).is_some() && delegate(own)) {
         return prepare_parent(own, Version::Two);
     }
     prepare_parent(top, Version::Two)
 }
 
+/// Moves our processes out of their group, where it has nobody else's.
 fn enter_leaf(own: &Path, ours: &[u32]) -> Option<()> {
+    // Who is outside of this PID namespace is listed as 0, which is none of ours.
+    let members = std::fs::read_to_string(own.join("cgroup.procs")).ok()?;
+    if !members.lines().all(|pid| pid.parse().is_ok_and(|pid| ours.contains(&pid))) {
+        return None;
+    }
     make_directory(&own.join("agentos"))?;
     let leaf = own.join(SELF);
     make_directory(&leaf)?;
@@ -418,6 +421,10 @@ mod tests {
             std::fs::create_dir(self.path(group).join("cgroup.subtree_control")).unwrap();
         }
 
+        fn list(&self, group: &str, members: &str) {
+            std::fs::write(self.path(group).join("cgroup.procs"), members).unwrap();
+        }
+
         fn launcher(&self, group: &str) -> String {
             let own = launcher_name(std::process::id()).unwrap();
             Path::new(group).join("agentos").join(own).to_str().unwrap().to_owned()
@@ -438,10 +445,21 @@ mod tests {
     #[test]
     fn our_processes_leave_an_occupied_group_for_a_leaf_of_it() {
         let tree = Tree::new(&["scope"]);
+        tree.list("scope", "41\n42\n");
         enter_leaf(&tree.path("scope"), &[41, 42]).unwrap();
         // A file keeps the last write; the kernel takes every one.
         let moved = std::fs::read_to_string(tree.path("scope/agentos/self/cgroup.procs")).unwrap();
         assert_eq!(moved, "42");
+    }
+
+    #[test]
+    fn nobody_moves_where_a_group_has_others_too() {
+        let tree = Tree::new(&["scope"]);
+        for members in ["41\n42\n43\n", "0\n41\n42\n"] {
+            tree.list("scope", members);
+            assert!(enter_leaf(&tree.path("scope"), &[41, 42]).is_none(), "{members:?}");
+        }
+        assert!(!tree.path("scope/agentos").exists());
     }
 
     #[test]
@@ -460,6 +478,11 @@ mod tests {
         let tree = Tree::new(&["", "scope", "scope/agentos", &own]);
         let leaf = tree.path("scope").join(SELF);
         assert_eq!(prepare_unified(&leaf, &tree.path(""), &[1]).unwrap().place, tree.path(&own));
+        // A group whose name merely ends like a leaf is none.
+        let own = Tree::new(&[]).launcher("my-agentos/self");
+        let tree = Tree::new(&["", "my-agentos/self", "my-agentos/self/agentos", &own]);
+        let prepared = prepare_unified(&tree.path("my-agentos/self"), &tree.path(""), &[1]).unwrap();
+        assert_eq!(prepared.place, tree.path(&own));
     }
 
     #[test]

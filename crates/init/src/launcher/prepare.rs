@@ -7,7 +7,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use agentos_linux::mount::{self, Restrictions};
 use agentos_linux::{Errno, clone, seqpacket};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Pid, Resource, Rlimit};
 
 use super::{cgroups, template};
 use crate::wire::{failure, io_failure};
@@ -106,7 +106,8 @@ fn own_executable() -> Result<OwnedFd, BootFailure> {
 /// Stage 2's preparation.
 pub(crate) fn prepare(_alone: &SingleThreaded) -> Result<Prepared, BootFailure> {
     let ids = id_mode()?;
-    let cgroups = cgroups::Hierarchies::open(ids);
+    let sidecar = sidecar(rustix::stdio::stdin(), rustix::process::getppid())?;
+    let cgroups = cgroups::Hierarchies::open(sidecar);
     let workshop = mount::tmpfs(u64::from(WORKSHOP_MIB) << 20, 0, 0o755)
         .map_err(|errno| failure("fsmount tmpfs", WORKSHOP, errno))?;
     // Its device nodes must work, so nodev is not wanted here; each tree handed to a VM is restricted by itself.
@@ -126,6 +127,15 @@ pub(crate) fn prepare(_alone: &SingleThreaded) -> Result<Prepared, BootFailure> 
         max_open_files: raise_open_files(ids),
     };
     Ok(Prepared { findings, cgroups, host_directories })
+}
+
+/// The sidecar's pid: whoever has made the control socket, and our parent. A sidecar that was killed before the launcher
+/// could bind itself to it has another parent take its place, PID 1 as a rule, which nothing must be done to.
+fn sidecar(control: BorrowedFd<'_>, parent: Option<Pid>) -> Result<u32, BootFailure> {
+    let maker = agentos_linux::seqpacket::peer_process(control)
+        .map_err(|errno| failure("getsockopt", "SO_PEERCRED", errno))?;
+    let pid = u32::try_from(maker).ok().filter(|pid| *pid != 0 && Pid::as_raw(parent) == maker);
+    pid.ok_or_else(|| failure("find the sidecar", maker.to_string(), Errno::SRCH))
 }
 
 /// Raises the hard limit as far as the kernel lets root go, and says what it is. Nobody may raise it later: a VM's
@@ -246,7 +256,18 @@ pub(crate) const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV)
 
 #[cfg(test)]
 mod tests {
-    use super::maps;
+    use std::os::fd::AsFd;
+
+    use super::{Pid, maps, sidecar};
+
+    #[test]
+    fn the_sidecar_is_who_made_the_socket_and_no_parent_that_took_its_place() {
+        let (_ours, control) = agentos_linux::seqpacket::pair().unwrap();
+        let maker = rustix::process::getpid();
+        assert_eq!(sidecar(control.as_fd(), Some(maker)).unwrap(), std::process::id());
+        assert!(sidecar(control.as_fd(), Pid::from_raw(1)).is_err());
+        assert!(sidecar(control.as_fd(), None).is_err());
+    }
 
     #[test]
     fn the_hosts_own_map_has_ids_for_vms_and_a_single_one_has_not() {
