@@ -228,13 +228,7 @@ impl Clones {
     /// Directories are open, or are known not to be.
     fn opened(&mut self, client: Client, opened: Opened) -> Result<(), WireError> {
         match (client, opened) {
-            (Client::Mount(token), Ok(trees)) => {
-                let trees: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
-                wire::send(self.control, &LauncherEvent::HostDirOpened { token }, &trees)
-            }
-            (Client::Mount(token), Err(failure)) => {
-                wire::send(self.control, &LauncherEvent::HostDirFailed { token, failure }, &[])
-            }
+            (Client::Mount(token), opened) => tell_mount(self.control, token, opened),
             (Client::Vm(vm), opened) => {
                 let Some(clone) = self.live.get(&vm) else { return Ok(()) };
                 let failed = opened.and_then(|trees| self.go_on(VmNumber(vm), clone, &trees)).err();
@@ -372,6 +366,28 @@ impl Clone {
     }
 }
 
+/// Hands a tree over, or says why not.
+fn tell_mount(control: BorrowedFd<'_>, token: u32, opened: Opened) -> Result<(), WireError> {
+    let sent = opened.and_then(|trees| {
+        let trees: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+        match wire::send(control, &LauncherEvent::HostDirOpened { token }, &trees) {
+            // The kernel may refuse to take descriptors along: it counts those in flight for the host's user, and a
+            // guest that is the same user may have sent too many. That ends a mount, not the VMs.
+            Err(WireError::System(errno)) if !HANG_UPS.contains(&errno) => {
+                Err(failure("send tree", "", errno))
+            }
+            sent => Ok(sent),
+        }
+    });
+    match sent {
+        Ok(sent) => sent,
+        Err(failure) => wire::send(control, &LauncherEvent::HostDirFailed { token, failure }, &[]),
+    }
+}
+
+/// What a send says where nobody is left to hear anything.
+const HANG_UPS: [Errno; 3] = [Errno::PIPE, Errno::CONNRESET, Errno::NOTCONN];
+
 const SIGKILL: i32 = 9;
 
 fn ignore_absent(errno: Errno) -> Result<(), Errno> {
@@ -385,4 +401,35 @@ fn maps(plan: &BootPlan) -> (String, String) {
         IdRange::Single => format!("{} 0 1", boot::user_id(plan)),
     };
     (map.clone(), map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trees(count: usize) -> Vec<OwnedFd> {
+        (0..count).map(|_| rustix::pipe::pipe().unwrap().0).collect()
+    }
+
+    #[test]
+    fn a_tree_that_can_t_be_sent_fails_its_mount_and_the_launcher_goes_on() {
+        let (sidecar, control) = seqpacket::pair().unwrap();
+        // More descriptors than a packet takes are refused as too many in flight are.
+        tell_mount(control.as_fd(), 7, Ok(trees(seqpacket::MAX_DESCRIPTORS + 1))).unwrap();
+        let (event, _) = wire::receive(sidecar.as_fd(), &mut Vec::new()).unwrap().unwrap();
+        let LauncherEvent::HostDirFailed { token: 7, failure } = event else { panic!("{event:?}") };
+        assert_eq!(failure.errno, Errno::TOOMANYREFS.raw_os_error());
+
+        tell_mount(control.as_fd(), 8, Ok(trees(1))).unwrap();
+        let (event, trees) = wire::receive(sidecar.as_fd(), &mut Vec::new()).unwrap().unwrap();
+        assert!(matches!(event, LauncherEvent::HostDirOpened { token: 8 }), "{event:?}");
+        assert_eq!(trees.len(), 1);
+    }
+
+    #[test]
+    fn a_sidecar_that_is_gone_is_no_failure_of_a_mount() {
+        let (sidecar, control) = seqpacket::pair().unwrap();
+        drop(sidecar);
+        assert!(matches!(tell_mount(control.as_fd(), 7, Ok(trees(1))), Err(WireError::System(Errno::PIPE))));
+    }
 }
