@@ -197,7 +197,7 @@ impl Driver {
             Command::Spawn { plan, started } => self.spawn(plan, started),
             Command::ToProcess { process, call } => {
                 if self.processes.is_alive(&process) {
-                    if matches!(call.request, Request::Signal { signal: SIGKILL, .. }) {
+                    if kills(&call.request) {
                         self.processes.set_killed(&process);
                     }
                     return self.call(call, Purpose::Work);
@@ -414,6 +414,11 @@ impl Driver {
     }
 }
 
+/// Whether a process that ends after this request has ended by our hand.
+fn kills(request: &Request) -> bool {
+    matches!(request, Request::Signal { signal: SIGKILL, .. } | Request::KillSupervised { .. })
+}
+
 fn reason_of(end: VmEnd) -> GoneReason {
     match end {
         VmEnd::Exited(status) => GoneReason::InitEnded(status),
@@ -442,5 +447,19 @@ impl Drop for LastWords {
             unexplained
         });
         self.0.finished.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_program_that_we_have_killed_with_its_tree_is_ours_and_no_lack_of_memory() {
+        let signal = |signal| Request::Signal { pid: 7, signal, scope: SignalScope::Process };
+        assert!(kills(&Request::KillSupervised { pid: 7 }));
+        assert!(kills(&signal(SIGKILL)));
+        assert!(!kills(&signal(SIGKILL + 6)));
+        assert!(!kills(&Request::ListProcesses));
     }
 }
