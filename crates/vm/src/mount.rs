@@ -105,6 +105,17 @@ impl Mounted {
         }
         own
     }
+
+    /// Takes out what was noted for a mount of this party that has come to nothing, whatever others have put on top
+    /// meanwhile. False where somebody has taken it already.
+    fn forget(&mut self, target: &GuestPath, mounter: Mounter) -> bool {
+        let Some(mounters) = self.0.get_mut(target) else { return false };
+        let noted = mounters.iter().rposition(|noted| *noted == mounter).map(|at| mounters.remove(at));
+        if mounters.is_empty() {
+            self.0.remove(target);
+        }
+        noted.is_some()
+    }
 }
 
 impl Vm {
@@ -131,8 +142,12 @@ impl Vm {
         let mounted = self.call(Request::Mount(request), descriptors, Answer::done).await;
         mounted.map_err(|failure| {
             let error = failed("mount", &plan.target, failure);
-            if !matches!(error, MountError::TimedOut { .. }) {
-                lock(&self.shared().mounted).take(&plan.target, mounter);
+            if matches!(error, MountError::TimedOut { .. }) {
+                return error;
+            }
+            if !lock(&self.shared().mounted).forget(&plan.target, mounter) {
+                // An unmount that came too early has the note, and gives it back when it fails, as it must.
+                tracing::debug!(target = %plan.target, "failed mount was to be unmounted meanwhile");
             }
             error
         })
@@ -175,5 +190,23 @@ fn failed(step: &str, target: &GuestPath, failure: CallFailure) -> MountError {
             }
             Err(unavailable) => MountError::Unavailable(unavailable),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_mount_is_forgotten_below_anothers_that_came_meanwhile() {
+        let target = GuestPath::parse(b"/mnt/data").unwrap();
+        let mut mounted = Mounted::default();
+        mounted.add(target.clone(), Mounter::User);
+        mounted.add(target.clone(), Mounter::Sidecar);
+        assert!(mounted.forget(&target, Mounter::User));
+        assert!(!mounted.forget(&target, Mounter::User), "one note was taken twice");
+        assert!(!mounted.take(&target, Mounter::User));
+        assert!(mounted.take(&target, Mounter::Sidecar));
+        assert!(mounted.0.is_empty());
     }
 }
