@@ -228,7 +228,7 @@ async fn two_installs_at_once_fetch_once() {
 async fn an_install_that_waits_for_another_one_says_so() {
     let body = small_tarball();
     let agent = agent("tool", &body);
-    let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(body))]);
+    let registry = FakeRegistry::start(vec![("/npm/tool/-/tool-1.0.0.tgz".into(), good(body.clone()))]);
     let home = tempfile::tempdir().unwrap();
     let store = Store::with_settings(home.path().to_owned(), registry.settings());
     std::fs::create_dir_all(home.path().join("locks")).unwrap();
@@ -237,7 +237,11 @@ async fn an_install_that_waits_for_another_one_says_so() {
     let (sender, mut progress) = mpsc::channel(64);
     let installing = tokio::spawn(async move { store.install(&agent, sender).await.map(|_| ()) });
     let step = progress.recv().await.unwrap();
-    assert_eq!((step.waiting, step.package.as_str()), (true, "tool@1.0.0"));
+    assert_eq!((step.waiting, step.package.as_str(), step.received_bytes), (true, "tool@1.0.0", 0));
+    // Nothing is told twice: what comes next is what has changed.
+    std::fs::write(home.path().join("downloads/tool-1.0.0,tool-1.0.0.tgz"), &body[..3]).unwrap();
+    let step = progress.recv().await.unwrap();
+    assert_eq!((step.waiting, step.received_bytes), (true, 3));
     assert_eq!(registry.requests().len(), 0);
     drop(other);
     installing.await.unwrap().unwrap();

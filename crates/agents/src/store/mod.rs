@@ -139,7 +139,7 @@ pub enum InstallError {
     },
     /// Another installation works on the package and doesn't come to an end.
     #[error(
-        "another installation of {package} has held {} for {} s; end it, then try again",
+        "another installation of {package} holds {} and has not got on for {} s; end it, then try again",
         lock.display(),
         waited.as_secs()
     )]
@@ -148,7 +148,7 @@ pub enum InstallError {
         package: String,
         /// The file that is locked; `fuser` and `lslocks` say by whom.
         lock: PathBuf,
-        /// How long this one has waited.
+        /// How long this one has waited without a sign of the other one's work.
         waited: Duration,
     },
     /// The caller went away.
@@ -315,16 +315,22 @@ impl Store {
             package: part.label(),
             place: finished.clone(),
         };
-        // The other installation's tarball grows before everyone's eyes.
-        let waiting = || {
-            for (part, _) in package.parts() {
+        // The other installation's tarballs grow before everyone's eyes.
+        let mut seen: Vec<Option<u64>> = vec![None; package.parts().count()];
+        let mut waiting = || {
+            let mut got_on = false;
+            for ((part, _), seen) in package.parts().zip(&mut seen) {
                 let received = fs::metadata(self.tarball(package, part)).map_or(0, |found| found.len());
-                reporter(part).send(received.min(part.tarball_bytes), part.tarball_bytes, true);
+                if seen.replace(received).is_none_or(|before| received > before) {
+                    got_on = true;
+                    reporter(part).send(received.min(part.tarball_bytes), part.tarball_bytes, true);
+                }
             }
+            got_on
         };
         let label = package.label();
-        let wait = lock::Wait { package: &label, patience: lock::PATIENCE, cancelled, waiting: &waiting };
-        let _lock = lock::take(&self.root.join("locks").join(&name), &wait)?;
+        let wait = lock::Wait { package: &label, patience: lock::PATIENCE, cancelled, waiting: &mut waiting };
+        let _lock = lock::take(&self.root.join("locks").join(&name), wait)?;
         // Another install may have finished while this one waited for the lock.
         if self.is_finished(package) {
             for (part, _) in package.parts() {
