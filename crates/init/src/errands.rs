@@ -3,10 +3,15 @@
 //!
 //! Each errand has a thread of its own, and a deadline after which its caller is answered without it. A thread that hangs
 //! is left where it is; with [`MAX_ERRANDS`] under way nothing is begun any more.
+//!
+//! A VM that is out of processes has no thread for an errand either, when the list of them is most wanted. So one thread
+//! is there from the start and stands by for this case. While it is away, errands without a thread are refused: the event
+//! loop itself runs none.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,7 +40,20 @@ pub(crate) struct Errands {
     last: u64,
     /// Threads that have not come back.
     threads: usize,
+    standby: Standby,
+    stack_bytes: usize,
 }
+
+/// The thread for errands that can have none of their own.
+#[derive(Debug)]
+struct Standby {
+    /// None where the VM's user had no thread left when the VM was booted.
+    jobs: Option<Sender<Job>>,
+    /// The errand it is away for.
+    away: Option<u64>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Debug)]
 struct Waiting {
@@ -62,7 +80,14 @@ impl Errands {
     pub(crate) fn new() -> Result<Self, Errno> {
         let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared { finished: Mutex::default(), done });
-        Ok(Self { shared, waiting: BTreeMap::new(), last: 0, threads: 0 })
+        Ok(Self {
+            shared,
+            waiting: BTreeMap::new(),
+            last: 0,
+            threads: 0,
+            standby: Standby::start(),
+            stack_bytes: STACK_BYTES,
+        })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -82,25 +107,37 @@ impl Errands {
         }
         self.last += 1;
         let (number, shared) = (self.last, Arc::clone(&self.shared));
-        let job = Arc::new(Mutex::new(Some(work)));
-        let taken = Arc::clone(&job);
         let name = call.clone();
-        let run = move || {
-            if let Some(work) = take(&taken) {
-                let outcome = perform(work, &name);
-                shared.finished().push((number, outcome));
-                // Can't fail: the counter is far from its limit, and it is ours.
-                let _ = rustix::io::write(&shared.done, &1u64.to_ne_bytes());
-            }
-        };
-        let thread = std::thread::Builder::new().name("errand".to_owned()).stack_size(STACK_BYTES);
-        if thread.spawn(run).is_err() {
-            // The VM is out of processes, when their list is most wanted: better here than not at all.
-            return take(&job).map(|work| perform(work, &call));
+        let job: Job = Box::new(move || {
+            let outcome = perform(work, &name);
+            shared.finished().push((number, outcome));
+            // Can't fail: the counter is far from its limit, and it is ours.
+            let _ = rustix::io::write(&shared.done, &1u64.to_ne_bytes());
+        });
+        if !self.run(number, job) {
+            return Some(Err(Failure::System(failure(&call, "", Errno::AGAIN))));
         }
         self.threads += 1;
         self.waiting.insert(number, Waiting { id, call, deadline: now + DEADLINE });
         None
+    }
+
+    /// Gives a job to a thread of its own or to the one that stands by. False where neither is to be had.
+    fn run(&mut self, number: u64, job: Job) -> bool {
+        // A thread that is not made drops its closure, so the job is not in it before somebody takes it out.
+        let job = Arc::new(Mutex::new(Some(job)));
+        let taken = Arc::clone(&job);
+        let own = move || take(&taken).into_iter().for_each(|job| job());
+        if thread(self.stack_bytes).spawn(own).is_ok() {
+            return true;
+        }
+        match (&self.standby.jobs, take(&job)) {
+            (Some(jobs), Some(job)) if self.standby.away.is_none() => {
+                self.standby.away = Some(number);
+                jobs.send(job).is_ok()
+            }
+            _ => false,
+        }
     }
 
     /// The outcomes that are there. What comes after its deadline is nobody's any more.
@@ -108,6 +145,8 @@ impl Errands {
         let _ = rustix::io::read(&self.shared.done, &mut [0; 8]);
         let finished = std::mem::take(&mut *self.shared.finished());
         self.threads -= finished.len();
+        self.standby.away =
+            self.standby.away.filter(|away| finished.iter().all(|(number, _)| number != away));
         let answered = |(number, outcome)| Some((self.waiting.remove(&number)?.id, outcome));
         finished.into_iter().filter_map(answered).collect()
     }
@@ -127,6 +166,18 @@ impl Errands {
         }
         late
     }
+}
+
+impl Standby {
+    fn start() -> Self {
+        let (jobs, wanted) = channel::<Job>();
+        let started = thread(STACK_BYTES).spawn(move || wanted.into_iter().for_each(|job| job()));
+        Self { jobs: started.is_ok().then_some(jobs), away: None }
+    }
+}
+
+fn thread(stack_bytes: usize) -> std::thread::Builder {
+    std::thread::Builder::new().name("errand".to_owned()).stack_size(stack_bytes)
 }
 
 fn take<T>(job: &Mutex<Option<T>>) -> Option<T> {
@@ -197,6 +248,27 @@ mod tests {
             back += drain(&mut errands).len();
         }
         assert!(begin(&mut errands, 99, || Ok(Response::Done)).is_none());
+    }
+
+    #[test]
+    fn out_of_threads_one_errand_at_a_time_is_run_and_never_by_the_caller() {
+        let mut errands = Errands::new().unwrap();
+        // No thread has room for such a stack.
+        errands.stack_bytes = 1 << 60;
+        let (release, released) = channel::<()>();
+        let hang = move || released.recv().map(|()| Response::Done).map_err(|_| Failure::TooManyStuck);
+        assert!(begin(&mut errands, 1, hang).is_none());
+        let refused = begin(&mut errands, 2, || Ok(Response::Done));
+        let Some(Err(Failure::System(refused))) = refused else { panic!("{refused:?}") };
+        assert_eq!(refused.errno, Errno::AGAIN.raw_os_error());
+
+        release.send(()).unwrap();
+        assert!(matches!(drain(&mut errands)[..], [(RequestId(1), Ok(Response::Done))]));
+        assert!(begin(&mut errands, 3, || panic!("on purpose")).is_none());
+        assert!(matches!(drain(&mut errands)[..], [(RequestId(3), Err(Failure::System(_)))]));
+        assert!(begin(&mut errands, 4, || Ok(Response::Done)).is_none());
+        assert!(matches!(drain(&mut errands)[..], [(RequestId(4), Ok(Response::Done))]));
+        assert_eq!(errands.threads, 0);
     }
 
     #[test]
