@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! spawned ──► started ──► ended ──► reaped ──► told
-//!                            └ supervised: not told before everything it had started is gone, too
+//!                            └ supervised: not told before everything it had started is gone, too, or for
+//!                              [`PATIENCE`] can't be ended
 //! ```
 //! What a supervised program starts carries its label, so `setsid` and double forks don't lead away from it.
 
@@ -29,6 +30,7 @@ pub(crate) struct Children {
     by_pid: HashMap<i32, Child>,
     /// Supervised programs that are reaped while something they had started is left.
     leaving: Vec<Leaving>,
+    last_look: Option<Instant>,
     /// When they are looked at again, should nothing else give reason to.
     next_look: Option<Instant>,
     last_label: u32,
@@ -48,7 +50,10 @@ pub(crate) struct Child {
 struct Leaving {
     pid: i32,
     label: Label,
-    status: Status,
+    /// Taken when it is told.
+    status: Option<Status>,
+    /// When it is told at the latest; known from the first look on.
+    tell_at: Option<Instant>,
 }
 
 /// A process that was just forked, and the descriptors that the sidecar gets.
@@ -149,20 +154,36 @@ impl Children {
         match child.label {
             None => Some(status),
             Some(label) => {
-                self.leaving.push(Leaving { pid, label, status });
+                self.leaving.push(Leaving { pid, label, status: Some(status), tell_at: None });
                 None
             }
         }
     }
 
-    /// Kills what supervised programs have left behind. Gives back those that are gone with everything they had started.
+    /// Kills what supervised programs have left behind. Gives back those that are gone with everything they had started,
+    /// and those that are not to be waited for any longer, what they left behind being looked after all the same.
     /// To be called whenever something was reaped: with its parent, a process that was just being forked comes to light.
     pub(crate) fn tend(&mut self, now: Instant) -> Vec<(i32, Status)> {
-        let (gone, left) = self.leaving.drain(..).partition(|leaving| leaving.label.kill_all());
-        self.leaving = left;
+        if self.leaving.is_empty() {
+            return Vec::new();
+        }
+        // A tree that ends one by one would have all of /proc read as often.
+        if let Some(early) = self.last_look.map(|last| last + LOOK_PAUSE).filter(|again| now < *again) {
+            self.next_look = Some(early);
+            return Vec::new();
+        }
+        self.last_look = Some(now);
+        let mut told = Vec::new();
+        self.leaving.retain_mut(|leaving| {
+            let gone = leaving.label.kill_all();
+            let tell_at = *leaving.tell_at.get_or_insert(now + PATIENCE);
+            if gone || tell_at <= now {
+                told.extend(leaving.status.take().map(|status| (leaving.pid, status)));
+            }
+            !gone
+        });
         self.next_look = (!self.leaving.is_empty()).then_some(now + LOOK_AGAIN);
-        let gone: Vec<Leaving> = gone;
-        gone.into_iter().map(|leaving| (leaving.pid, leaving.status)).collect()
+        told
     }
 
     pub(crate) fn next_look(&self) -> Option<Instant> {
@@ -173,7 +194,7 @@ impl Children {
     /// such program, or nothing is left of it.
     pub(crate) fn kill_supervised(&self, pid: i32) -> Result<bool, Errno> {
         let Some(child) = self.by_pid.get(&pid) else {
-            return Ok(self.leaving.iter().any(|leaving| leaving.pid == pid));
+            return Ok(self.leaving.iter().any(|leaving| leaving.is_awaited(pid)));
         };
         // The program itself may not have come to its label yet.
         signal::send(pid, SIGKILL)?;
@@ -183,10 +204,10 @@ impl Children {
         Ok(true)
     }
 
-    /// Takes a program out whose pid has passed to a new process while something it had started is left.
+    /// A program whose pid has passed to a new process while something it had started is left: it is told now, or its
+    /// pid would mean two.
     pub(crate) fn forget_namesake(&mut self, pid: i32) -> Option<Status> {
-        let position = self.leaving.iter().position(|leaving| leaving.pid == pid)?;
-        Some(self.leaving.swap_remove(position).status)
+        self.leaving.iter_mut().find(|leaving| leaving.is_awaited(pid))?.status.take()
     }
 
     /// Not reaped yet: until then its pid is nobody else's, and signals reach whom they are meant for.
@@ -199,12 +220,26 @@ impl Children {
     }
 }
 
+impl Leaving {
+    /// Nobody has been told of its end.
+    fn is_awaited(&self, pid: i32) -> bool {
+        self.pid == pid && self.status.is_some()
+    }
+}
+
 /// A process that has not come to its exec by now was stopped on the way: since it has the guest's ids, the guest may
 /// send it signals. Or its program lies in a file system that does not answer.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process that can't be killed now, or not be looked at, gives no sign when it can.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Between two looks at all of /proc.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a program's end waits for what it has started. What SIGKILL has not ended by now hangs in the kernel, or is
+/// held by who traces it.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 const SIGKILL: i32 = 9;
 
@@ -343,5 +378,62 @@ mod tests {
         assert_eq!(later.try_wait().unwrap(), None);
         later.kill().unwrap();
         later.wait().unwrap();
+    }
+
+    /// A child of this test that has the label and that nobody reaps before the test does.
+    fn leftover(number: u32) -> (Label, std::process::Child) {
+        use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+        let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let limit = Some(getrlimit(Resource::Rttime).maximum.unwrap_or(u64::MAX) - u64::from(number) - 1);
+        let labelled = Rlimit { current: limit, maximum: limit };
+        prlimit(Pid::from_raw(process.id() as i32), Resource::Rttime, labelled).unwrap();
+        (Label::nth(number).unwrap(), process)
+    }
+
+    #[test]
+    fn a_program_s_end_is_told_in_time_though_something_it_had_started_does_not_go() {
+        use std::os::unix::process::ExitStatusExt;
+
+        let (label, mut leftover) = leftover(2000);
+        let mut children = Children::default();
+        let status = Status::Exited(3);
+        children.leaving.push(Leaving { pid: 4711, label, status: Some(status), tell_at: None });
+
+        let start = Instant::now();
+        assert!(children.tend(start).is_empty());
+        assert_eq!(children.next_look(), Some(start + LOOK_AGAIN));
+        assert!(matches!(children.kill_supervised(4711), Ok(true)));
+        // /proc is not read again at once.
+        assert!(children.tend(start + Duration::from_millis(1)).is_empty());
+        assert_eq!(children.next_look(), Some(start + LOOK_PAUSE));
+
+        assert!(children.tend(start + PATIENCE - Duration::from_millis(1)).is_empty());
+        // By the time of a look that comes too early to be one, the program is overdue.
+        assert!(children.tend(start + PATIENCE).is_empty());
+        let again = children.next_look().unwrap();
+        assert_eq!(children.tend(again), [(4711, status)]);
+
+        // Told once, and whoever has its pid from now on is another one; what is left is still looked after.
+        assert!(matches!(children.kill_supervised(4711), Ok(false)));
+        assert_eq!(children.forget_namesake(4711), None);
+        assert_eq!(children.next_look(), Some(again + LOOK_AGAIN));
+        assert_eq!(leftover.wait().unwrap().signal(), Some(SIGKILL));
+        assert!(children.tend(again + LOOK_AGAIN).is_empty());
+        // Who may not look at all processes can't know that none is left.
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(children.next_look(), None);
+        }
+    }
+
+    #[test]
+    fn a_program_whose_pid_is_given_to_another_one_is_told_first_and_once() {
+        let mut children = Children::default();
+        let (label, status) = (Label::nth(2001).unwrap(), Status::Signaled(SIGKILL));
+        children.leaving.push(Leaving { pid: 4711, label, status: Some(status), tell_at: None });
+        assert_eq!(children.forget_namesake(4712), None);
+        assert_eq!(children.forget_namesake(4711), Some(status));
+        assert_eq!(children.forget_namesake(4711), None);
+        assert!(children.tend(Instant::now()).is_empty());
     }
 }
