@@ -57,3 +57,24 @@ impl Control {
         self.say(&InitMessage::Response { id, response }, &[])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_cannot_be_sent_is_a_refusal_and_no_silence() {
+        let (ours, theirs) = agentos_linux::seqpacket::pair().unwrap();
+        let control = Control::new(ours.try_clone().unwrap());
+        // More descriptors than a packet takes: the kernel says the same where too many are under way.
+        let descriptors = [ours.as_fd(); 17];
+        control.answer(RequestId(7), Ok(Response::Done), &descriptors).unwrap();
+        let (said, _) = wire::receive::<InitMessage>(theirs.as_fd(), &mut Vec::new()).unwrap().unwrap();
+        let InitMessage::Response { id: RequestId(7), response: Err(Failure::System(refusal)) } = said else {
+            panic!("{said:?}");
+        };
+        assert_eq!(refusal.errno, Errno::TOOMANYREFS.raw_os_error());
+        drop(theirs);
+        assert!(control.answer(RequestId(8), Ok(Response::Done), &[]).is_err(), "nobody is there to be told");
+    }
+}
