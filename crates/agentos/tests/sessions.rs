@@ -223,7 +223,7 @@ async fn what_an_agent_keeps_is_on_the_vms_disk_and_goes_with_the_session() {
     let full =
         vm.exec(format!("head -c 128M /dev/zero > {state}/hoard; wc -c < {state}/hoard")).await.unwrap();
     let kept: u64 = String::from_utf8(full.stdout).unwrap().trim().parse().unwrap();
-    assert!(kept <= 64 << 20, "the VM's own limit holds: {kept}");
+    assert!(kept > 0 && kept <= 64 << 20, "it is written, and the VM's own limit holds: {kept}");
     let names: Vec<_> =
         std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     let ours =
@@ -266,6 +266,8 @@ async fn a_configuration_that_cannot_be_read_is_an_error_and_an_empty_one_names_
 #[tokio::test]
 async fn a_vm_disposed_while_a_session_is_made_takes_the_session_along() {
     let world = World::new().await;
+    // The disposed VM answers nothing any more; the sidecar does, to whoever has a handle that is not disposed.
+    let witness = world.vm().await;
     for _ in 0..3 {
         let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
         let creating = tokio::spawn(session_of(vm.clone()));
@@ -275,27 +277,52 @@ async fn a_vm_disposed_while_a_session_is_made_takes_the_session_along() {
         .await;
         within("the disposal", vm.dispose()).await.unwrap();
         let made = within("the creation", creating).await.unwrap();
-        // Whichever came first: nothing of the session answers any more.
-        match made {
-            Ok(session) => assert!(session.prompt("hello").await.is_err()),
-            Err(error) => {
-                let kinds =
-                    [ErrorKind::Closed, ErrorKind::AgentFailed, ErrorKind::NotFound, ErrorKind::VmFailed];
-                assert!(kinds.contains(&error.kind()), "{error:?}");
-            }
+        assert_gone(&witness, made).await;
+    }
+    for _ in 0..3 {
+        let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+        let creating = tokio::spawn(session_of(vm.clone()));
+        support::eventually("the session stands, whether its creator knows it or not", || async {
+            !vm.list_sessions().await.unwrap().is_empty()
+        })
+        .await;
+        let id = vm.list_sessions().await.unwrap().remove(0).session_id;
+        within("the disposal", vm.dispose()).await.unwrap();
+        let made = within("the creation", creating).await.unwrap();
+        let left = witness.destroy_session(&id).await.unwrap_err();
+        assert_eq!(left.kind(), ErrorKind::NotFound, "the sidecar has kept the session: {left:?}");
+        assert_gone(&witness, made).await;
+    }
+}
+
+/// Whichever came first, the session or the end of its VM: nothing of the session answers any more.
+async fn assert_gone(witness: &AgentOs, made: Result<Session, agentos::Error>) {
+    match made {
+        Ok(session) => {
+            assert!(session.prompt("hello").await.is_err());
+            let left = witness.destroy_session(session.id()).await.unwrap_err();
+            assert_eq!(left.kind(), ErrorKind::NotFound, "the sidecar has kept the session: {left:?}");
+        }
+        Err(error) => {
+            let kinds = [ErrorKind::Closed, ErrorKind::AgentFailed, ErrorKind::NotFound, ErrorKind::VmFailed];
+            assert!(kinds.contains(&error.kind()), "{error:?}");
         }
     }
 }
 
 #[tokio::test]
 async fn modules_that_the_user_mounts_need_no_installed_agent() {
-    // The machine's store tells what Node's directory is called.
+    // An agent at work tells which Node it is run by; the machine's store may have others.
     let world = World::new().await;
-    session(&world.vm_with(world.options().model(ModelChoice::Demo)).await).await;
-    let packages = std::fs::read_dir(agent_store().join("packages")).unwrap();
-    let names: Vec<String> =
-        packages.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let node = names.iter().find(|name| name.starts_with("node-")).unwrap();
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let running = session(&vm).await;
+    let agent = vm.all_processes().await.unwrap().remove(0);
+    let binary = vm.exec(format!("readlink /proc/{}/exe", agent.pid)).await.unwrap();
+    let binary = String::from_utf8(binary.stdout).unwrap();
+    let node =
+        binary.trim().strip_prefix("/opt/agentos/packages/").and_then(|path| path.strip_suffix("/bin/node"));
+    let node = node.unwrap_or_else(|| panic!("{agent:?} is run by {binary:?}"));
+    running.close().await.unwrap();
 
     let home = tempfile::tempdir().unwrap();
     let world = World::with_env("AGENTOS_HOME", home.path()).await;
