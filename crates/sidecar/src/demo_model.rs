@@ -3,8 +3,8 @@
 //! ```text
 //! agent in the VM ─► ADDRESS (init's listener) ─► forwarder ─► unix socket ─► `agentos demo-model`, a child process
 //! ```
-//! One process serves every VM. It is started for the first session that needs it and ends, by the end of its stdin,
-//! when the last forwarder of a VM is gone. One forwarder per VM, kept by the VM's sessions until the VM goes.
+//! One process serves every VM. It is started for the first session that needs it and ends when the last forwarder of
+//! a VM is gone. One forwarder per VM, kept by the VM's sessions until the VM goes.
 
 use std::ffi::OsString;
 use std::io;
@@ -135,7 +135,7 @@ impl DemoModel {
     }
 }
 
-/// The child process. It sees the end of its stdin when this is dropped, and is killed should it not care.
+/// The child process. It is killed when this is dropped, and sees the end of its stdin when the sidecar is.
 #[derive(Debug)]
 struct Running {
     child: Mutex<Child>,
@@ -167,8 +167,10 @@ impl Running {
         }
         let mut child = command.spawn().map_err(DemoModelError::Start)?;
         let stdout = child.stdout.take().ok_or(DemoModelError::Ended)?;
+        // From here on a start that fails, or that nobody waits for any more, leaves nothing.
+        let running = Self { child: Mutex::new(child), socket, _lock: lock };
         timeout(START_DEADLINE, first_line(stdout)).await.map_err(|_| DemoModelError::TimedOut)??;
-        Ok(Self { child: Mutex::new(child), socket, _lock: lock })
+        Ok(running)
     }
 
     fn is_alive(&self) -> bool {
@@ -179,6 +181,11 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Before the socket goes: a process that is just beginning would make it again.
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = child.start_kill() {
+            tracing::debug!(%error, "the demo model has ended by itself");
+        }
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(path = %self.socket.display(), %error, "the demo model took its socket with it");
         }
