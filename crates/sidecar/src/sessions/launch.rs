@@ -150,8 +150,7 @@ fn path_bytes(path: &Path) -> Vec<u8> {
 fn process_spec(vm: &Vm, plan: &LaunchPlan) -> ProcessSpec {
     let mut env = plan.env.clone();
     let base = vm.spec().environment().get(b"PATH").map(String::from_utf8_lossy).unwrap_or_default();
-    let path = with_dirs(env.get("PATH").map_or(&*base, String::as_str), &plan.path_dirs);
-    env.insert("PATH".to_owned(), path);
+    env.insert("PATH".to_owned(), plan.path(&base));
     ProcessSpec {
         argv: plan.argv.iter().map(|arg| arg.clone().into_bytes()).collect(),
         env: pairs(env),
@@ -166,12 +165,6 @@ fn pairs(env: BTreeMap<String, String>) -> Vec<(Vec<u8>, Vec<u8>)> {
     env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect()
 }
 
-/// The search path with more directories behind everything else.
-fn with_dirs(path: &str, dirs: &[String]) -> String {
-    let own = path.split(':').filter(|dir| !dir.is_empty());
-    own.chain(dirs.iter().map(String::as_str)).collect::<Vec<_>>().join(":")
-}
-
 /// Keeps a launch until its session is over, then undoes it.
 pub(super) async fn watch(session: agentos_agents::Session, launched: Launched, hosted: Arc<HostedVm>) {
     session.closed().await;
@@ -182,12 +175,6 @@ pub(super) async fn watch(session: agentos_agents::Session, launched: Launched, 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_agents_own_programs_come_last() {
-        assert_eq!(with_dirs("/usr/bin:/bin", &["/opt/node/bin".into()]), "/usr/bin:/bin:/opt/node/bin");
-        assert_eq!(with_dirs("", &["/opt/node/bin".into()]), "/opt/node/bin");
-    }
 
     #[test]
     fn an_agents_exit_is_a_code_or_a_signal() {
