@@ -14,7 +14,7 @@ use std::sync::Arc;
 use agentos_agents::{Session, SessionId, Transcripts};
 use agentos_proto::v1::ErrorKind;
 
-use super::SessionHost;
+use super::{OnItsWay, SessionHost};
 use crate::errors::Failure;
 use crate::host::Host;
 
@@ -29,7 +29,7 @@ pub(crate) struct Creation {
 impl Creation {
     pub(crate) fn begin(host: &Arc<Host>) -> Self {
         let id = SessionId::new();
-        host.sessions().creating().insert(id.to_string(), false);
+        host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted);
         Self { host: Arc::clone(host), id, made: None }
     }
 
@@ -49,7 +49,7 @@ impl Creation {
         let sessions = self.host.sessions();
         let mut creating = sessions.creating();
         let id = self.id.as_str();
-        if creating.remove(id) != Some(false) {
+        if creating.remove(id) != Some(OnItsWay::Wanted) {
             let message = format!("Session {id} was closed while it was made");
             return Err(Failure::new(ErrorKind::Closed, id, message));
         }

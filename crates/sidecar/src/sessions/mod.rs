@@ -55,6 +55,13 @@ pub(crate) struct SessionDefaults {
     pub(crate) agents: Vec<AgentConfig>,
 }
 
+/// A session on its way: whether anybody has closed it before it stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnItsWay {
+    Wanted,
+    Closed,
+}
+
 /// All sessions of this sidecar.
 #[derive(Debug)]
 pub(crate) struct SessionHost {
@@ -62,9 +69,9 @@ pub(crate) struct SessionHost {
     /// Opened at the first session: most sidecars never see one.
     transcripts: OnceCell<Transcripts>,
     live: Sessions,
-    /// By id, the sessions on their way; whether they were closed before they stood. Held for look-ups alone, and over
-    /// the step from here to `live`, so that whoever looks for a session finds it in one of the two.
-    creating: std::sync::Mutex<HashMap<String, bool>>,
+    /// By id. Held for look-ups alone, and over the step from here to `live`, so that whoever looks for a session finds
+    /// it in one of the two.
+    creating: std::sync::Mutex<HashMap<String, OnItsWay>>,
     demo: DemoModel,
     runtime_dir: PathBuf,
     /// Made for the first session, too.
@@ -129,8 +136,8 @@ impl SessionHost {
     pub(crate) async fn close_session(&self, id: &str, graceful: bool) -> Result<(), Failure> {
         let session = {
             let mut creating = self.creating();
-            if let Some(closed) = creating.get_mut(id) {
-                *closed = true;
+            if let Some(state) = creating.get_mut(id) {
+                *state = OnItsWay::Closed;
                 return Ok(());
             }
             self.get(id)?
@@ -149,10 +156,17 @@ impl SessionHost {
         }
     }
 
-    /// Removes all that is kept of a session, which is ended first.
+    /// Removes all that is kept of a session, which is ended first; one that is still being made never stands.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), Failure> {
         let transcripts = self.stored(id).await?;
-        if let Some(session) = self.live.remove(id) {
+        let session = {
+            let mut creating = self.creating();
+            if let Some(state) = creating.get_mut(id) {
+                *state = OnItsWay::Closed;
+            }
+            self.live.remove(id)
+        };
+        if let Some(session) = session {
             session.close(false).await;
         }
         Ok(transcripts.delete(id).await?)
@@ -174,7 +188,7 @@ impl SessionHost {
         }
     }
 
-    fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
+    fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, OnItsWay>> {
         // Every change is one insert or one removal.
         self.creating.lock().unwrap_or_else(PoisonError::into_inner)
     }

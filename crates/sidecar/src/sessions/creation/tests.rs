@@ -128,6 +128,19 @@ async fn a_session_that_is_closed_while_it_is_made_never_stands() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_deleted_while_it_is_made_never_stands() {
+    let place = Place::new();
+    let mut creation = Creation::begin(&place.host);
+    let id = creation.id().clone();
+    let (session, killed) = place.session(&creation).await;
+    place.host.sessions().delete(id.as_str()).await.unwrap();
+    let refused = creation.register(session, place.transcripts.clone(), || Ok(())).unwrap_err();
+    assert!(refused.message().contains("closed while it was made"), "{refused:?}");
+    drop(creation);
+    place.assert_discarded(&id, killed).await;
+}
+
+#[tokio::test]
 async fn a_session_whose_vm_goes_while_it_is_made_never_stands() {
     let place = Place::new();
     let mut creation = Creation::begin(&place.host);
