@@ -19,7 +19,7 @@ use rustix::event::{Timespec, epoll};
 
 use super::openers::{Client, Opened, Openers, Order};
 use super::prepare::Prepared;
-use super::{Source, Staged, cgroups, idmap, openers, stage};
+use super::{Source, Staged, cgroups, idmap, stage};
 use crate::boot;
 use crate::wire::{self, WireError, failure};
 
@@ -183,15 +183,19 @@ impl Clones {
         }
         let foreign = stage::foreign(&clone.plan);
         let (alone, namespace) = (&self.alone, namespace.as_fd());
-        let open = |index: usize| match foreign.get(index) {
-            Some(directory) => directory.open(alone, &clone.plan, namespace),
-            None => Err(failure("open", "", Errno::NOENT)),
-        };
-        let sources: Vec<_> = foreign.iter().map(stage::Foreign::source).collect();
-        if sources.iter().all(|source| openers::is_at_hand(source)) {
-            let trees: Vec<_> = (0..foreign.len()).map(open).collect::<Result<_, _>>()?;
+        let at_hand: Option<Vec<OwnedFd>> = foreign.iter().map(stage::Foreign::at_hand).collect();
+        if let Some(found) = at_hand {
+            let open = |(directory, found): (&stage::Foreign<'_>, &OwnedFd)| {
+                directory.open(alone, &clone.plan, namespace, Some(found.as_fd()))
+            };
+            let trees: Vec<_> = foreign.iter().zip(&found).map(open).collect::<Result<_, _>>()?;
             return self.go_on(vm, clone, &trees);
         }
+        let open = |index: usize| match foreign.get(index) {
+            Some(directory) => directory.open(alone, &clone.plan, namespace, None),
+            None => Err(failure("open", "", Errno::NOENT)),
+        };
+        let sources = foreign.iter().map(stage::Foreign::source).collect();
         let order = Order { client: Client::Vm(vm.0), sources, keep: Some(namespace) };
         self.openers.start(alone, &self.poll, order, open)
     }
@@ -335,12 +339,12 @@ impl Clones {
     ) -> Result<(), WireError> {
         let (alone, client) = (&self.alone, Client::Mount(token));
         let begun = match self.live.get(&vm.0) {
-            Some(clone) if openers::is_at_hand(&host_dir.source) => {
-                let opened = stage::open_host_dir(alone, &clone.plan, host_dir).map(|tree| vec![tree]);
-                return self.opened(client, opened);
-            }
             Some(clone) => {
-                let open = |_| stage::open_host_dir(alone, &clone.plan, host_dir);
+                if let Some(found) = stage::host_dir_at_hand(host_dir) {
+                    let opened = stage::open_host_dir(alone, &clone.plan, host_dir, Some(found.as_fd()));
+                    return self.opened(client, opened.map(|tree| vec![tree]));
+                }
+                let open = |_| stage::open_host_dir(alone, &clone.plan, host_dir, None);
                 let order = Order { client, sources: vec![host_dir.source.clone()], keep: None };
                 self.openers.start(alone, &self.poll, order, open)
             }

@@ -6,7 +6,7 @@
 //!    └ after the deadline: the opener is killed and left where it hangs; its client is told which directory it was
 //! ```
 //! A fork takes longer than everything that an opener does. Where the kernel has the whole path in its cache and the file
-//! system is one of this machine ([`is_at_hand`]), nothing can hang, and the launcher does it itself.
+//! system is one of this machine ([`at_hand`]), nothing can hang, and the launcher does it itself.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -172,13 +172,13 @@ impl Opener {
     }
 }
 
-/// File systems that wait for nobody outside of this machine.
-const LOCAL: [&[u8]; 10] =
-    [b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"zfs", b"tmpfs", b"ramfs", b"overlay"];
+/// File systems that wait for nobody outside of this machine. An overlay may: its layers lie anywhere.
+const LOCAL: [&[u8]; 9] = [b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"zfs", b"tmpfs", b"ramfs"];
 
-/// Whether a directory can be opened without waiting for a server. Asks no file system: the path is looked up in the
-/// kernel's cache alone, and what it lies in is read from the table of mounts.
-pub(super) fn is_at_hand(source: &[u8]) -> bool {
+/// A directory that can be opened without waiting for a server, as a descriptor to open it by: its name may mean another
+/// one a moment later. Asks no file system: the path is looked up in the kernel's cache alone, and what it lies in is read
+/// from the table of mounts.
+pub(super) fn at_hand(source: &[u8]) -> Option<OwnedFd> {
     let directory = rustix::fs::openat2(
         rustix::fs::CWD,
         source,
@@ -186,13 +186,25 @@ pub(super) fn is_at_hand(source: &[u8]) -> bool {
         Mode::empty(),
         ResolveFlags::CACHED,
     );
-    let Ok(directory) = directory else { return false };
+    let directory = directory.ok()?;
     let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()));
     let mounts = std::fs::read("/proc/self/mountinfo");
-    let (Ok(about), Ok(mounts)) = (about, mounts) else { return false };
-    let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-    mount.and_then(|mount| file_system(&mounts, mount)).is_some_and(|kind| LOCAL.contains(&kind))
+    let (about, mounts) = (about.ok()?, mounts.ok()?);
+    let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim)?;
+    file_system(&mounts, mount).filter(|kind| LOCAL.contains(kind)).map(|_| directory)
 }
+
+/// Whether a directory is read through in a moment. Reads no more of it than it takes to know.
+pub(super) fn is_short(directory: BorrowedFd<'_>) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entries = rustix::fs::openat(directory, ".", flags, Mode::empty()).and_then(rustix::fs::Dir::new);
+    entries
+        .is_ok_and(|entries| entries.take(SHORT_ENTRIES + 1).filter(Result::is_ok).count() <= SHORT_ENTRIES)
+}
+
+/// What the launcher reads of a directory itself, `.` and `..` included. A project has fewer entries at its top; a store of
+/// data or messages is an opener's to read.
+const SHORT_ENTRIES: usize = 500;
 
 /// The kind of file system of a mount, by its id. Places may hold any byte but spaces, which are escaped.
 fn file_system<'a>(mountinfo: &'a [u8], id: &str) -> Option<&'a [u8]> {
@@ -246,8 +258,19 @@ mod tests {
     #[test]
     fn a_directory_of_this_machine_is_at_hand_and_one_of_the_kernel_s_tables_is_not() {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-        assert!(is_at_hand(directory.path().as_os_str().as_encoded_bytes()));
-        assert!(!is_at_hand(b"/proc/self"));
-        assert!(!is_at_hand(directory.path().join("absent").as_os_str().as_encoded_bytes()));
+        assert!(at_hand(directory.path().as_os_str().as_encoded_bytes()).is_some());
+        assert!(at_hand(b"/proc/self").is_none());
+        assert!(at_hand(directory.path().join("absent").as_os_str().as_encoded_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_directory_with_many_entries_is_not_the_launcher_s_to_read() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let found = at_hand(directory.path().as_os_str().as_encoded_bytes()).unwrap();
+        assert!(is_short(found.as_fd()));
+        for number in 0..=SHORT_ENTRIES {
+            std::fs::write(directory.path().join(number.to_string()), "").unwrap();
+        }
+        assert!(!is_short(found.as_fd()));
     }
 }

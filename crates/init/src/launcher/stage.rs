@@ -16,7 +16,7 @@ use rustix::mount::UnmountFlags;
 
 use super::idmap::{self, Pair};
 use super::prepare::{DEVICES, STAGE, TEMPLATE};
-use super::template;
+use super::{openers, template};
 use crate::wire::failure;
 
 /// Where the clone finds its trees. Computed alike on both sides of the clone, from the plan alone.
@@ -153,16 +153,29 @@ impl Foreign<'_> {
         }
     }
 
-    /// Makes its tree. May wait for the file system for ever.
+    /// The directory, where [`Self::open`] with it waits for nobody.
+    pub(super) fn at_hand(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Base(path) => openers::at_hand(path.as_os_str().as_bytes()),
+            Self::Mount(host_dir) => host_dir_at_hand(host_dir),
+        }
+    }
+
+    /// Makes its tree. May wait for the file system for ever, unless the directory was `found` at hand.
     pub(super) fn open(
         &self,
         alone: &SingleThreaded,
         plan: &BootPlan,
         vm_namespace: BorrowedFd<'_>,
+        found: Option<BorrowedFd<'_>>,
     ) -> Result<OwnedFd, BootFailure> {
-        match self {
-            Self::Base(path) => open_restricted(path, LOWER, whole(plan, vm_namespace)),
-            Self::Mount(host_dir) => open_host_dir(alone, plan, host_dir),
+        match (self, found) {
+            (Self::Base(path), None) => open_restricted(path, LOWER, whole(plan, vm_namespace)),
+            (Self::Base(path), Some(found)) => {
+                let tree = mount::open_tree_at(found).map_err(|errno| fail("open_tree", path, errno))?;
+                restricted(tree, path, LOWER, whole(plan, vm_namespace))
+            }
+            (Self::Mount(host_dir), found) => open_host_dir(alone, plan, host_dir, found),
         }
     }
 }
@@ -183,6 +196,15 @@ fn open_restricted(
     idmap: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, BootFailure> {
     let tree = mount::open_tree(source).map_err(|errno| fail("open_tree", source, errno))?;
+    restricted(tree, source, restrictions, idmap)
+}
+
+fn restricted(
+    tree: OwnedFd,
+    source: &Path,
+    restrictions: Restrictions,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, BootFailure> {
     mount::restrict(tree.as_fd(), restrictions, idmap)
         .map_err(|errno| fail("mount_setattr", source, errno))?;
     Ok(tree)
@@ -193,16 +215,28 @@ fn attach(tree: BorrowedFd<'_>, target: &Path) -> Result<(), BootFailure> {
     mount::attach_path(tree, target).map_err(|errno| fail("move_mount", target, errno))
 }
 
-/// A detached tree of a directory of the host, restricted as asked, with its owner shown as the VM's user.
+/// The directory, where [`open_host_dir`] with it waits for nobody and takes no longer than the launcher can spare.
+pub(super) fn host_dir_at_hand(host_dir: &HostDir) -> Option<OwnedFd> {
+    // All of a directory is read to refuse sockets in it.
+    openers::at_hand(&host_dir.source)
+        .filter(|found| host_dir.allow_sockets || openers::is_short(found.as_fd()))
+}
+
+/// A detached tree of a directory of the host, restricted as asked, with its owner shown as the VM's user. The directory
+/// is the one that was `found` at hand, or else what its name leads to.
 pub(super) fn open_host_dir(
     alone: &SingleThreaded,
     plan: &BootPlan,
     host_dir: &HostDir,
+    found: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, BootFailure> {
     let source = as_path(&host_dir.source);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let directory =
-        rustix::fs::open(source, flags, Mode::empty()).map_err(|errno| fail("open", source, errno))?;
+    let directory = match found {
+        Some(found) => rustix::fs::openat(found, ".", flags, Mode::empty()),
+        None => rustix::fs::open(source, flags, Mode::empty()),
+    };
+    let directory = directory.map_err(|errno| fail("open", source, errno))?;
     if !host_dir.allow_sockets {
         refuse_sockets(directory.as_fd(), source)?;
     }
