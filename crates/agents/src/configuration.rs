@@ -6,6 +6,9 @@
 //!
 //! The files come out of a VM, so they are anybody's text; no value of them is ever shown.
 
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
 use serde_json::Value;
 
 use crate::registry::Agent;
@@ -57,6 +60,22 @@ const PI: Configuration = Configuration {
 #[must_use]
 pub fn of(agent: &Agent) -> Option<Configuration> {
     (agent.id == "pi").then_some(PI)
+}
+
+impl Configuration {
+    /// The directory that an agent with this environment looks into. `None` where only the agent can tell: a path that
+    /// isn't absolute depends on where it is when it looks, `~` on whom it takes its user for, and one with `..` on
+    /// the links on its way.
+    #[must_use]
+    pub fn directory_in(&self, env: &BTreeMap<String, String>, home: &str) -> Option<String> {
+        // Set to nothing it is as good as unset.
+        let Some(moved) = env.get(self.variable).filter(|path| !path.is_empty()) else {
+            return Some(format!("{home}/{}", self.directory));
+        };
+        let path = Path::new(moved);
+        let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+        plain.then(|| moved.clone())
+    }
 }
 
 impl ConfigurationFile {
@@ -143,6 +162,21 @@ mod tests {
             ),
         ] {
             assert_eq!(check(name, content).unwrap(), names, "{name}: {content}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_only_the_agent_can_find_is_not_looked_for() {
+        let pi = of(Registry::built_in().find("pi").unwrap()).unwrap();
+        let directory = |value: &str| {
+            let env = BTreeMap::from([("PI_CODING_AGENT_DIR".to_owned(), value.to_owned())]);
+            pi.directory_in(&env, "/home/user")
+        };
+        let usual = Some("/home/user/.pi/agent".to_owned());
+        assert_eq!((pi.directory_in(&BTreeMap::new(), "/home/user"), directory("")), (usual.clone(), usual));
+        assert_eq!(directory("/work/pi"), Some("/work/pi".to_owned()));
+        for elsewhere in ["pi", "./pi", "~", "~/pi", "/work/../pi", "/work/.."] {
+            assert_eq!(directory(elsewhere), None, "{elsewhere}");
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::instructions;
 use super::launch::{self, Launched};
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
-use crate::errors::Failure;
+use crate::errors::{self, Failure};
 use crate::host::{Host, HostedVm};
 
 /// Running an agent once so that it leaves compiled code behind; sessions work without it, only slower.
@@ -113,8 +113,13 @@ impl Host {
         .await?;
         tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));
         creation.register(session.clone(), transcripts, || Ok(self.vm(&wish.vm_id).map(drop)?))?;
-        let scratch = sessions.scratch().await?;
-        hosted.sessions.show_instructions(&hosted.vm, session.id(), instructions, scratch).await;
+        // A task, because a caller that goes away must not cut the writing off from the lock that it is done under.
+        let (host, shown) = (Arc::clone(&self), session.clone());
+        let showing = tokio::spawn(async move {
+            hosted.sessions.show_instructions(&hosted.vm, host.sessions(), &shown, instructions).await;
+        });
+        // Where it panicked there is no file, and the agent has its instructions all the same.
+        let _ = showing.await;
         creation.delivered();
         Ok(session)
     }
@@ -147,14 +152,23 @@ impl Host {
         Ok(installed)
     }
 
-    /// Lets the agent compile itself once, in a VM that sees nothing of any user. Tried once per run.
+    /// Lets the agent compile itself once, in a VM that sees nothing of any user. Tried to its end once per run.
     async fn warm_up(&self, store: &Store, agent: &Agent, installed: &Installed) {
         let mut tried = self.sessions().warmed_up.lock().await;
-        if !store.needs_warm_up(installed) || !tried.insert(agent.id.clone()) {
+        if !store.needs_warm_up(installed) || tried.contains(&agent.id) {
             return;
         }
-        let Ok(launcher) = self.launchers().get().await else { return };
+        let launcher = match self.launchers().get().await {
+            Ok(launcher) => launcher,
+            Err(error) => {
+                let reason = errors::chain(&*error);
+                tracing::warn!(agent = agent.id, reason, "no launcher for a warm-up");
+                return;
+            }
+        };
         let warmed = timeout(WARM_UP_DEADLINE, warm_up(&launcher, store, agent, installed)).await;
+        // Not before: the caller of a warm-up that was cut off may have gone for reasons of its own.
+        tried.insert(agent.id.clone());
         match warmed {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => {
@@ -215,9 +229,7 @@ async fn configured(
     env: &BTreeMap<String, String>,
 ) -> Result<Option<String>, Failure> {
     let Some(place) = configuration::of(agent) else { return Ok(None) };
-    // A directory that isn't absolute depends on where the agent is when it looks.
-    let moved = env.get(place.variable).filter(|path| path.starts_with('/'));
-    let directory = moved.map_or_else(|| format!("{}/{}", vm.spec().home(), place.directory), Clone::clone);
+    let Some(directory) = place.directory_in(env, vm.spec().home()) else { return Ok(None) };
     for file in place.files {
         let path = format!("{directory}/{}", file.name);
         if let Some(content) = small_file(vm, &path).await?

@@ -3,16 +3,14 @@
 //! It belongs to its VM and goes with it, so that nothing of a VM that is gone stays in a list. Its lock is held while
 //! the VM is asked to mount or to listen, which a guest may draw out: the VM's own sessions then wait, nobody else's.
 
-use std::sync::Arc;
-
-use agentos_agents::SessionId;
 use agentos_agents::plan::PlanMount;
+use agentos_agents::{Session, SessionId};
 use agentos_vm::Vm;
 use tokio::sync::Mutex;
 
-use super::SessionDefaults;
-use super::instructions::{Instructions, Scratch};
+use super::instructions::Instructions;
 use super::launch::mount_plan;
+use super::{SessionDefaults, SessionHost};
 use crate::demo_model::{DemoModel, Forwarder};
 use crate::errors::Failure;
 
@@ -54,24 +52,24 @@ impl VmSessions {
     }
 
     /// Shows the VM a session's instructions as a file. The agent has them already, so that a VM without the file is
-    /// none the worse.
+    /// none the worse. Not to be dropped before its end: the file would be written without the lock.
     pub(super) async fn show_instructions(
         &self,
         vm: &Vm,
-        session: &SessionId,
+        host: &SessionHost,
+        session: &Session,
         text: String,
-        scratch: &Arc<Scratch>,
     ) {
         let mut shared = self.shared.lock().await;
         let shown = async {
             let instructions = match shared.instructions.take() {
                 Some(there) => there,
-                None => Instructions::mount(vm, scratch).await?,
+                None => Instructions::mount(vm, host.scratch().await?).await?,
             };
             shared.instructions.insert(instructions).show(session, text).await
         };
         if let Err(failure) = shown.await {
-            tracing::warn!(%session, reason = failure.message(), "no file of instructions");
+            tracing::warn!(session = %session.id(), reason = failure.message(), "no file of instructions");
         }
     }
 

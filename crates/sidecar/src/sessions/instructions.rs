@@ -9,14 +9,14 @@
 //! The guest sees a file system that is mounted read-only, so that not even its root can write there; we write on the
 //! host, and each file is put in its place whole.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agentos_agents::SessionId;
 use agentos_agents::plan::PlanMount;
+use agentos_agents::{Session, SessionId};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::Vm;
 
@@ -56,7 +56,9 @@ impl Scratch {
         let failed = |error: io::Error| failure(&path, &error);
         let taken = || io::Error::from(io::ErrorKind::AlreadyExists);
         let lock = LockFile::beside(&path).and_then(|lock| lock.ok_or_else(taken)).map_err(failed)?;
-        fs::create_dir(&path).map_err(failed)?;
+        // What a VM is shown is for its guest to read; what another one is shown is none of any guest's business, nor
+        // of the host's other users.
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         Ok(Self { path, _lock: lock })
     }
 }
@@ -87,8 +89,24 @@ impl Instructions {
         Ok(instructions)
     }
 
+    /// A directory that no VM sees.
+    #[cfg(test)]
+    pub(super) fn unmounted(scratch: &Arc<Scratch>) -> Self {
+        Self { path: scratch.path.join("vm"), _scratch: Arc::clone(scratch) }
+    }
+
+    /// Shows a session's text. One that is over by then shows nothing of its own: whoever ends it has looked for the
+    /// file already or looks for it after this.
+    pub(super) async fn show(&self, session: &Session, text: String) -> Result<(), Failure> {
+        let shown = self.write(session.id(), text).await;
+        if session.fate().is_some() {
+            self.hide(session.id()).await;
+        }
+        shown
+    }
+
     /// Writes a session's text, as its own and as the newest.
-    pub(super) async fn show(&self, session: &SessionId, text: String) -> Result<(), Failure> {
+    async fn write(&self, session: &SessionId, text: String) -> Result<(), Failure> {
         let (newest, own) = (self.path.clone(), self.of(session));
         blocking(move || {
             for directory in [&own, &newest] {
@@ -106,7 +124,7 @@ impl Instructions {
         let _ = tokio::task::spawn_blocking(move || remove(&own)).await;
     }
 
-    fn of(&self, session: &SessionId) -> PathBuf {
+    pub(super) fn of(&self, session: &SessionId) -> PathBuf {
         self.path.join("sessions").join(session.as_str())
     }
 }
@@ -159,16 +177,18 @@ mod tests {
     async fn each_session_has_its_own_text_and_the_newest_one_is_in_front() {
         let runtime_dir = tempfile::tempdir().unwrap();
         let scratch = Arc::new(Scratch::make(runtime_dir.path()).unwrap());
-        let instructions = Instructions { path: scratch.path.join("vm"), _scratch: Arc::clone(&scratch) };
+        let instructions = Instructions::unmounted(&scratch);
         let (first, second) = (SessionId::new(), SessionId::new());
-        instructions.show(&first, "knit".to_owned()).await.unwrap();
-        instructions.show(&second, "purl".to_owned()).await.unwrap();
+        instructions.write(&first, "knit".to_owned()).await.unwrap();
+        instructions.write(&second, "purl".to_owned()).await.unwrap();
         let read = |directory: PathBuf| fs::read_to_string(directory.join(FILE)).unwrap();
         assert_eq!(read(instructions.of(&first)), "knit");
         assert_eq!(read(instructions.of(&second)), "purl");
         assert_eq!(read(instructions.path.clone()), "purl");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&instructions.of(&first)), mode(&instructions.path.join(FILE))), (0o755, 0o644));
+
+        assert_eq!(mode(&scratch.path), 0o700, "one VM's text is not for all users of the host");
 
         instructions.hide(&first).await;
         assert!(!instructions.of(&first).exists() && instructions.of(&second).exists());

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::options::Config;
+use crate::sessions::instructions::Instructions;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -164,4 +165,20 @@ async fn a_session_that_nobody_was_given_is_discarded() {
     assert!(place.host.sessions().get(id.as_str()).is_ok());
     drop(creation);
     place.assert_discarded(&id, killed).await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_before_its_instructions_are_shown_leaves_no_file_of_them() {
+    let place = Place::new();
+    let creation = Creation::begin(&place.host);
+    let (session, _killed) = place.session(&creation).await;
+    let instructions = Instructions::unmounted(place.host.sessions().scratch().await.unwrap());
+    instructions.show(&session, "knit".to_owned()).await.unwrap();
+    assert!(instructions.of(session.id()).exists());
+
+    session.close(false).await;
+    instructions.hide(session.id()).await;
+    // Whoever takes the file away has been there.
+    instructions.show(&session, "knit".to_owned()).await.unwrap();
+    assert!(!instructions.of(session.id()).exists());
 }
