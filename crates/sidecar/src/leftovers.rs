@@ -171,6 +171,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_has_nothing_to_clean() {
-        clean(Path::new("/nonexistent/agentos"));
+        let nowhere = Path::new("/nonexistent/agentos");
+        clean(nowhere, nowhere);
     }
 }

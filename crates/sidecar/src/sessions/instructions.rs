@@ -51,7 +51,9 @@ impl Scratch {
     /// Blocks for a moment.
     pub(super) fn make(runtime_dir: &Path) -> Result<Self, Failure> {
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let name = format!("sessions-{}{}", id.get(..8).unwrap_or_default(), leftovers::DIRECTORY_SUFFIX);
+        let name =
+            [leftovers::DIRECTORY_PREFIX, id.get(..8).unwrap_or_default(), leftovers::DIRECTORY_SUFFIX]
+                .concat();
         let path = runtime_dir.join(name);
         let failed = |error: io::Error| failure(&path, &error);
         let taken = || io::Error::from(io::ErrorKind::AlreadyExists);
