@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,10 +45,10 @@ pub(crate) struct Errands {
 }
 
 /// The thread for errands that can have none of their own.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Standby {
     /// None where the VM's user had no thread left when the VM was booted.
-    jobs: Option<Sender<Job>>,
+    jobs: Option<SyncSender<Job>>,
     /// The errand it is away for.
     away: Option<u64>,
 }
@@ -85,9 +85,15 @@ impl Errands {
             waiting: BTreeMap::new(),
             last: 0,
             threads: 0,
-            standby: Standby::start(),
+            standby: Standby::default(),
             stack_bytes: STACK_BYTES,
         })
+    }
+
+    /// Starts the thread for errands that get none of their own. Before there is a guest to take all threads, but not
+    /// before whoever waits for the VM has it.
+    pub(crate) fn stand_by(&mut self) {
+        self.standby = Standby::start();
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -134,7 +140,8 @@ impl Errands {
         match (&self.standby.jobs, take(&job)) {
             (Some(jobs), Some(job)) if self.standby.away.is_none() => {
                 self.standby.away = Some(number);
-                jobs.send(job).is_ok()
+                // There is room: it has nothing else to do.
+                jobs.try_send(job).is_ok()
             }
             _ => false,
         }
@@ -170,7 +177,7 @@ impl Errands {
 
 impl Standby {
     fn start() -> Self {
-        let (jobs, wanted) = channel::<Job>();
+        let (jobs, wanted) = sync_channel::<Job>(1);
         let started = thread(STACK_BYTES).spawn(move || wanted.into_iter().for_each(|job| job()));
         Self { jobs: started.is_ok().then_some(jobs), away: None }
     }
@@ -254,6 +261,7 @@ mod tests {
     fn out_of_threads_one_errand_at_a_time_is_run_and_never_by_the_caller() {
         let mut errands = Errands::new().unwrap();
         // No thread has room for such a stack.
+        errands.stand_by();
         errands.stack_bytes = 1 << 60;
         let (release, released) = channel::<()>();
         let hang = move || released.recv().map(|()| Response::Done).map_err(|_| Failure::TooManyStuck);

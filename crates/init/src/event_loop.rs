@@ -129,6 +129,7 @@ impl<'a> EventLoop<'a> {
 
     fn serve(&mut self) -> Result<(), LoopError> {
         self.say(&InitMessage::Ready, &[])?;
+        self.errands.stand_by();
         let mut buffer = Vec::new();
         while !self.done {
             for word in self.wait()? {
