@@ -167,7 +167,7 @@ async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_cle
     kill_process(sidecar, Signal::KILL).unwrap();
     let killed = Instant::now();
     eventually("every guest process is gone", || async { running(&marker) == 0 }).await;
-    assert!(killed.elapsed() < Duration::from_secs(5), "it took {:?}", killed.elapsed());
+    assert!(killed.elapsed() < PROMPTLY, "it took {:?}", killed.elapsed());
     eventually("the launcher and the inits are gone", || async {
         let alive = parents();
         everything.iter().all(|pid| !alive.contains_key(pid))
@@ -255,6 +255,10 @@ async fn orphans_by_the_thousand_are_reaped() {
     // The launcher and one init.
     eventually("all are reaped", || async { descendants(sidecar).len() == 2 }).await;
 }
+
+/// By the death of what held it, which takes a second or two: far less than any deadline that would end it otherwise, far
+/// more than a loaded machine adds.
+const PROMPTLY: Duration = Duration::from_secs(15);
 
 /// Cycles before the count, so that what is made once and kept is there already.
 const WARM_UP: usize = 20;
@@ -358,7 +362,7 @@ async fn a_killed_client_s_vms_are_disposed_and_another_client_s_live_on() {
     let killed = Instant::now();
     eventually("its VM is gone", || async { mine.list_vms().await.unwrap().len() == 1 }).await;
     eventually("its process is gone", || async { running(&marker) == 0 }).await;
-    assert!(killed.elapsed() < Duration::from_secs(5), "it took {:?}", killed.elapsed());
+    assert!(killed.elapsed() < PROMPTLY, "it took {:?}", killed.elapsed());
     assert_eq!(vm.exec("echo alive").await.unwrap().stdout_lossy(), "alive\n");
 }
 
