@@ -34,9 +34,11 @@ const TABLE: &[Row] = &[
         tests_may_use: &[],
         never: RUNTIME,
     },
+    // One VM's packets; it is given a device and knows nothing of VMs.
+    Row { package: "agentos-netstack", may_use: &["agentos-linux"], tests_may_use: &[], never: GRPC },
     Row {
         package: "agentos-vm",
-        may_use: &["agentos-linux", "agentos-guest-protocol"],
+        may_use: &["agentos-linux", "agentos-guest-protocol", "agentos-netstack"],
         tests_may_use: &[],
         never: GRPC,
     },

@@ -11,11 +11,14 @@ const OWN_LINTS: &str = "crates/linux/Cargo.toml";
 /// Packages of which several versions are built, each with the reason why that can't be helped.
 const DUPLICATES: &[(&str, &str)] = &[
     ("base64", "tonic stays on 0.22 while ureq, which the agent store downloads with, took 0.23"),
+    ("bitflags", "smoltcp stays on 1.3, a macro without code of its own"),
+    ("core-foundation", "not built on Linux"),
     ("embedded-io", "optional in postcard, not built"),
     ("foldhash", "as hashbrown"),
     ("getrandom", "ring, the cryptography of TLS, stays on 0.2"),
     ("hashbrown", "petgraph, in the generator of the wire code only"),
     ("itertools", "prost's derive macro and its generator differ, both at build time only"),
+    ("synstructure", "derive macros, at build time only"),
     ("syn", "derive macros, at build time only"),
     ("unicode-width", "miette, in the compiler of the wire contract only"),
     ("windows-sys", "not built on Linux"),

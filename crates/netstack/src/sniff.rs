@@ -1,0 +1,1 @@
+//! The name that a connection says it is for.
