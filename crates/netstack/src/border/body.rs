@@ -27,14 +27,22 @@ pub(super) enum BodyError {
 
 /// A request's body, from the guest to the upstream.
 pub(super) struct Outgoing {
-    body: Incoming,
+    /// `None` if it is empty: then the request can be sent again.
+    body: Option<Incoming>,
     patience: Patience,
     progress: Progress,
 }
 
 impl Outgoing {
     pub(super) fn new(body: Incoming) -> Self {
+        let body = Some(body).filter(|body| !body.is_end_stream());
         Self { body, patience: Patience::default(), progress: Progress::default() }
+    }
+
+    /// Another one, if there is nothing in it.
+    pub(super) fn copy(&self) -> Option<Self> {
+        let is_empty = self.body.is_none();
+        is_empty.then(|| Self { body: None, patience: Patience::default(), progress: Progress::default() })
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -52,7 +60,8 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // Being asked for more means that the upstream took what was before.
         self.progress.happened();
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match Pin::new(body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.patience.renew();
                 Poll::Ready(frame.map(|frame| Ok(frame?)))
@@ -65,11 +74,11 @@ impl Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

@@ -192,11 +192,16 @@ impl<'a> Relay<'a> {
         if let Some(mut kept) = kept
             && kept.serves(&plan.upstream, plan.encryption).await
         {
-            match kept.send(request).await {
+            let copy = repeatable(&request);
+            request = match kept.send(request).await {
                 Ok(response) => return Ok(self.keep(kept, response)),
-                Err(SendError::Unsent(unsent, _)) => request = *unsent,
+                Err(SendError::Unsent(unsent, _)) => *unsent,
+                // The upstream may have hung up while the request was on its way.
+                Err(SendError::Refused(Refusal::Exchange(error))) if !error.is_parse() => {
+                    copy.ok_or(Refusal::Exchange(error))?
+                }
                 Err(SendError::Refused(refusal)) => return Err(refusal),
-            }
+            };
         }
         let tls = self.border.trust.client();
         let mut connection = Connection::open(&plan.upstream, plan.encryption, tls, self.outside).await?;
@@ -236,6 +241,16 @@ impl<'a> Relay<'a> {
         *answer.headers_mut() = parts.headers;
         Ok(answer)
     }
+}
+
+/// The request once more, if it may be sent twice: RFC 9110, section 9.2.2.
+fn repeatable(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
+    let body = request.body().copy().filter(|_| request.method().is_safe())?;
+    let mut copy = Request::new(body);
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    Some(copy)
 }
 
 fn plan_of_interception<'a>(
