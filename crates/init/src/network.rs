@@ -80,8 +80,7 @@ pub(crate) fn owner(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -
 }
 
 pub(crate) fn connect(port: u16) -> Result<OwnedFd, Failure> {
-    connect_anywhere(port)
-        .map_err(|errno| Failure::System(failure("connect", format!("port {port}"), errno)))
+    connect_anywhere(port).map_err(|errno| Failure::System(failure("connect", format!("port {port}"), errno)))
 }
 
 /// Connects to whoever listens on the port. A wildcard or loopback server is found at the loopback addresses; one that

@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn what_is_no_socket_is_left_out() {
-        for line in ["", "garbage", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt"] {
+        for line in
+            ["", "garbage", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt"]
+        {
             assert_eq!(parse(line), None);
         }
         for text in ["0100007F", "0100007F:xyz", "01:0BB8", "é100007F:0BB8"] {
