@@ -105,18 +105,19 @@ impl NetworkService for Network {
         let forwarded = v1::PortForwarded { address: forward.local_addr().to_string() };
         let disposing = |_: PortForward| Status::from(Failure::from(Unavailable::Disposing));
         let held = hosted.forwards.add(forward).map_err(disposing)?;
-        let first = stream::once(async { Ok(forwarded) });
-        if request.keep {
+        let held = if request.keep {
             held.keep();
-            return Ok(Response::new(Box::pin(first)));
-        }
+            None
+        } else {
+            Some(held)
+        };
         let vm = hosted.vm.clone();
-        let rest = stream::once(async move {
+        let end = stream::once(async move {
             let reason = vm.gone().await;
             drop(held);
             Err(Failure::from(reason).into())
         });
-        Ok(Response::new(Box::pin(first.chain(rest))))
+        Ok(Response::new(Box::pin(stream::once(async { Ok(forwarded) }).chain(end))))
     }
 
     async fn close_forward(
