@@ -24,7 +24,8 @@ pub struct ListeningPort {
     pub port: u16,
     /// What it speaks below HTTP and the like.
     pub protocol: PortProtocol,
-    /// The process that holds it; of several the one with the lowest pid. `None` where it has just gone.
+    /// The process that holds it; of several the one with the lowest pid. `None` where it has just gone,
+    /// or where it hides its descriptors in a VM of a single user id.
     pub process: Option<PortOwner>,
 }
 

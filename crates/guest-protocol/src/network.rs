@@ -30,7 +30,8 @@ pub enum Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerEntry {
     pub address: SocketAddr,
-    /// None where it was not asked for, or where no process holds the socket any more.
+    /// None where it was not asked for, where no process holds the socket any more, or where the one that
+    /// does is not dumpable and the VM has but one id: its descriptors are shown to nobody then.
     pub owner: Option<SocketOwner>,
 }
 
