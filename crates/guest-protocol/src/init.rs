@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! sidecar ◄─ Ready ─────────────────────── init      once, when the VM stands
+//! sidecar ◄─ Uplink [+ TUN device] ─────── init      once, before any answer, where the VM has a way out
 //! sidecar ── Request{id} [+ descriptors] ─► init
 //! sidecar ◄─ Response{id} [+ descriptors] ─ init     exactly one per request, in any order
 //! sidecar ◄─ Event ─────────────────────── init      at any time after Ready
@@ -55,6 +56,8 @@ pub enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum InitMessage {
     Ready,
+    /// Once, soon after Ready, where the plan has an uplink. Descriptor, where it worked: the TUN device.
+    Uplink(Result<(), BootFailure>),
     /// Instead of Ready; init exits after it.
     BootFailed(BootFailure),
     Response {

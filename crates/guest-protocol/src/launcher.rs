@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Bytes;
 use crate::mount::HostDir;
+use crate::network::Uplink;
 
 /// The sidecar's number for a VM, never used twice by one sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -69,6 +70,8 @@ pub struct HostFindings {
     pub cgroup_processes: bool,
     /// The most descriptors a process of a VM can be allowed.
     pub max_open_files: u32,
+    /// Why VMs have nothing but loopback; None where they can have more.
+    pub no_uplink: Option<BootFailure>,
 }
 
 /// How many ids a VM can have.
@@ -109,6 +112,8 @@ pub struct BootPlan {
     pub limits: Limits,
     /// Processes run as the VM's root with a reduced set of capabilities, instead of as its user.
     pub root: bool,
+    /// None: loopback only.
+    pub uplink: Option<Uplink>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

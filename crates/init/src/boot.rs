@@ -23,6 +23,7 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::event_loop::{self, Guest};
 use crate::launcher::Staged;
+use crate::network::Device;
 use crate::wire::{self, failure};
 
 /// The VM's user.
@@ -59,7 +60,7 @@ pub(crate) fn run(inheritance: Inheritance<'_>) -> ! {
     // The launcher may clear the stage now.
     drop(inheritance.launcher);
     let control = inheritance.control.as_fd();
-    let code = match booted.and_then(|()| harden(inheritance.plan)) {
+    let code = match booted.and_then(|uplink| harden(inheritance.plan, uplink)) {
         Ok(guest) => event_loop::run(control, guest),
         Err(failure) => {
             // A sidecar that has hung up has no use for the reason.
@@ -70,7 +71,7 @@ pub(crate) fn run(inheritance: Inheritance<'_>) -> ! {
     std::process::exit(code)
 }
 
-fn boot(inheritance: &Inheritance<'_>) -> Result<(), BootFailure> {
+fn boot(inheritance: &Inheritance<'_>) -> Result<Option<Device>, BootFailure> {
     let plan = inheritance.plan;
     keep_only_own_descriptors(inheritance).map_err(|errno| failure("close_range", "", errno))?;
     enter_control_groups(inheritance.tasks)?;
@@ -92,7 +93,10 @@ fn boot(inheritance: &Inheritance<'_>) -> Result<(), BootFailure> {
     rustix::system::sethostname(plan.hostname.as_bytes())
         .map_err(|errno| failure("sethostname", plan.hostname.as_bytes(), errno))?;
     agentos_linux::network::bring_loopback_up().map_err(|errno| failure("bring up", "lo", errno))?;
-    enter_root().map_err(|errno| failure("pivot_root", "", errno))
+    // In the VM's network namespace, and by a path that is gone with the next step.
+    let uplink = plan.uplink.map(|uplink| Device::open(plan.ids, uplink));
+    enter_root().map_err(|errno| failure("pivot_root", "", errno))?;
+    Ok(uplink)
 }
 
 /// The launcher's other descriptors, those of other VMs among them, must not live on here. 0, 1 and 2 are the
@@ -144,7 +148,7 @@ fn enter_root() -> Result<(), Errno> {
 }
 
 /// The last steps before the first guest process: nothing of PID 1 may be of use to one.
-fn harden(plan: &BootPlan) -> Result<Guest, BootFailure> {
+fn harden(plan: &BootPlan, uplink: Option<Device>) -> Result<Guest, BootFailure> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| failure("open", "/dev/null", errno))?;
     for target in 0..=2 {
@@ -189,6 +193,7 @@ fn harden(plan: &BootPlan) -> Result<Guest, BootFailure> {
         drop_groups: plan.ids != IdRange::Single,
         capabilities,
         open_files: u64::from(plan.limits.open_files),
+        uplink,
         root_in_memory: matches!(plan.base, Base::Host { .. }),
     })
 }

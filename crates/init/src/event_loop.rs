@@ -39,6 +39,8 @@ pub(crate) struct Guest {
     pub drop_groups: bool,
     pub capabilities: CapabilitySet,
     pub open_files: u64,
+    /// The way out, until it is handed to the sidecar.
+    pub uplink: Option<network::Device>,
     /// The root directory's own file system is of nothing but memory, so nothing in it ever waits.
     pub root_in_memory: bool,
 }
@@ -129,6 +131,12 @@ impl<'a> EventLoop<'a> {
 
     fn serve(&mut self) -> Result<(), LoopError> {
         self.say(&InitMessage::Ready, &[])?;
+        // While the sidecar is busy with the good news; nothing runs in the VM before.
+        if let Some(device) = self.guest.uplink.take() {
+            let (outcome, device) = device.connect();
+            let device = device.as_ref().map(AsFd::as_fd);
+            self.say(&InitMessage::Uplink(outcome), device.as_slice())?;
+        }
         self.errands.stand_by();
         let mut buffer = Vec::new();
         while !self.done {

@@ -30,7 +30,7 @@ use crate::wire::{self, WireError};
 use clones::Clones;
 use openers::Client;
 
-pub(crate) use prepare::{PLAIN, VM_DISK, enter};
+pub(crate) use prepare::{PLAIN, VM_DISK, enter, tun};
 pub(crate) use stage::Staged;
 
 /// What an epoll event is about, packed into its data word.

@@ -90,6 +90,7 @@ impl Launcher {
                 disk_inodes: 10_000,
             },
             root: false,
+            uplink: None,
         }
     }
 }

@@ -20,7 +20,9 @@
 pub mod address;
 pub mod border;
 pub mod dns;
+pub mod event;
 pub mod name;
 pub mod pins;
 pub mod policy;
 pub mod sniff;
+pub mod stack;

@@ -22,7 +22,7 @@ use crate::driver::Driver;
 use crate::ids::IdLease;
 use crate::launcher::{BootedVm, Launcher, VmEnd};
 use crate::mount::{Mounted, Mounter};
-use crate::network::NetworkError;
+use crate::network::{Link, Missing, NetworkError, Seed};
 use crate::spec::VmSpec;
 use crate::vm::{GoneReason, Shared, Vm};
 
@@ -109,8 +109,15 @@ impl Launched {
         let mut mounted = Mounted::default();
         spec.mount_targets().iter().for_each(|target| mounted.add(target.clone(), Mounter::User));
         let shared = Arc::new(Shared::new(mounted));
+        let seed = match spec.no_uplink() {
+            None => Some(Seed::new(&spec, &shared.uplink, commands.downgrade())),
+            Some(failure) => {
+                shared.uplink.set(Link::Missing(Missing::Host(failure.clone())));
+                None
+            }
+        };
         let (number, ended) = (self.booted.number(), self.booted.watch_end());
-        tokio::spawn(Driver::new(self.channel, queue, Arc::clone(&shared), self.booted).run());
+        tokio::spawn(Driver::new(self.channel, queue, Arc::clone(&shared), (self.booted, seed)).run());
         Ok(Vm::assemble((number, spec, launcher.clone()), commands, shared, ended))
     }
 

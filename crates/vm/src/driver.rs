@@ -31,6 +31,7 @@ use crate::asks::AskList;
 use crate::channel::{Channel, Outbox, Outgoing, Packet, ReceiveError};
 use crate::command::{Answer, Call, CallFailure, Command, Completion, ProtocolError};
 use crate::launcher::{BootedVm, VmEnd};
+use crate::network::{Link, Missing, Seed};
 use crate::process::SpawnError;
 use crate::process::live::{LiveProcess, Running, SpawnPlan};
 use crate::spec::MAX_DISPOSE_GRACE;
@@ -62,6 +63,8 @@ pub(crate) struct Driver {
     tasks: JoinSet<()>,
     /// When a VM that is being disposed is killed.
     kill_at: Option<Instant>,
+    /// What the network is made of, until init has made its device.
+    uplink: Option<Seed>,
 }
 
 /// A request that init has not answered.
@@ -114,7 +117,7 @@ impl Driver {
         channel: Channel,
         commands: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
-        booted: BootedVm,
+        (booted, uplink): (BootedVm, Option<Seed>),
     ) -> Self {
         let processes = LiveTable::new(Arc::clone(&shared), booted.cgroups());
         Self {
@@ -129,6 +132,7 @@ impl Driver {
             processes,
             tasks: JoinSet::new(),
             kill_at: None,
+            uplink,
         }
     }
 
@@ -341,6 +345,22 @@ impl Driver {
             }
             InitMessage::Response { id, response } => self.respond(id, response, descriptors),
             InitMessage::Event(event) => self.event(event, &descriptors),
+            InitMessage::Uplink(outcome) => {
+                let seed = self.uplink.take().ok_or(ProtocolError::Unexpected("an uplink"))?;
+                let link = match outcome {
+                    Ok(()) if lost_descriptors => {
+                        let missing = std::io::Error::from(Errno::MFILE);
+                        Link::Missing(Missing::Stack(Arc::new(missing)))
+                    }
+                    Ok(()) => seed.start(Answer { response: Response::Done, descriptors }.descriptor()?)?,
+                    Err(failure) => Link::Missing(Missing::Device(failure)),
+                };
+                if let Link::Missing(missing) = &link {
+                    tracing::warn!(%missing, vm = self.booted.number().0, "VM has no network");
+                }
+                self.shared.uplink.set(link);
+                Ok(())
+            }
         }
     }
 
@@ -446,6 +466,7 @@ impl Drop for LastWords {
             }
             unexplained
         });
+        self.0.uplink.end();
         self.0.finished.send_replace(true);
     }
 }

@@ -1,5 +1,7 @@
 //! Sockets of a VM. Init makes them inside and passes them out, so that nothing of the VM's network stands on the host.
 
+mod uplink;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,6 +16,12 @@ use tokio::task::JoinSet;
 
 use crate::command::{Answer, CallFailure, ProtocolError};
 use crate::vm::{Unavailable, Vm};
+
+pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
+pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
+pub use agentos_netstack::{name, policy};
+pub(crate) use uplink::{Link, Seed, Uplink};
+pub use uplink::{Missing, NetworkOptions};
 
 /// Connections of one forwarded port at a time; the next wait in the listener's backlog.
 const MAX_FORWARDED: usize = 256;
@@ -32,6 +40,9 @@ pub enum NetworkError {
     TooManyStuck,
     #[error("socket of the VM can't be used")]
     Socket(#[source] std::io::Error),
+    /// The VM has no way out.
+    #[error(transparent)]
+    Missing(Missing),
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
@@ -43,7 +54,7 @@ impl NetworkError {
             Self::TimedOut { .. } => Some(Errno::TIMEDOUT.raw_os_error()),
             Self::TooManyStuck => Some(Errno::BUSY.raw_os_error()),
             Self::Socket(error) => error.raw_os_error(),
-            Self::Unavailable(_) => None,
+            Self::Missing(_) | Self::Unavailable(_) => None,
         }
     }
 }

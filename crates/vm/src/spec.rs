@@ -13,7 +13,10 @@ use std::fmt;
 use std::time::Duration;
 
 use agentos_guest_protocol::Bytes;
-use agentos_guest_protocol::launcher::{Base, BootPlan, HostFindings, IdRange, Limits, PlannedMount};
+use agentos_guest_protocol::launcher::{
+    Base, BootFailure, BootPlan, HostFindings, IdRange, Limits, PlannedMount,
+};
+use agentos_guest_protocol::network::Uplink;
 
 pub use environment::Environment;
 pub(crate) use environment::EnvironmentRefusal;
@@ -22,6 +25,7 @@ pub use mounts::{MountKind, MountOptions};
 pub(crate) use mounts::{MountRefusal, plan_mount};
 
 use crate::launcher::Launcher;
+use crate::network::NetworkOptions;
 use crate::path::{GuestPath, PathError};
 
 /// Every VM's; agents and scripts may rely on it.
@@ -49,6 +53,7 @@ pub struct VmOptions {
     pub base: BaseOptions,
     /// Processes run as the VM's root with few capabilities, instead of as its user.
     pub root: bool,
+    pub network: NetworkOptions,
 }
 
 /// What the root file system is made from.
@@ -72,6 +77,8 @@ impl Default for BaseOptions {
 pub struct Host {
     pub findings: HostFindings,
     pub memory_bytes: u64,
+    /// Whether the host has an IPv6 address that leads anywhere.
+    pub has_ipv6: bool,
 }
 
 impl Host {
@@ -80,8 +87,18 @@ impl Host {
         let info = rustix::system::sysinfo();
         let unit = u64::from(info.mem_unit.max(1));
         let total = info.totalram;
-        Self { findings: launcher.findings().clone(), memory_bytes: total.saturating_mul(unit) }
+        let interfaces = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+        Self {
+            findings: launcher.findings().clone(),
+            memory_bytes: total.saturating_mul(unit),
+            has_ipv6: has_global_address(&interfaces),
+        }
     }
+}
+
+/// Whether a table like /proc/net/if_inet6 has an address of global scope, which is written as `00`.
+fn has_global_address(table: &str) -> bool {
+    table.lines().any(|line| line.split_whitespace().nth(3) == Some("00"))
 }
 
 /// A validated VM.
@@ -96,6 +113,9 @@ pub struct VmSpec {
     loopback_exempt_ports: Vec<u16>,
     dispose_grace: Duration,
     root: bool,
+    network: NetworkOptions,
+    has_ipv6: bool,
+    no_uplink: Option<BootFailure>,
 }
 
 /// A field that can't be had, and why.
@@ -204,6 +224,9 @@ impl VmSpec {
             loopback_exempt_ports,
             dispose_grace,
             root: options.root,
+            network: options.network,
+            has_ipv6: host.has_ipv6,
+            no_uplink: host.findings.no_uplink.clone(),
         })
     }
 
@@ -223,6 +246,19 @@ impl VmSpec {
 
     pub fn loopback_exempt_ports(&self) -> &[u16] {
         &self.loopback_exempt_ports
+    }
+
+    pub fn network(&self) -> &NetworkOptions {
+        &self.network
+    }
+
+    /// Why the VM has nothing but loopback.
+    pub fn no_uplink(&self) -> Option<&BootFailure> {
+        self.no_uplink.as_ref()
+    }
+
+    pub(crate) fn uplink(&self) -> Option<Uplink> {
+        self.no_uplink.is_none().then_some(Uplink { v6: self.has_ipv6 })
     }
 
     pub(crate) fn mount_targets(&self) -> &BTreeSet<GuestPath> {
@@ -255,6 +291,7 @@ impl VmSpec {
             mounts: self.mounts.clone(),
             limits,
             root: self.root,
+            uplink: self.uplink(),
         }
     }
 }

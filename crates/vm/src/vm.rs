@@ -17,6 +17,7 @@ use crate::asks::Asks;
 use crate::command::{Answer, Call, CallFailure, Command, Completion, Outcome, ProtocolError};
 use crate::launcher::{Launcher, LauncherDeath, VmEnd};
 use crate::mount::Mounted;
+use crate::network::Uplink;
 use crate::process::records::Records;
 use crate::shell::Shells;
 use crate::spec::VmSpec;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) shells: Mutex<Shells>,
     /// Held for one look-up or change.
     pub(crate) mounted: Mutex<Mounted>,
+    pub(crate) uplink: Uplink,
 }
 
 impl Shared {
@@ -67,6 +69,7 @@ impl Shared {
             asks: Asks::default(),
             records: Mutex::default(),
             shells: Mutex::default(),
+            uplink: Uplink::default(),
         }
     }
 }

@@ -12,7 +12,6 @@ const OWN_LINTS: &str = "crates/linux/Cargo.toml";
 const DUPLICATES: &[(&str, &str)] = &[
     ("base64", "tonic stays on 0.22 while ureq, which the agent store downloads with, took 0.23"),
     ("bitflags", "smoltcp stays on 1.3, a macro without code of its own"),
-    ("core-foundation", "not built on Linux"),
     ("embedded-io", "optional in postcard, not built"),
     ("foldhash", "as hashbrown"),
     ("getrandom", "ring, the cryptography of TLS, stays on 0.2"),

@@ -42,7 +42,26 @@ pub(super) fn mount(plan: &BootPlan) -> Result<(), BootFailure> {
     };
     set("sys/net/ipv4/ping_group_range", &groups)?;
     set("sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+    quiet_ipv6(plan)?;
     if plan.ids == IdRange::Single { share_budgets() } else { Ok(()) }
+}
+
+/// Interfaces made from now on, which is the uplink, have the addresses they are given and ask nobody for more.
+fn quiet_ipv6(plan: &BootPlan) -> Result<(), BootFailure> {
+    let Some(uplink) = plan.uplink else { return Ok(()) };
+    let settings: &[(&str, &str)] = if uplink.v6 {
+        &[("accept_ra", "0"), ("router_solicitations", "0"), ("addr_gen_mode", "1")]
+    } else {
+        &[("disable_ipv6", "1")]
+    };
+    for (name, value) in settings {
+        match std::fs::write(path(&format!("sys/net/ipv6/conf/default/{name}")), value) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            written => written.map_err(|error| crate::wire::io_failure("write", name, &error))?,
+        }
+    }
+    Ok(())
 }
 
 /// What the kernel counts for a user, and where the VM's own user namespace can have less.

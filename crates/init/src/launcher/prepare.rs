@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use agentos_guest_protocol::launcher::{BootFailure, HostFindings, IdMode, LauncherEvent};
+use agentos_guest_protocol::launcher::{BootFailure, HostFindings, IdMode, IdRange, LauncherEvent};
 use agentos_linux::clone::{SingleThreaded, unshare_mounts};
 use agentos_linux::mount::{self, Restrictions};
 use agentos_linux::{Errno, clone, seqpacket};
@@ -33,6 +33,9 @@ pub(crate) const DEVICES: &str = "/sys/dev";
 pub(crate) const STAGE: &str = "/sys/stage";
 /// Where a VM mounts its own tmpfs, in its own copy of the mount namespace.
 pub(crate) const VM_DISK: &str = "/sys/vm";
+/// A /dev/net/tun that a VM's root may open, which the host's own need not be.
+pub(crate) const TUN: &str = "/sys/net/tun";
+const NET_DEVICES: &str = "/sys/net";
 
 /// The lowest host id of the first VM; a user namespace that maps it has ids for VMs.
 const ID_BASE: u32 = 0x4000_0000;
@@ -119,12 +122,14 @@ pub(crate) fn prepare(_alone: &SingleThreaded) -> Result<Prepared, BootFailure> 
     }
     let host_directories = template::build(Path::new(TEMPLATE), ids)?;
     build_devices(ids)?;
+    let no_uplink = prepare_tun(ids).err();
     let findings = HostFindings {
         ids,
         cgroup_memory: cgroups.has_memory(),
         cgroup_cpu: cgroups.has_cpu(),
         cgroup_processes: cgroups.has_processes(),
         max_open_files: raise_open_files(ids),
+        no_uplink,
     };
     Ok(Prepared { findings, cgroups, host_directories })
 }
@@ -245,6 +250,41 @@ fn bind_node(devices: &OwnedFd, name: &CStr) -> Result<(), Errno> {
     rustix::fs::openat(devices, name, flags, Mode::from_raw_mode(0o666))?;
     let name = name.to_string_lossy();
     rustix::mount::mount_bind(format!("/dev/{name}"), format!("{DEVICES}/{name}"))
+}
+
+/// Whether a VM can have a TUN device is known when one has been opened.
+fn prepare_tun(ids: IdMode) -> Result<(), BootFailure> {
+    let path = match ids {
+        IdMode::Range => TUN,
+        IdMode::Single => HOST_TUN,
+    };
+    if ids == IdMode::Range {
+        make_tun().map_err(|errno| failure("make device", TUN, errno))?;
+    }
+    agentos_linux::network::open_tun(path).map(drop).map_err(|errno| failure("open", HOST_TUN, errno))
+}
+
+/// Beside the devices of VMs and not among them: no guest has a use for it.
+fn make_tun() -> Result<(), Errno> {
+    rustix::fs::mkdir(NET_DEVICES, Mode::from_raw_mode(0o755))?;
+    let tree = devices_tmpfs()?;
+    make_node(
+        &rustix::fs::openat(&tree, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?,
+        c"tun",
+        rustix::fs::makedev(10, 200),
+    )?;
+    mount::attach_path(tree.as_fd(), Path::new(NET_DEVICES))
+}
+
+/// Without root it is the host's own or none.
+const HOST_TUN: &str = "/dev/net/tun";
+
+/// The path of the TUN device for a VM with such ids.
+pub(crate) fn tun(ids: IdRange) -> &'static str {
+    match ids {
+        IdRange::Range { .. } => TUN,
+        IdRange::Single => HOST_TUN,
+    }
 }
 
 fn write(path: &str, content: &str) -> Result<(), BootFailure> {

@@ -35,6 +35,7 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             dispose_grace: request.dispose_grace_ms.map(Duration::from_millis),
             base: base(request.base),
             root: request.root,
+            network: Default::default(),
         };
         Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions })
     }

@@ -11,13 +11,13 @@ fn host() -> Host {
         cgroup_processes: true,
         max_open_files: 1 << 20,
     };
-    Host { findings, memory_bytes: 16 << 30 }
+    Host { findings, memory_bytes: 16 << 30, has_ipv6: false }
 }
 
 /// A host where nothing but rlimits is to be had.
 fn poor_host() -> Host {
     let findings = HostFindings { max_open_files: 4096, ..HostFindings::default() };
-    Host { findings, memory_bytes: 2 << 30 }
+    Host { findings, memory_bytes: 2 << 30, has_ipv6: false }
 }
 
 pub(crate) fn test_spec() -> VmSpec {

@@ -53,7 +53,7 @@ pub(super) fn findings() -> HostFindings {
 }
 
 pub(super) fn spec(options: VmOptions) -> VmSpec {
-    VmSpec::validate(options, &Host { findings: findings(), memory_bytes: 1 << 30 }).unwrap()
+    VmSpec::validate(options, &Host { findings: findings(), memory_bytes: 1 << 30, has_ipv6: false }).unwrap()
 }
 
 impl World {

@@ -1,0 +1,244 @@
+//! What the border changes in the heads that it passes on.
+
+use http::Uri;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::refusal::Refusal;
+use super::scrub::Patterns;
+use crate::name::HostName;
+
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
+const WEBSOCKET: &str = "websocket";
+
+/// Headers of clients that hold keys. What a guest has in them is no secret of the host's, and would be taken for the
+/// caller's identity beside it.
+const CREDENTIALS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+];
+
+/// Prepares a request's head for the upstream. What it asks for beyond one request and one answer is a WebSocket or
+/// nothing.
+pub(super) fn outgoing(headers: &mut HeaderMap, host: HeaderValue, websocket: bool) {
+    let wants_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip_hops(headers);
+    // The continuation was given by us; proxies' credentials are for us, and we want none.
+    for name in [header::EXPECT, header::PROXY_AUTHORIZATION, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+    // In an encoded answer nobody would see a secret that is echoed.
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(header::HOST, host);
+    if websocket {
+        headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+        ask_for_websocket(headers);
+    } else if wants_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Removes what only the gateway may say of a request: who asks, and what stood in it before.
+pub(super) fn strip_claims(headers: &mut HeaderMap) {
+    for name in CREDENTIALS {
+        headers.remove(name);
+    }
+    let is_forwarding =
+        |name: &&HeaderName| **name == header::FORWARDED || name.as_str().starts_with("x-forwarded-");
+    let forwarding: Vec<HeaderName> = headers.keys().filter(is_forwarding).cloned().collect();
+    for name in forwarding {
+        headers.remove(name);
+    }
+}
+
+/// Prepares an answer's head for the guest. True if it echoed a secret.
+pub(super) fn incoming(
+    headers: &mut HeaderMap,
+    patterns: &Patterns,
+    websocket: bool,
+) -> Result<bool, Refusal> {
+    let is_plain =
+        |token: &str| token.eq_ignore_ascii_case("chunked") || token.eq_ignore_ascii_case("identity");
+    let encodings = [header::CONTENT_ENCODING, header::TRANSFER_ENCODING];
+    if encodings.iter().any(|name| !tokens(headers, name).all(is_plain)) {
+        return Err(Refusal::Encoded);
+    }
+    strip_hops(headers);
+    // Another way to the same host, which nobody would intercept.
+    headers.remove(ALT_SVC);
+    if websocket {
+        ask_for_websocket(headers);
+    }
+    Ok(scrub(headers, patterns))
+}
+
+/// Stars secrets out of all values. True if there was one.
+pub(super) fn scrub(headers: &mut HeaderMap, patterns: &Patterns) -> bool {
+    let mut has_found = false;
+    for value in headers.values_mut() {
+        if let Some(masked) = patterns.mask(value.as_bytes()) {
+            has_found = true;
+            *value = HeaderValue::from_bytes(&masked).unwrap_or(HeaderValue::from_static(""));
+        }
+    }
+    has_found
+}
+
+pub(super) fn wants_websocket(headers: &HeaderMap) -> bool {
+    let upgrade = |token: &str| token.eq_ignore_ascii_case("upgrade");
+    let websocket = |token: &str| token.eq_ignore_ascii_case(WEBSOCKET);
+    tokens(headers, &header::CONNECTION).any(upgrade) && tokens(headers, &header::UPGRADE).any(websocket)
+}
+
+/// Whether the request is for the host that its connection is for, and says so once.
+pub(super) fn check_host(uri: &Uri, headers: &HeaderMap, name: &HostName, port: u16) -> Result<(), Refusal> {
+    let is_the_host = |text: &str| is_authority(text, name, port);
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::OtherHost) };
+    let host = host.to_str().map_err(|_| Refusal::OtherHost)?;
+    let target = uri.authority().map(|authority| authority.as_str());
+    let is_https = uri.scheme_str().is_none_or(|scheme| scheme == "https");
+    if is_https && is_the_host(host) && target.is_none_or(is_the_host) {
+        Ok(())
+    } else {
+        Err(Refusal::OtherHost)
+    }
+}
+
+/// What a host header says for this host.
+pub(super) fn host_value(name: &HostName, port: u16, default_port: u16) -> Result<HeaderValue, Refusal> {
+    let text = if port == default_port { name.to_string() } else { format!("{name}:{port}") };
+    HeaderValue::from_str(&text).map_err(|_| Refusal::Request)
+}
+
+/// Whether `text` is `name` or `name:port`; without a port it means the one of https. A name with userinfo is none.
+fn is_authority(text: &str, name: &HostName, port: u16) -> bool {
+    let (host, claimed) = text.rsplit_once(':').map_or((text, Some(443)), |(host, digits)| {
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        (host, is_number.then(|| digits.parse().ok()).flatten())
+    });
+    claimed == Some(port) && HostName::parse(host).as_ref() == Ok(name)
+}
+
+fn ask_for_websocket(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+}
+
+/// Removes what concerns one connection and not the exchange: RFC 9110, section 7.6.1. Announced trailers stay.
+fn strip_hops(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> =
+        tokens(headers, &header::CONNECTION).filter_map(|name| HeaderName::try_from(name).ok()).collect();
+    let always = [
+        header::CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ];
+    for name in named.into_iter().chain(always) {
+        headers.remove(name);
+    }
+}
+
+/// The elements of a header that is a list of words.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    // What isn't ASCII is no word that matters here, but it isn't nothing.
+    let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_not_passed_on() {
+        let mut head = headers(&[
+            ("connection", "keep-alive, X-Mine"),
+            ("connection", "te"),
+            ("x-mine", "1"),
+            ("te", "trailers, deflate"),
+            ("expect", "100-continue"),
+            ("accept-encoding", "gzip"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ]);
+        outgoing(&mut head, HeaderValue::from_static("api.example"), false);
+        let expected = headers(&[
+            ("accept", "*/*"),
+            ("accept-encoding", "identity"),
+            ("host", "api.example"),
+            ("te", "trailers"),
+            ("connection", "te"),
+        ]);
+        assert_eq!(head, expected);
+    }
+
+    #[test]
+    fn the_guests_own_credentials_and_claims_are_dropped() {
+        let mut head = headers(&[
+            ("authorization", "Bearer mine"),
+            ("x-api-key", "mine"),
+            ("x-forwarded-host", "evil.example"),
+            ("forwarded", "host=evil.example"),
+            ("anthropic-version", "2023-06-01"),
+        ]);
+        strip_claims(&mut head);
+        assert_eq!(head, headers(&[("anthropic-version", "2023-06-01")]));
+    }
+
+    #[test]
+    fn an_answer_in_an_encoding_is_refused_and_an_echo_starred_out() {
+        let patterns = Patterns::of(["0123456789abcdef"]);
+        let mut zipped = headers(&[("content-encoding", "gzip")]);
+        assert!(matches!(incoming(&mut zipped, &patterns, false), Err(Refusal::Encoded)));
+        let mut echo = headers(&[("x-key", "is 0123456789abcdef"), ("alt-svc", "h3=\":443\"")]);
+        assert!(incoming(&mut echo, &patterns, false).unwrap());
+        assert_eq!(echo, headers(&[("x-key", "is 01**************")]));
+    }
+
+    #[test]
+    fn a_request_says_once_and_plainly_which_host_it_is_for() {
+        let name = HostName::parse("api.example").unwrap();
+        let check = |target: &str, hosts: &[&str], port: u16| {
+            let mut request = Request::builder().uri(target);
+            for host in hosts {
+                request = request.header(header::HOST, *host);
+            }
+            let request = request.body(()).unwrap();
+            check_host(request.uri(), request.headers(), &name, port).is_ok()
+        };
+        assert!(check("/a", &["api.example"], 443));
+        assert!(check("/a", &["API.example.:443"], 443));
+        assert!(check("https://api.example/a", &["api.example"], 443));
+        assert!(check("/a", &["api.example:8443"], 8443));
+        assert!(!check("/a", &[], 443));
+        assert!(!check("/a", &["evil.example"], 443));
+        assert!(!check("/a", &["api.example", "api.example"], 443));
+        assert!(!check("/a", &["api.example:8443"], 443));
+        assert!(!check("/a", &["api.example"], 8443));
+        assert!(!check("/a", &["x@api.example"], 443));
+        assert!(!check("/a", &["api.example:+443"], 443));
+        assert!(!check("https://evil.example/a", &["api.example"], 443));
+        assert!(!check("https://x@api.example/a", &["api.example"], 443));
+        assert!(!check("http://api.example/a", &["api.example"], 443));
+    }
+}

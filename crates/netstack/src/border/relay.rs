@@ -1,0 +1,270 @@
+//! One connection of a guest, request by request: read, judged, carried out, answered.
+//!
+//! Guest and upstream are paired: a guest's connection has at most one connection outside, which is kept for its next
+//! request. So nothing is shared between connections, either side is read only as fast as the other takes it, and when
+//! the guest hangs up, the upstream's work ends too.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::{Answer, Outgoing, Relayed};
+use super::head;
+use super::refusal::Refusal;
+use super::route::{Encryption, Route};
+use super::target::Target;
+use super::tunnel::Tunnel;
+use super::upstream::{Connection, SendError};
+use super::{Border, BorderEvent, Outside, Upstream};
+use crate::name::HostName;
+
+/// From the end of an answer to the end of the next request's head. Clients keep connections for less.
+const HEAD_DEADLINE: Duration = Duration::from_secs(90);
+
+const MAX_HEADERS: usize = 128;
+/// Bounds a request's head, and the pieces in which a body comes.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What the guest connected to.
+pub(super) enum Side {
+    Gateway,
+    /// The guest said in its TLS hello that it wants `name`.
+    Intercepted {
+        name: HostName,
+        address: SocketAddr,
+    },
+}
+
+pub(super) struct Relay<'a> {
+    border: &'a Border,
+    outside: &'a Outside,
+    side: Side,
+    // Held to take or to put; requests of one connection come one after the other.
+    connection: Mutex<Option<Connection>>,
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+/// Where a request goes.
+struct Plan<'a> {
+    upstream: Upstream,
+    encryption: Encryption,
+    target: PathAndQuery,
+    host: HeaderValue,
+    /// The gateway's, if it is one of its requests.
+    route: Option<&'a Route>,
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(border: &'a Border, outside: &'a Outside, side: Side) -> Self {
+        Self { border, outside, side, connection: Mutex::default(), tunnel: Mutex::default() }
+    }
+
+    /// Serves the guest's connection until one of the sides ends it.
+    pub(super) async fn serve<S>(&self, guest: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_DEADLINE)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_BUFFER_BYTES);
+        let service = service_fn(|request| self.answer(request));
+        let served = builder.serve_connection(TokioIo::new(guest), service).with_upgrades().await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "connection of a guest");
+        }
+        let tunnel = self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tunnel) = tunnel {
+            tunnel.carry(&self.border.patterns).await;
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+        let (upstream, refusal) = match self.plan(&request) {
+            Ok(plan) => match self.exchange(&plan, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(refusal) => (Some(plan.upstream), refusal),
+            },
+            Err(refusal) => (self.intended(), refusal),
+        };
+        let response = refusal.response().map(Answer::Own);
+        (self.outside.events)(BorderEvent::Refused { upstream, refusal });
+        Ok(response)
+    }
+
+    /// Decides where a request goes, before a byte leaves.
+    fn plan(&self, request: &Request<Incoming>) -> Result<Plan<'a>, Refusal> {
+        // TRACE asks for an echo of the head.
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err(Refusal::Method);
+        }
+        match &self.side {
+            Side::Gateway => self.plan_of_gateway(request.uri()),
+            Side::Intercepted { name, address } => plan_of_interception(request, name, *address),
+        }
+    }
+
+    fn plan_of_gateway(&self, uri: &Uri) -> Result<Plan<'a>, Refusal> {
+        let target = Target::of(uri)?;
+        let routes = &self.border.routes;
+        let route = routes.iter().find(|route| route.prefix == target.prefix).ok_or_else(|| {
+            Refusal::NoRoute { known: routes.iter().map(|route| route.prefix.clone()).collect() }
+        })?;
+        let default_port = match route.encryption {
+            Encryption::None => 80,
+            Encryption::Tls => 443,
+        };
+        Ok(Plan {
+            upstream: Upstream { name: route.host.clone(), port: route.port, address: None },
+            encryption: route.encryption,
+            target: target.below(&route.base_path).map_err(|_| Refusal::Request)?,
+            host: head::host_value(&route.host, route.port, default_port)?,
+            route: Some(route),
+        })
+    }
+
+    /// The upstream that the guest wants, as far as that is known before its request has been judged.
+    fn intended(&self) -> Option<Upstream> {
+        match &self.side {
+            Side::Gateway => None,
+            Side::Intercepted { name, address } => Some(Upstream::pinned(name, *address)),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        plan: &Plan<'_>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Answer>, Refusal> {
+        let websocket = request.method() == Method::GET && head::wants_websocket(request.headers());
+        let guest = websocket.then(|| hyper::upgrade::on(&mut request));
+        let (mut parts, body) = request.into_parts();
+        // Before a secret is put in: the guest may name any header as one that is not to be passed on.
+        head::outgoing(&mut parts.headers, plan.host.clone(), websocket);
+        self.put_in(plan, &mut parts.headers)?;
+        let mut outgoing = Request::new(Outgoing::new(body));
+        *outgoing.method_mut() = parts.method;
+        *outgoing.uri_mut() = Uri::from(plan.target.clone());
+        *outgoing.headers_mut() = parts.headers;
+        let mut response = self.send(plan, outgoing).await?;
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switches {
+            let guest = guest.filter(|_| head::wants_websocket(response.headers()));
+            let (guest, upstream) = (guest.ok_or(Refusal::Protocol)?, hyper::upgrade::on(&mut response));
+            *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tunnel { guest, upstream });
+        }
+        self.pass_on(plan, response, switches)
+    }
+
+    fn put_in(&self, plan: &Plan<'_>, headers: &mut HeaderMap) -> Result<(), Refusal> {
+        let used = match plan.route {
+            Some(route) => {
+                head::strip_claims(headers);
+                self.border.set_credentials(route, headers)?
+            }
+            None => self.border.fill_placeholders(&plan.upstream, headers),
+        };
+        for secret in used {
+            (self.outside.events)(BorderEvent::PutIn { secret, upstream: plan.upstream.clone() });
+        }
+        Ok(())
+    }
+
+    /// Sends the request over the connection of the last one, if it still serves, or a new one.
+    async fn send(
+        &self,
+        plan: &Plan<'_>,
+        mut request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, Refusal> {
+        let kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut kept) = kept
+            && kept.serves(&plan.upstream, plan.encryption).await
+        {
+            let copy = repeatable(&request);
+            request = match kept.send(request).await {
+                Ok(response) => return Ok(self.keep(kept, response)),
+                Err(SendError::Unsent(unsent, _)) => *unsent,
+                // The upstream may have hung up while the request was on its way.
+                Err(SendError::Refused(Refusal::Exchange(error))) if !error.is_parse() => {
+                    copy.ok_or(Refusal::Exchange(error))?
+                }
+                Err(SendError::Refused(refusal)) => return Err(refusal),
+            };
+        }
+        let tls = self.border.trust.client();
+        let mut connection = Connection::open(&plan.upstream, plan.encryption, tls, self.outside).await?;
+        match connection.send(request).await {
+            Ok(response) => Ok(self.keep(connection, response)),
+            Err(SendError::Unsent(_, error)) => Err(Refusal::Exchange(error)),
+            Err(SendError::Refused(refusal)) => Err(refusal),
+        }
+    }
+
+    /// Keeps the connection, on which the rest of this response comes and the next request goes.
+    fn keep(&self, connection: Connection, response: Response<Incoming>) -> Response<Incoming> {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+        response
+    }
+
+    fn pass_on(
+        &self,
+        plan: &Plan<'_>,
+        response: Response<Incoming>,
+        switches: bool,
+    ) -> Result<Response<Answer>, Refusal> {
+        let (mut parts, body) = response.into_parts();
+        let (events, upstream) = (Arc::clone(&self.outside.events), plan.upstream.clone());
+        let on_echo = move || events(BorderEvent::Echoed { upstream });
+        let on_echo: Box<dyn FnOnce() + Send> = Box::new(on_echo);
+        let on_echo = if head::incoming(&mut parts.headers, &self.border.patterns, switches)? {
+            on_echo();
+            None
+        } else {
+            Some(on_echo)
+        };
+        // A new response: the reason phrase and whatever else hangs on the old one is the upstream's text too.
+        let mut answer =
+            Response::new(Answer::Relayed(Box::new(Relayed::new(body, &self.border.patterns, on_echo))));
+        *answer.status_mut() = parts.status;
+        *answer.headers_mut() = parts.headers;
+        Ok(answer)
+    }
+}
+
+/// The request once more, if it may be sent twice: RFC 9110, section 9.2.2.
+fn repeatable(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
+    let body = request.body().copy().filter(|_| request.method().is_safe())?;
+    let mut copy = Request::new(body);
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    Some(copy)
+}
+
+fn plan_of_interception<'a>(
+    request: &Request<Incoming>,
+    name: &HostName,
+    address: SocketAddr,
+) -> Result<Plan<'a>, Refusal> {
+    let uri = request.uri();
+    head::check_host(uri, request.headers(), name, address.port())?;
+    Ok(Plan {
+        upstream: Upstream::pinned(name, address),
+        encryption: Encryption::Tls,
+        target: uri.path_and_query().cloned().ok_or(Refusal::Request)?,
+        host: head::host_value(name, address.port(), 443)?,
+        route: None,
+    })
+}

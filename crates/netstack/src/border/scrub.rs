@@ -1,0 +1,295 @@
+//! Keeps what an upstream echoes of a secret from the VM.
+//!
+//! Every occurrence of a secret is starred out but for its first characters, in the spellings in which servers echo
+//! what they were sent: as it is, in JSON, percent-encoded, in base64 at any offset (of `user:password`, say). Stars
+//! are as many as what they stand for, so that lengths and ranges that an answer announces stay true.
+//!
+//! An answer comes in pieces of any size. A piece's end that may be the beginning of a secret is held back until more
+//! has come; the first characters, which are shown anyway, are not. So an event that ends in an `s` isn't late because
+//! keys begin with one. Which bytes come out doesn't depend on how they were cut.
+//!
+//! This is a net under an honest server's careless echo. A server that wants to give a secret away can always spell it
+//! in another way: it knows it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use bytes::{Bytes, BytesMut};
+use memchr::{memchr_iter, memmem};
+use zeroize::Zeroizing;
+
+/// Characters of a long secret that are shown, and never held back.
+const MAX_SHOWN_BYTES: usize = 3;
+/// Of a short one, at most this part.
+const SHOWN_PART: usize = 8;
+
+const MASK: u8 = b'*';
+
+/// The spellings of some secrets.
+#[derive(Default)]
+pub(super) struct Patterns(Vec<Zeroizing<Vec<u8>>>);
+
+impl Patterns {
+    pub(super) fn of<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut patterns: Vec<Zeroizing<Vec<u8>>> = secrets.into_iter().flat_map(spellings).collect();
+        patterns.sort_by(|one, other| one.as_slice().cmp(other));
+        patterns.dedup();
+        Self(patterns)
+    }
+
+    /// The whole text with its secrets starred out; `None` if it holds none.
+    pub(super) fn mask(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let found = self.find(text);
+        if found.is_empty() {
+            return None;
+        }
+        let mut masked = text.to_vec();
+        for occurrence in found {
+            masked[occurrence.hidden].fill(MASK);
+        }
+        Some(masked)
+    }
+
+    fn find(&self, text: &[u8]) -> Vec<Occurrence> {
+        let mut found = Vec::new();
+        for pattern in &self.0 {
+            let finder = memmem::Finder::new(pattern.as_slice());
+            let mut from = 0;
+            // Occurrences that overlap are all looked at: only then does nothing depend on where a text was cut.
+            while let Some(offset) = text.get(from..).and_then(|rest| finder.find(rest)) {
+                let start = from + offset;
+                found.push(Occurrence { start, hidden: start + shown(pattern)..start + pattern.len() });
+                from = start + 1;
+            }
+        }
+        found
+    }
+
+    /// From where on the text may be the beginning of a secret, and from where on that must be held back.
+    fn live(&self, text: &[u8]) -> (usize, usize) {
+        let (mut start, mut hold) = (text.len(), text.len());
+        for pattern in &self.0 {
+            let Some(first) = pattern.first() else { continue };
+            let earliest = text.len().saturating_sub(pattern.len() - 1);
+            let tail = &text[earliest..];
+            let longest = memchr_iter(*first, tail).find(|offset| pattern.starts_with(&tail[*offset..]));
+            if let Some(offset) = longest {
+                start = start.min(earliest + offset);
+                hold = hold.min(earliest + offset + shown(pattern));
+            }
+        }
+        (start, hold)
+    }
+}
+
+/// A secret in a text.
+struct Occurrence {
+    start: usize,
+    hidden: Range<usize>,
+}
+
+fn shown(pattern: &[u8]) -> usize {
+    (pattern.len() / SHOWN_PART).min(MAX_SHOWN_BYTES)
+}
+
+fn spellings(secret: &str) -> Vec<Zeroizing<Vec<u8>>> {
+    let mut spellings: Vec<Vec<u8>> = vec![secret.as_bytes().to_vec()];
+    if let Ok(mut json) = serde_json::to_string(secret) {
+        json.pop();
+        json.remove(0);
+        // Some writers of JSON escape slashes, others what would be dangerous in HTML.
+        spellings.push(json.replace('/', "\\/").into_bytes());
+        let html = json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026").into_bytes();
+        spellings.push(html);
+        spellings.push(json.into_bytes());
+    }
+    spellings.push(percent_encoded(secret, b"0123456789ABCDEF"));
+    spellings.push(percent_encoded(secret, b"0123456789abcdef"));
+    for offset in 0..3 {
+        // What shares a group of four characters with its neighbours is spelled by them too.
+        let inner = &secret.as_bytes()[offset..];
+        let inner = &inner[..inner.len() / 3 * 3];
+        spellings.push(STANDARD_NO_PAD.encode(inner).into_bytes());
+        spellings.push(URL_SAFE_NO_PAD.encode(inner).into_bytes());
+    }
+    spellings.into_iter().map(Zeroizing::new).collect()
+}
+
+fn percent_encoded(text: &str, digits: &[u8; 16]) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            encoded.push(byte);
+        } else {
+            encoded.extend([b'%', digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]);
+        }
+    }
+    encoded
+}
+
+/// Stars secrets out of a stream of pieces.
+pub(super) struct Scrubber {
+    patterns: Arc<Patterns>,
+    /// The end of what has come, as far as it may be the beginning of a secret.
+    window: Vec<u8>,
+    /// Of the window, what has been given out already.
+    given: usize,
+    /// In the window, what belongs to a secret that began before it.
+    hidden: Vec<Range<usize>>,
+    has_found: bool,
+}
+
+impl Scrubber {
+    pub(super) fn new(patterns: Arc<Patterns>) -> Self {
+        Self { patterns, window: Vec::new(), given: 0, hidden: Vec::new(), has_found: false }
+    }
+
+    /// What may go on after this piece has come; often the piece itself, uncopied.
+    pub(super) fn push(&mut self, piece: Bytes) -> Bytes {
+        let text = if self.window.is_empty() { piece } else { [&self.window, &piece[..]].concat().into() };
+        let (start, hold) = self.patterns.live(&text);
+        self.give(&text, start, hold)
+    }
+
+    /// The end has come: what was held back was no secret.
+    pub(super) fn finish(&mut self) -> Bytes {
+        let text = Bytes::from(std::mem::take(&mut self.window));
+        self.give(&text, text.len(), text.len())
+    }
+
+    pub(super) fn has_found(&self) -> bool {
+        self.has_found
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.window.len() - self.given
+    }
+
+    /// Gives `text` out from where that ended to `hold`, and keeps it from `start` on.
+    fn give(&mut self, text: &Bytes, start: usize, hold: usize) -> Bytes {
+        let found = self.patterns.find(text);
+        self.has_found |= !found.is_empty();
+        let mut given = text.slice(self.given.min(hold)..hold);
+        let hidden = found.iter().map(|occurrence| &occurrence.hidden).chain(&self.hidden);
+        let hidden: Vec<Range<usize>> = hidden
+            .map(|range| range.start.max(self.given)..range.end.min(hold))
+            .filter(|range| !range.is_empty())
+            .collect();
+        if !hidden.is_empty() {
+            let mut masked = BytesMut::from(given.as_ref());
+            for range in hidden {
+                masked[range.start - self.given..range.end - self.given].fill(MASK);
+            }
+            given = masked.freeze();
+        }
+        // A secret that lies in the window is found again, one that began before it isn't.
+        let begun = found.into_iter().filter(|occurrence| occurrence.start < start);
+        self.hidden = std::mem::take(&mut self.hidden)
+            .into_iter()
+            .chain(begun.map(|occurrence| occurrence.hidden))
+            .filter(|range| range.end > start)
+            .map(|range| range.start.saturating_sub(start)..range.end - start)
+            .collect();
+        self.given = hold - start;
+        self.window.clear();
+        self.window.extend_from_slice(&text[start..]);
+        given
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: &str = "sk-live/0123456789\"abcdef";
+
+    fn patterns(secrets: &[&str]) -> Arc<Patterns> {
+        Arc::new(Patterns::of(secrets.iter().copied()))
+    }
+
+    fn scrub(patterns: &Arc<Patterns>, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut scrubber = Scrubber::new(Arc::clone(patterns));
+        let mut out = Vec::new();
+        for piece in pieces {
+            out.extend(scrubber.push(Bytes::copy_from_slice(piece)));
+        }
+        out.extend(scrubber.finish());
+        out
+    }
+
+    #[test]
+    fn an_echoed_secret_is_starred_out_however_it_is_cut() {
+        let text = format!("your key {SECRET} is wrong");
+        let expected = "your key sk-********************** is wrong";
+        let patterns = patterns(&[SECRET]);
+        for cut in 0..text.len() {
+            let (left, right) = text.as_bytes().split_at(cut);
+            assert_eq!(scrub(&patterns, &[left, right]), expected.as_bytes(), "{cut}");
+        }
+        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        assert_eq!(scrub(&patterns, &bytes), expected.as_bytes());
+    }
+
+    #[test]
+    fn the_spellings_of_servers_are_known() {
+        let patterns = patterns(&[SECRET]);
+        let json = serde_json::to_string(SECRET).unwrap();
+        let percent = String::from_utf8(percent_encoded(SECRET, b"0123456789ABCDEF")).unwrap();
+        for text in [json.clone(), json.replace('/', "\\/"), percent] {
+            let masked = String::from_utf8(scrub(&patterns, &[text.as_bytes()])).unwrap();
+            assert_eq!(masked.len(), text.len());
+            assert!(!masked.contains("0123456789"), "{masked}");
+        }
+        for user in ["", "x:", "me:", "git:"] {
+            let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}{SECRET}"));
+            let masked = scrub(&patterns, &[basic.as_bytes()]);
+            let stars = masked.iter().filter(|byte| **byte == MASK).count();
+            assert!(stars > 20, "{user}: {}", String::from_utf8_lossy(&masked));
+        }
+    }
+
+    #[test]
+    fn a_piece_that_only_begins_like_a_secret_is_not_late() {
+        let mut scrubber = Scrubber::new(patterns(&[SECRET]));
+        assert_eq!(scrubber.push(Bytes::from("data: tick s")), "data: tick s");
+        assert_eq!(scrubber.push(Bytes::from("\n\ndata: sk-")), "\n\ndata: sk-");
+        assert_eq!(scrubber.push(Bytes::from("li")), "");
+        assert_eq!(scrubber.held_bytes(), 2);
+        assert_eq!(scrubber.push(Bytes::from("e detector")), "lie detector");
+        assert!(!scrubber.has_found());
+    }
+
+    #[test]
+    fn pieces_without_a_secret_are_not_copied() {
+        let piece = Bytes::from(vec![b'x'; 1 << 16]);
+        let given = Scrubber::new(patterns(&[SECRET])).push(piece.clone());
+        assert_eq!(given.as_ptr(), piece.as_ptr());
+        assert_eq!(given.len(), piece.len());
+    }
+
+    proptest! {
+        /// Few different letters, so that secrets overlap themselves, each other and the cuts.
+        #[test]
+        fn any_cutting_gives_the_same_bytes(
+            secrets in prop::collection::vec("[ab]{8,20}", 1..3),
+            text in "[ab]{0,120}",
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let names: Vec<&str> = secrets.iter().map(String::as_str).collect();
+            let patterns = patterns(&names);
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &text.as_bytes()[cut[0]..cut[1]]).collect();
+            let whole = patterns.mask(text.as_bytes()).unwrap_or_else(|| text.clone().into_bytes());
+            prop_assert_eq!(scrub(&patterns, &pieces), whole.clone());
+            for secret in names {
+                prop_assert!(memmem::find(&whole, secret.as_bytes()).is_none());
+            }
+        }
+    }
+}

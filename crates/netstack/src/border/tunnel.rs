@@ -1,0 +1,69 @@
+//! A WebSocket between a guest and an upstream, after both have agreed on it.
+//!
+//! The frames are not read. Stars are as many as what they stand for, so that frames stay whole where a secret is
+//! starred out of them; compression, which would hide one, is not let through in the heads.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio::time::timeout;
+
+use super::scrub::{Patterns, Scrubber};
+
+/// Both sides have their heads when a tunnel is made; what is left is to let go of them.
+const SWITCH_DEADLINE: Duration = Duration::from_secs(15);
+
+const PIECE_BYTES: usize = 64 * 1024;
+
+pub(super) struct Tunnel {
+    pub(super) guest: OnUpgrade,
+    pub(super) upstream: OnUpgrade,
+}
+
+impl Tunnel {
+    /// Carries bytes in both directions until either side ends.
+    pub(super) async fn carry(self, patterns: &Arc<Patterns>) {
+        let switched = timeout(SWITCH_DEADLINE, async { tokio::try_join!(self.guest, self.upstream) }).await;
+        let Ok(Ok((guest, upstream))) = switched else {
+            tracing::debug!("a side didn't switch to the WebSocket");
+            return;
+        };
+        let (mut from_guest, mut to_guest) = split(TokioIo::new(guest));
+        let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
+        // A WebSocket's sides say goodbye in frames; when one closes its connection, nothing more is expected.
+        let ended = tokio::select! {
+            ended = async {
+                copy(&mut from_guest, &mut to_upstream).await?;
+                to_upstream.shutdown().await
+            } => ended,
+            ended = carry_scrubbed(&mut from_upstream, &mut to_guest, patterns) => ended,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "WebSocket");
+        }
+    }
+}
+
+async fn carry_scrubbed<R, W>(from: &mut R, to: &mut W, patterns: &Arc<Patterns>) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut scrubber = Scrubber::new(Arc::clone(patterns));
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(PIECE_BYTES);
+        let is_end = from.read_buf(&mut buffer).await? == 0;
+        let given = if is_end { scrubber.finish() } else { scrubber.push(buffer.split().freeze()) };
+        to.write_all(&given).await?;
+        to.flush().await?;
+        if is_end {
+            return to.shutdown().await;
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The stack of one VM: from packets to connections.
+//!
+//! ```text
+//!            ┌─ tcp   one task per connection: a TCP stack of its own ◄─► socket of the host, resolver, border
+//! tun ──► stack ─ udp   one task per pair of ends ◄─► socket of the host, resolver
+//!            └─ echo  one task per ping ◄─► socket of the host
+//! ```
+//! One task reads the device and hands each packet to the task of its flow; those write their answers by themselves. A
+//! flow whose task can't keep up loses packets, as on any network. The number of flows is bounded; the next one is
+//! refused as a busy host refuses it.
+//!
+//! A panic in any of these tasks ends this VM's network: it is told with its reason, and from then on every packet is
+//! answered as unreachable. Other VMs have a stack of their own.
+
+mod carry;
+mod connection;
+mod echo;
+mod egress;
+mod inside;
+mod packet;
+mod stats;
+mod tcp;
+mod throttle;
+mod tun;
+mod udp;
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use self::connection::QUEUED_PACKETS;
+use self::egress::{Facts, Shared};
+use self::packet::{FlowKey, Inbound, Segment};
+use self::tun::{HEADER_BYTES, Tun};
+use crate::border::Border;
+use crate::dns::Resolver;
+use crate::event::{EventLog, NetworkEventKind, Owner};
+use crate::pins::Pins;
+use crate::policy::{EgressPolicy, Protocol};
+
+pub use stats::{DestinationStats, NetworkStats};
+
+/// Packets that are read before others get a turn.
+const BATCH: usize = 64;
+
+/// Above this a packet keeps the buffer it was read into; below it is copied out.
+const COPIED_BYTES: usize = 16 * 1024;
+
+/// Policy changes that wait for the stack.
+const QUEUED_COMMANDS: usize = 8;
+
+/// Datagrams that wait for the task of their flow.
+const QUEUED_DATAGRAMS: usize = 256;
+
+/// Addresses in the VM.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub guest: Ipv4Addr,
+    pub guest_v6: Option<Ipv6Addr>,
+    /// Stands for the host.
+    pub gateway: Ipv4Addr,
+    pub resolver: Ipv4Addr,
+    pub border: Ipv4Addr,
+    /// Bytes of the largest packet.
+    pub mtu: usize,
+}
+
+/// What a VM may use at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackLimits {
+    pub connections: usize,
+    /// Pairs of ends that exchange datagrams, and pings.
+    pub datagram_flows: usize,
+    /// Bytes of payload in a second, in each direction. None is as much as there is.
+    pub bandwidth_bytes: Option<u64>,
+}
+
+impl Default for StackLimits {
+    fn default() -> Self {
+        Self { connections: 4_096, datagram_flows: 1_024, bandwidth_bytes: None }
+    }
+}
+
+/// Finds the process of a flow: protocol, the guest's end, the other end.
+pub type Identify = Arc<
+    dyn Fn(Protocol, SocketAddr, SocketAddr) -> Pin<Box<dyn Future<Output = Option<Owner>> + Send>>
+        + Send
+        + Sync,
+>;
+
+/// What a stack is made of.
+pub struct StackOptions {
+    pub addresses: Addresses,
+    pub policy: EgressPolicy,
+    /// Ports of the host's loopback that the gateway's address leads to.
+    pub host_ports: BTreeSet<u16>,
+    pub resolver: Resolver,
+    pub pins: Arc<Pins>,
+    pub border: Arc<Border>,
+    pub limits: StackLimits,
+    pub events: Arc<EventLog>,
+    pub identify: Identify,
+}
+
+impl std::fmt::Debug for StackOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StackOptions").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// A running stack. Dropped, it ends, and the guest's connections with it.
+#[derive(Debug)]
+pub struct Stack {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Recheck>,
+    task: AbortHandle,
+}
+
+/// Cut what the policy no longer allows, and say when that is done.
+type Recheck = oneshot::Sender<()>;
+
+impl Stack {
+    /// Serves a TUN device whose packets have a `virtio_net_hdr`. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Where the descriptor can't be waited for.
+    pub fn start(device: OwnedFd, options: StackOptions) -> io::Result<Self> {
+        let tun = Arc::new(Tun::new(device)?);
+        let shared = Arc::new(Shared::new(Arc::clone(&tun), options));
+        let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
+        let served = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            let mut tasks = JoinSet::new();
+            let events = Arc::clone(&served.events);
+            tasks.spawn(Flows::new(served, queue).serve());
+            let reason = match tasks.join_next().await {
+                Some(Ok(reason)) => reason,
+                Some(Err(fault)) => format!("fault in the VM's network stack: {fault}"),
+                None => return,
+            };
+            tracing::warn!(reason, "network of a VM has ended");
+            events.push(NetworkEventKind::Ended { reason });
+            answer_nothing(&tun).await;
+        });
+        Ok(Self { shared, commands, task: task.abort_handle() })
+    }
+
+    /// Replaces the policy. When this returns, connections that it doesn't allow are cut.
+    pub async fn set_policy(&self, policy: EgressPolicy) {
+        self.shared.set_policy(policy);
+        let (done, cut) = oneshot::channel();
+        if self.commands.send(done).await.is_ok() {
+            // A network that has ended has no connections.
+            let _ = cut.await;
+        }
+    }
+
+    pub fn stats(&self) -> NetworkStats {
+        self.shared.stats.snapshot()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// All that is left of a stack with a fault: an answer to everything, so that nothing in the VM waits.
+async fn answer_nothing(tun: &Tun) {
+    let mut buffer = vec![0; HEADER_BYTES + usize::from(u16::MAX)];
+    while let Ok(length) = tun.read(&mut buffer).await {
+        let packet = buffer.get(HEADER_BYTES..length).unwrap_or_default();
+        if let Some(answer) = packet::unreachable(packet, packet::Unreachable::Network) {
+            tun.write_packet(&answer);
+        }
+    }
+}
+
+/// The flows of a VM, and the one task that knows them all.
+struct Flows {
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Recheck>,
+    connections: HashMap<FlowKey, Connected>,
+    datagrams: HashMap<FlowKey, Datagrams>,
+    tasks: JoinSet<Done>,
+    buffer: Vec<u8>,
+}
+
+struct Connected {
+    packets: mpsc::Sender<Vec<u8>>,
+    facts: Arc<Facts>,
+    cut: Option<oneshot::Sender<()>>,
+}
+
+struct Datagrams {
+    payloads: mpsc::Sender<Vec<u8>>,
+    facts: Arc<Facts>,
+    task: AbortHandle,
+}
+
+/// A flow that is over.
+enum Done {
+    Connection(FlowKey),
+    Datagrams(FlowKey),
+}
+
+enum Wake {
+    Packet(io::Result<usize>),
+    Recheck(Recheck),
+    Done(Result<Done, tokio::task::JoinError>),
+}
+
+impl Flows {
+    fn new(shared: Arc<Shared>, commands: mpsc::Receiver<Recheck>) -> Self {
+        Self {
+            shared,
+            commands,
+            connections: HashMap::new(),
+            datagrams: HashMap::new(),
+            tasks: JoinSet::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Serves until the device or a flow fails; the reason.
+    async fn serve(mut self) -> String {
+        loop {
+            let whole = HEADER_BYTES + usize::from(u16::MAX);
+            // Given away with the packet that was in it; otherwise as it was.
+            self.buffer.resize(whole, 0);
+            let wake = tokio::select! {
+                read = self.shared.tun.read(&mut self.buffer) => Wake::Packet(read),
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => Wake::Done(done),
+                Some(recheck) = self.commands.recv() => Wake::Recheck(recheck),
+            };
+            match wake {
+                Wake::Packet(Ok(length)) => self.packets(length),
+                Wake::Packet(Err(error)) => return format!("the VM's network device failed: {error}"),
+                Wake::Done(Ok(done)) => self.forget(done),
+                Wake::Done(Err(fault)) if fault.is_panic() => {
+                    return format!("fault in the VM's network stack: {fault}");
+                }
+                Wake::Done(Err(_)) => {}
+                Wake::Recheck(done) => {
+                    self.recheck();
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Handles the packet in the buffer, and those that are there already.
+    fn packets(&mut self, length: usize) {
+        let mut length = length;
+        for _ in 0..BATCH {
+            let packet = self.take(length);
+            self.packet(packet);
+            self.buffer.resize(HEADER_BYTES + usize::from(u16::MAX), 0);
+            match self.shared.tun.try_read(&mut self.buffer) {
+                Some(next) => length = next,
+                None => return,
+            }
+        }
+    }
+
+    /// The packet in the buffer, without its header.
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        if length <= COPIED_BYTES {
+            return self.buffer.get(HEADER_BYTES..length).unwrap_or_default().to_vec();
+        }
+        let mut packet = std::mem::take(&mut self.buffer);
+        packet.truncate(length);
+        packet.drain(..HEADER_BYTES);
+        packet
+    }
+
+    fn packet(&mut self, packet: Vec<u8>) {
+        match packet::parse(&packet) {
+            Inbound::Tcp { key, segment } if self.shared.is_guest(key.guest.ip()) => {
+                self.segment(key, segment, packet);
+            }
+            Inbound::Udp { key, payload } if self.shared.is_guest(key.guest.ip()) => {
+                let payload = payload.to_vec();
+                self.datagram(key, payload, packet);
+            }
+            Inbound::Echo { guest, remote, identifier, sequence, payload } if self.shared.is_guest(guest) => {
+                let request =
+                    echo::Request { guest, remote, identifier, sequence, payload: payload.to_vec() };
+                self.ping(request, packet);
+            }
+            _ => self.shared.stats.dropped(),
+        }
+    }
+
+    fn segment(&mut self, key: FlowKey, segment: Segment, packet: Vec<u8>) {
+        if let Some(flow) = self.connections.get(&key) {
+            if flow.packets.try_send(packet).is_err() {
+                self.shared.stats.dropped();
+            }
+            return;
+        }
+        if segment.opens && self.connections.len() < self.shared.limits.connections {
+            let (packets, queue) = mpsc::channel(QUEUED_PACKETS);
+            let (cut, wait) = oneshot::channel();
+            let facts = Arc::new(Facts::new(Protocol::Tcp, key));
+            let flow = tcp::Flow::new(Arc::clone(&self.shared), Arc::clone(&facts), packet, queue);
+            self.tasks.spawn(async move {
+                flow.serve(wait).await;
+                Done::Connection(key)
+            });
+            self.connections.insert(key, Connected { packets, facts, cut: Some(cut) });
+        } else if !segment.resets {
+            if segment.opens {
+                self.shared.stats.dropped();
+            }
+            if let Some(reset) = packet::reset(key, segment) {
+                self.shared.tun.write_packet(&reset);
+            }
+        }
+    }
+
+    fn datagram(&mut self, key: FlowKey, payload: Vec<u8>, packet: Vec<u8>) {
+        let payload = match self.datagrams.get(&key) {
+            Some(flow) => match flow.payloads.try_send(payload) {
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full(_)) => return self.shared.stats.dropped(),
+                // Its task has ended, and is about to be forgotten.
+                Err(mpsc::error::TrySendError::Closed(payload)) => payload,
+            },
+            None => payload,
+        };
+        if self.tasks.len() >= self.flows() {
+            return self.shared.stats.dropped();
+        }
+        let (payloads, queue) = mpsc::channel(QUEUED_DATAGRAMS);
+        let facts = Arc::new(Facts::new(Protocol::Udp, key));
+        let flow = udp::Flow::new(Arc::clone(&self.shared), Arc::clone(&facts), packet, queue);
+        let task = self.tasks.spawn(async move {
+            flow.serve(payload).await;
+            Done::Datagrams(key)
+        });
+        self.datagrams.insert(key, Datagrams { payloads, facts, task });
+    }
+
+    fn ping(&mut self, request: echo::Request, packet: Vec<u8>) {
+        if self.tasks.len() >= self.flows() {
+            return self.shared.stats.dropped();
+        }
+        let shared = Arc::clone(&self.shared);
+        let key = request.key();
+        self.tasks.spawn(async move {
+            echo::serve(shared, request, packet).await;
+            Done::Datagrams(key)
+        });
+    }
+
+    fn flows(&self) -> usize {
+        self.connections.len() + self.shared.limits.datagram_flows
+    }
+
+    fn forget(&mut self, done: Done) {
+        match done {
+            Done::Connection(key) => drop(self.connections.remove(&key)),
+            Done::Datagrams(key) => {
+                // A flow that ended may have been followed by another of the same ends.
+                if self.datagrams.get(&key).is_some_and(|flow| flow.task.is_finished()) {
+                    self.datagrams.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Ends every flow that the policy no longer allows.
+    fn recheck(&mut self) {
+        for flow in self.connections.values_mut() {
+            if !self.shared.still_allows(&flow.facts)
+                && let Some(cut) = flow.cut.take()
+            {
+                // A connection that has just ended is cut.
+                let _ = cut.send(());
+            }
+        }
+        self.datagrams.retain(|_, flow| {
+            let allowed = self.shared.still_allows(&flow.facts);
+            if !allowed {
+                flow.task.abort();
+            }
+            allowed
+        });
+    }
+}
+
+impl Shared {
+    fn is_guest(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => address == self.addresses.guest,
+            IpAddr::V6(address) => Some(address) == self.addresses.guest_v6,
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Bytes between the guest's connection and whoever it talks to.
+//!
+//! Each direction ends by itself: an end of file on one side is a FIN on the other, while the other direction goes on.
+//! An error on one side is a reset on the other. What can't be passed on stays in the stack's buffer, whose window then
+//! closes: nothing is kept anywhere else.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use smoltcp::socket::tcp::State;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::connection::{BUFFER_BYTES, Connection};
+use super::stats::Counter;
+use super::throttle::{Direction, Throttle};
+use crate::policy::Refusal;
+use crate::sniff::MAX_SNIFF_BYTES;
+
+/// Whoever the guest talks to.
+pub(super) enum Peer {
+    Host(TcpStream),
+    /// A server of our own.
+    Inside(DuplexStream),
+}
+
+impl Peer {
+    fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Host(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Inside(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Host(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Inside(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_shutdown(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Host(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Inside(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+
+    /// Lets the other side see a reset when this is dropped.
+    fn reset(&self) {
+        if let Self::Host(stream) = self {
+            // A socket that is closed already has no use for it.
+            let _ = rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Both directions were closed.
+    Closed,
+    GuestReset,
+    PeerReset,
+    /// By what the guest said first.
+    Refused(Refusal),
+}
+
+/// Looks at the first bytes of the guest, all of them from the beginning. None: it needs more.
+pub(super) type GateKeeper = Box<dyn Fn(&[u8]) -> Option<Result<(), Refusal>> + Send>;
+
+/// Carries until both directions are closed or one side resets. Dropped, the connection is left as it is.
+pub(super) struct Carry<'a> {
+    connection: &'a mut Connection,
+    peer: Peer,
+    counter: &'a Counter,
+    throttle: &'a Throttle,
+    /// Until it has let the guest's first bytes pass.
+    gate: Option<GateKeeper>,
+    /// The peer has said all it has to say.
+    peer_done: bool,
+    /// The guest has, and the peer knows.
+    guest_done: bool,
+    /// When the bandwidth has room again.
+    resume: Option<std::time::Instant>,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// What ends a connection at once.
+enum Break {
+    Peer(io::Error),
+    Refused(Refusal),
+}
+
+impl From<io::Error> for Break {
+    fn from(error: io::Error) -> Self {
+        Self::Peer(error)
+    }
+}
+
+impl<'a> Carry<'a> {
+    pub(super) fn new(
+        connection: &'a mut Connection,
+        peer: Peer,
+        counter: &'a Counter,
+        throttle: &'a Throttle,
+        gate: Option<GateKeeper>,
+    ) -> Self {
+        let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
+        let (peer_done, guest_done, resume) = (false, false, None);
+        Self { connection, peer, counter, throttle, gate, peer_done, guest_done, resume, timer }
+    }
+}
+
+impl Future for Carry<'_> {
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
+        let this = self.get_mut();
+        // Each turn may make room for the next; the runtime's budget ends it for the sake of others.
+        loop {
+            let _ = this.connection.poll_packets(context);
+            if this.connection.is_gone() {
+                let closed = this.guest_done && this.peer_done;
+                if !closed {
+                    this.peer.reset();
+                }
+                return Poll::Ready(if closed { End::Closed } else { End::GuestReset });
+            }
+            this.resume = None;
+            let passed = this.to_peer(context).and_then(|outward| Ok(this.to_guest(context)? || outward));
+            let progress = match passed {
+                Ok(progress) => progress,
+                Err(Break::Peer(error)) => {
+                    tracing::trace!(%error, "connection of a guest");
+                    this.connection.abort();
+                    return Poll::Ready(End::PeerReset);
+                }
+                Err(Break::Refused(refusal)) => {
+                    this.peer.reset();
+                    return Poll::Ready(End::Refused(refusal));
+                }
+            };
+            this.connection.exchange();
+            if this.is_over() {
+                return Poll::Ready(End::Closed);
+            }
+            if !progress {
+                return this.wait(context);
+            }
+        }
+    }
+}
+
+impl Carry<'_> {
+    /// Both have closed, and the guest has been told.
+    fn is_over(&mut self) -> bool {
+        let state = self.connection.socket().state();
+        self.guest_done && self.peer_done && matches!(state, State::Closed | State::TimeWait)
+    }
+
+    /// Sleeps until the stack wants to be called. Returns only where it is called for now.
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<End> {
+        let times = self.connection.next_call().into_iter().chain(self.resume);
+        let Some(at) = times.min() else { return Poll::Pending };
+        self.timer.as_mut().reset(at.into());
+        if self.timer.as_mut().poll(context).is_ready() {
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// How much may go now; None: nothing, until `resume`.
+    fn allowance(&mut self, direction: Direction) -> Option<usize> {
+        match self.throttle.allowance(direction, BUFFER_BYTES, std::time::Instant::now()) {
+            Ok(bytes) => Some(bytes),
+            Err(again) => {
+                self.resume = Some(self.resume.map_or(again, |earlier| earlier.min(again)));
+                None
+            }
+        }
+    }
+
+    /// False: nothing of the guest's passes yet.
+    fn pass_gate(&mut self) -> Result<bool, Break> {
+        let Some(gate) = &self.gate else { return Ok(true) };
+        let socket = self.connection.socket();
+        let full = socket.recv_queue() >= MAX_SNIFF_BYTES;
+        let bytes = socket.peek(MAX_SNIFF_BYTES).unwrap_or_default();
+        match gate(bytes) {
+            // What the guest ends without a name goes as it is: it has said nothing that could be denied.
+            None if !full && !self.connection.has_ended() => return Ok(false),
+            None | Some(Ok(())) => {}
+            Some(Err(refusal)) => return Err(Break::Refused(refusal)),
+        }
+        self.gate = None;
+        Ok(true)
+    }
+
+    /// Guest to peer. True when something was passed on.
+    fn to_peer(&mut self, context: &mut Context<'_>) -> Result<bool, Break> {
+        let mut progress = false;
+        if !self.pass_gate()? {
+            return Ok(false);
+        }
+        while self.connection.socket().can_recv() {
+            let Some(allowed) = self.allowance(Direction::Out) else { return Ok(progress) };
+            let peer = &mut self.peer;
+            let passed = self.connection.socket().recv(|bytes| {
+                let first = bytes.len().min(allowed);
+                match peer.poll_write(context, bytes.get(..first).unwrap_or_default()) {
+                    Poll::Ready(Ok(0)) => (0, Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(written)) => (written, Ok(Some(written))),
+                    Poll::Ready(Err(error)) => (0, Err(error)),
+                    Poll::Pending => (0, Ok(None)),
+                }
+            });
+            match passed.unwrap_or(Ok(None))? {
+                Some(written) => {
+                    self.counter.sent(written);
+                    self.throttle.take(Direction::Out, written);
+                }
+                None => return Ok(progress),
+            }
+            progress = true;
+        }
+        if !self.guest_done && self.connection.has_ended() {
+            match self.peer.poll_shutdown(context) {
+                Poll::Ready(result) => {
+                    // A peer that is gone has no use for the end of the stream; its own error tells.
+                    drop(result);
+                    self.guest_done = true;
+                    progress = true;
+                }
+                Poll::Pending => {}
+            }
+        }
+        Ok(progress)
+    }
+
+    /// Peer to guest. True when something was passed on.
+    fn to_guest(&mut self, context: &mut Context<'_>) -> Result<bool, Break> {
+        let mut progress = false;
+        while !self.peer_done && self.connection.socket().can_send() {
+            let Some(allowed) = self.allowance(Direction::In) else { return Ok(progress) };
+            let peer = &mut self.peer;
+            let passed = self.connection.socket().send(|room| {
+                let length = room.len().min(allowed);
+                let mut buffer = ReadBuf::new(room.get_mut(..length).unwrap_or_default());
+                match peer.poll_read(context, &mut buffer) {
+                    Poll::Ready(Ok(())) => (buffer.filled().len(), Ok(Some(buffer.filled().len()))),
+                    Poll::Ready(Err(error)) => (0, Err(error)),
+                    Poll::Pending => (0, Ok(None)),
+                }
+            });
+            match passed.unwrap_or(Ok(None))? {
+                Some(0) => {
+                    self.peer_done = true;
+                    self.connection.socket().close();
+                }
+                Some(read) => {
+                    self.counter.received(read);
+                    self.throttle.take(Direction::In, read);
+                }
+                None => return Ok(progress),
+            }
+            progress = true;
+        }
+        Ok(progress)
+    }
+}

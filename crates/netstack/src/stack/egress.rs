@@ -1,0 +1,219 @@
+//! What all flows of a stack share, and how they ask whether they may leave.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::packet::FlowKey;
+use super::stats::Stats;
+use super::throttle::Throttle;
+use super::tun::Tun;
+use super::{Addresses, Identify, StackLimits, StackOptions};
+use crate::border::Border;
+use crate::dns::Resolver;
+use crate::event::{EventLog, NetworkEventKind};
+use crate::name::HostName;
+use crate::pins::Pins;
+use crate::policy::{Decision, EgressPolicy, Flow, HostAddresses, Protocol, Refusal};
+
+/// Processes that are looked for at a time; a flood of refusals is told without them.
+const LOOKUPS: usize = 8;
+
+/// A VM that doesn't say by then whose connection it was keeps the guest waiting no longer.
+const LOOKUP_DEADLINE: Duration = Duration::from_millis(250);
+
+pub(super) struct Shared {
+    pub tun: Arc<Tun>,
+    pub addresses: Addresses,
+    pub host_ports: BTreeSet<u16>,
+    pub resolver: Resolver,
+    pub border: Arc<Border>,
+    pub limits: StackLimits,
+    pub events: Arc<EventLog>,
+    pub stats: Stats,
+    pub throttle: Throttle,
+    pins: Arc<Pins>,
+    // Held to copy the pointer or to replace it.
+    policy: RwLock<Arc<EgressPolicy>>,
+    identify: Identify,
+    lookups: Semaphore,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// What a flow was allowed by, for when the policy changes.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub protocol: Protocol,
+    pub key: FlowKey,
+    /// The names that led to the address when the flow began.
+    names: OnceLock<Vec<HostName>>,
+    /// What the flow said it is for, where it was asked.
+    claimed: OnceLock<Option<HostName>>,
+    /// The flow ends with a server of our own.
+    inside: OnceLock<()>,
+}
+
+impl Facts {
+    pub(super) fn new(protocol: Protocol, key: FlowKey) -> Self {
+        Self { protocol, key, names: OnceLock::new(), claimed: OnceLock::new(), inside: OnceLock::new() }
+    }
+
+    pub(super) fn stay_inside(&self) {
+        // Said once; saying it again changes nothing.
+        let _ = self.inside.set(());
+    }
+
+    pub(super) fn names(&self) -> &[HostName] {
+        self.names.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The name to count and tell the flow by.
+    pub(super) fn name(&self) -> Option<String> {
+        let claimed = self.claimed.get().and_then(Option::as_ref);
+        claimed.or_else(|| self.names().first()).map(HostName::to_string)
+    }
+}
+
+impl Shared {
+    pub(super) fn new(tun: Arc<Tun>, options: StackOptions) -> Self {
+        Self {
+            tun,
+            addresses: options.addresses,
+            host_ports: options.host_ports,
+            resolver: options.resolver,
+            border: options.border,
+            limits: options.limits,
+            events: options.events,
+            stats: Stats::default(),
+            throttle: Throttle::new(options.limits.bandwidth_bytes),
+            pins: options.pins,
+            policy: RwLock::new(Arc::new(options.policy)),
+            identify: options.identify,
+            lookups: Semaphore::new(LOOKUPS),
+        }
+    }
+
+    pub(super) fn policy(&self) -> Arc<EgressPolicy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_policy(&self, policy: EgressPolicy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// Asks the policy about a flow that begins.
+    pub(super) fn decide(&self, facts: &Facts) -> Decision {
+        let names = self.pins.names_of(facts.key.remote.ip(), Instant::now());
+        let names = facts.names.get_or_init(|| names);
+        self.policy().decide(&flow(facts, names), &own_address(facts.key.remote.ip()))
+    }
+
+    /// Asks the policy about a flow that has said what it is for.
+    pub(super) fn decide_named(&self, facts: &Facts, claimed: Option<&HostName>) -> Result<(), Refusal> {
+        let claimed = facts.claimed.get_or_init(|| claimed.cloned());
+        let own = own_address(facts.key.remote.ip());
+        self.policy().decide_named(&flow(facts, facts.names()), &own, claimed.as_ref())
+    }
+
+    /// Asks the policy as it is now about a flow that was allowed.
+    pub(super) fn still_allows(&self, facts: &Facts) -> bool {
+        if facts.inside.get().is_some() {
+            return true;
+        }
+        let own = own_address(facts.key.remote.ip());
+        let flow = flow(facts, facts.names());
+        match self.policy().decide(&flow, &own) {
+            Decision::Allow => true,
+            Decision::Refuse(_) => false,
+            Decision::Gate(_) => match facts.claimed.get() {
+                Some(claimed) => self.policy().decide_named(&flow, &own, claimed.as_ref()).is_ok(),
+                // It was never asked what it is for, and what it has said since is gone.
+                None => false,
+            },
+        }
+    }
+
+    /// Tells the host of a refusal. The guest is told by the caller, afterwards: its process can be found as long as it
+    /// waits.
+    pub(super) async fn refused(&self, facts: &Facts, refusal: &Refusal) {
+        self.stats.refused();
+        let process = match self.lookups.try_acquire() {
+            Ok(_turn) => {
+                let owner = (self.identify)(facts.protocol, facts.key.guest, facts.key.remote);
+                tokio::time::timeout(LOOKUP_DEADLINE, owner).await.ok().flatten()
+            }
+            Err(_) => None,
+        };
+        let policy = self.policy();
+        let mut names = facts.names().to_vec();
+        if let Some(claimed) = facts.claimed.get().cloned().flatten()
+            && !names.contains(&claimed)
+        {
+            names.push(claimed);
+        }
+        self.events.push(NetworkEventKind::Refused {
+            protocol: facts.protocol,
+            destination: facts.key.remote,
+            names,
+            reason: refusal.to_string(),
+            rule: refusal.rule.and_then(|index| policy.describe_rule(index)),
+            process,
+        });
+    }
+
+    /// Asks the policy about a query, and tells the host where it says no.
+    pub(super) fn may_ask(&self, name: &HostName) -> bool {
+        match self.policy().decide_query(name) {
+            Ok(()) => true,
+            Err(refusal) => {
+                self.stats.refused();
+                let reason = refusal.to_string();
+                self.events.push(NetworkEventKind::QueryRefused { name: name.clone(), reason });
+                false
+            }
+        }
+    }
+
+    /// Where the gateway's address leads to with this port.
+    pub(super) fn host_port(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        let listed = remote.ip() == self.addresses.gateway && self.host_ports.contains(&remote.port());
+        listed.then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, remote.port())))
+    }
+
+    /// Whether nobody but the stack itself is at this address.
+    pub(super) fn is_ours(&self, address: IpAddr) -> bool {
+        let addresses = [self.addresses.gateway, self.addresses.resolver, self.addresses.border];
+        matches!(address, IpAddr::V4(address) if addresses.contains(&address))
+    }
+}
+
+fn flow<'a>(facts: &Facts, names: &'a [HostName]) -> Flow<'a> {
+    Flow { protocol: facts.protocol, destination: facts.key.remote, names }
+}
+
+/// The address, where it is one of this host's. The kernel says so by choosing it as the source of what goes there; no
+/// packet is sent for that.
+fn own_address(address: IpAddr) -> HostAddresses {
+    let any = match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        // Any port does.
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    match source {
+        Ok(source) if source.ip() == address => HostAddresses::from_iter([address]),
+        // An address without a route is nobody's.
+        _ => HostAddresses::default(),
+    }
+}

@@ -1,0 +1,272 @@
+//! One TCP connection of the guest, from its first packet to its end.
+//!
+//! ```text
+//! SYN ─► policy ─┬─ refused ───────────────► ICMP "prohibited"
+//!                ├─ allowed ─► connect outside ─► answer the guest ─► carry
+//!                └─ by name ─► answer the guest ─► first bytes ─► policy ─► connect outside ─► carry
+//! ```
+//! The guest is answered when the other side has answered, so that it sees what it would see without us in between. Only
+//! where a policy goes by names does it have to speak first.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::io::DuplexStream;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::carry::{Carry, End, Peer};
+use super::connection::Connection;
+use super::egress::{Facts, Shared};
+use super::packet::{self, Inbound, Unreachable};
+use crate::policy::{Decision, Gate, Reason, Refusal};
+use crate::sniff::{MAX_SNIFF_BYTES, Sniffed, Wire, sniff};
+
+/// A client that has a name to say says it first; one that waits for its server is none of those.
+const FIRST_WORDS: Duration = Duration::from_secs(10);
+
+/// What lies between a connection and a server of our own.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// The kernel's own idle time before it asks the other side whether it is still there, for connections of a guest.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+pub(super) struct Flow {
+    shared: Arc<Shared>,
+    facts: Arc<Facts>,
+    /// Until the guest is answered.
+    opening: Vec<u8>,
+    packets: Option<mpsc::Receiver<Vec<u8>>>,
+    connection: Option<Connection>,
+}
+
+/// A connection that never came about.
+enum Failed {
+    Refused(Refusal),
+    /// What the kernel said.
+    Connect(io::Error),
+    /// The guest has given up.
+    Gone,
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Flow {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        facts: Arc<Facts>,
+        opening: Vec<u8>,
+        packets: mpsc::Receiver<Vec<u8>>,
+    ) -> Self {
+        Self { shared, facts, opening, packets: Some(packets), connection: None }
+    }
+
+    /// Serves the connection until it ends or is cut.
+    pub(super) async fn serve(mut self, cut: oneshot::Receiver<()>) {
+        let outcome = tokio::select! {
+            biased;
+            Ok(()) = cut => Err(Failed::Refused(self.now_refused())),
+            outcome = self.run() => outcome,
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(Failed::Refused(refusal)) => {
+                self.shared.refused(&self.facts, &refusal).await;
+                self.end(Unreachable::Prohibited);
+            }
+            Err(Failed::Connect(error)) => {
+                tracing::debug!(%error, destination = %self.facts.key.remote, "connection of a guest");
+                match Errno::from_io_error(&error) {
+                    Some(Errno::CONNREFUSED | Errno::CONNRESET) => self.reset(),
+                    Some(Errno::NETUNREACH) => self.end(Unreachable::Network),
+                    _ => self.end(Unreachable::Host),
+                }
+            }
+            Err(Failed::Gone) => {}
+        }
+    }
+
+    /// Why a connection that was allowed is not any more.
+    fn now_refused(&self) -> Refusal {
+        match self.shared.decide(&self.facts) {
+            Decision::Refuse(refusal) => refusal,
+            _ => Refusal { reason: Reason::NoName, rule: None },
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), Failed> {
+        let remote = self.facts.key.remote;
+        if self.shared.is_ours(remote.ip()) {
+            return self.inside().await;
+        }
+        match self.shared.decide(&self.facts) {
+            Decision::Refuse(refusal) => Err(refusal.into()),
+            Decision::Gate(Gate::MustName) => self.by_name().await,
+            _ if self.is_intercepted() => self.by_name().await,
+            Decision::Gate(Gate::MayName) => self.outside(true).await,
+            Decision::Allow => self.outside(false).await,
+        }
+    }
+
+    /// Whether one of the names that led here has a secret.
+    fn is_intercepted(&self) -> bool {
+        let port = self.facts.key.remote.port();
+        self.facts.names().iter().any(|name| self.shared.border.intercepts(name, port))
+    }
+
+    /// Connects outside, then answers the guest.
+    async fn outside(&mut self, gated: bool) -> Result<(), Failed> {
+        let stream = connect(self.facts.key.remote).await?;
+        self.answer();
+        self.carry(Peer::Host(stream), gated).await
+    }
+
+    /// Answers the guest, hears what it is for, then connects outside.
+    async fn by_name(&mut self) -> Result<(), Failed> {
+        let connection = self.answer();
+        let (name, wire) = match tokio::time::timeout(FIRST_WORDS, first_words(connection)).await {
+            Ok(Some(Sniffed::Name(name, wire))) => (Some(name), Some(wire)),
+            Ok(Some(_)) | Err(_) => (None, None),
+            Ok(None) => return Err(Failed::Gone),
+        };
+        self.shared.decide_named(&self.facts, name.as_ref())?;
+        let (remote, shared) = (self.facts.key.remote, Arc::clone(&self.shared));
+        match (name, wire) {
+            (Some(name), Some(Wire::Tls)) if shared.border.intercepts(&name, remote.port()) => {
+                let serve = async move |stream| shared.intercept(stream, remote, name).await;
+                self.serve_inside(serve).await
+            }
+            // Each request of a connection names its own host.
+            (Some(_), Some(Wire::Http)) => {
+                let facts = Arc::clone(&self.facts);
+                let serve = async move |stream| shared.check_requests(stream, &facts).await;
+                self.serve_inside(serve).await
+            }
+            _ => {
+                let stream = connect(remote).await?;
+                self.carry(Peer::Host(stream), false).await
+            }
+        }
+    }
+
+    /// A server of our own, or a port of the host.
+    async fn inside(&mut self) -> Result<(), Failed> {
+        let (remote, shared) = (self.facts.key.remote, Arc::clone(&self.shared));
+        self.facts.stay_inside();
+        if remote.ip() == shared.addresses.resolver && remote.port() == 53 {
+            self.answer();
+            let serve = async move |stream| {
+                shared.resolver.serve_stream(stream, &|name| shared.may_ask(name)).await;
+            };
+            return self.serve_inside(serve).await;
+        }
+        if remote.ip() == shared.addresses.border && remote.port() == 80 {
+            self.answer();
+            return self.serve_inside(async move |stream| shared.serve_border(stream).await).await;
+        }
+        match shared.host_port(remote) {
+            Some(address) => {
+                let stream = connect(address).await?;
+                self.answer();
+                self.carry(Peer::Host(stream), false).await
+            }
+            None if remote.ip() == shared.addresses.gateway => {
+                Err(Refusal { reason: Reason::OwnAddress, rule: None }.into())
+            }
+            // Nobody listens there.
+            None => Err(Failed::Connect(Errno::CONNREFUSED.into())),
+        }
+    }
+
+    /// Makes the guest's connection stand.
+    fn answer(&mut self) -> &mut Connection {
+        let opening = std::mem::take(&mut self.opening);
+        // Taken once: each way through here answers once.
+        let packets = self.packets.take().unwrap_or_else(|| mpsc::channel(1).1);
+        let (key, mtu) = (self.facts.key, self.shared.addresses.mtu);
+        self.connection.insert(Connection::new(key, mtu, Arc::clone(&self.shared.tun), opening, packets))
+    }
+
+    async fn serve_inside(&mut self, serve: impl AsyncFnOnce(DuplexStream)) -> Result<(), Failed> {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let (carried, ()) = tokio::join!(self.carry(Peer::Inside(ours), false), serve(theirs));
+        carried
+    }
+
+    async fn carry(&mut self, peer: Peer, gated: bool) -> Result<(), Failed> {
+        let Some(connection) = &mut self.connection else { return Err(Failed::Gone) };
+        let shared = Arc::clone(&self.shared);
+        let counter = shared.stats.count(self.facts.key.remote.ip(), self.facts.name(), true);
+        let facts = Arc::clone(&self.facts);
+        let gate = gated.then(|| {
+            Box::new(move |bytes: &[u8]| match sniff(bytes) {
+                Sniffed::Incomplete if bytes.len() < MAX_SNIFF_BYTES => None,
+                Sniffed::Name(name, _) => Some(shared.decide_named(&facts, Some(&name))),
+                _ => Some(shared.decide_named(&facts, None)),
+            }) as super::carry::GateKeeper
+        });
+        match Carry::new(connection, peer, &counter, &self.shared.throttle, gate).await {
+            End::Refused(refusal) => Err(refusal.into()),
+            End::Closed | End::GuestReset | End::PeerReset => Ok(()),
+        }
+    }
+
+    /// Ends the connection in the guest, with a reason where it is not yet answered.
+    fn end(&mut self, why: Unreachable) {
+        match &mut self.connection {
+            Some(connection) => connection.abort(),
+            None => {
+                if let Some(error) = packet::unreachable(&self.opening, why) {
+                    self.shared.tun.write_packet(&error);
+                }
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        match &mut self.connection {
+            Some(connection) => connection.abort(),
+            None => {
+                if let Inbound::Tcp { key, segment } = packet::parse(&self.opening)
+                    && let Some(reset) = packet::reset(key, segment)
+                {
+                    self.shared.tun.write_packet(&reset);
+                }
+            }
+        }
+    }
+}
+
+/// What a connection says it is for. None: the guest has taken it back.
+async fn first_words(connection: &mut Connection) -> Option<Sniffed> {
+    let mut known = 0;
+    loop {
+        let more = poll_fn(|context| connection.poll_more(known, context)).await;
+        let bytes = connection.socket().peek(MAX_SNIFF_BYTES).unwrap_or_default();
+        known = bytes.len();
+        match sniff(bytes) {
+            Sniffed::Incomplete if more => {}
+            Sniffed::Incomplete if connection.is_gone() => return None,
+            sniffed => return Some(sniffed),
+        }
+    }
+}
+
+async fn connect(address: std::net::SocketAddr) -> Result<TcpStream, Failed> {
+    let stream = TcpStream::connect(address).await.map_err(Failed::Connect)?;
+    // What the guest sends in pieces goes out in pieces: it has decided on that already. And a host that vanished is
+    // found out about, though the guest may never write.
+    let options = stream.set_nodelay(true).and_then(|()| {
+        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(rustix::net::sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE)?)
+    });
+    options.map_err(Failed::Connect)?;
+    Ok(stream)
+}

@@ -1,0 +1,188 @@
+//! The way out of a VM: a TUN device that init makes, and the stack that serves it.
+//!
+//! ```text
+//! Coming ──init: Uplink(ok)──► Up(stack) ──VM ends──► Missing
+//!   └── the host has no TUN, or init could not make one ──► Missing(why)
+//! ```
+//! The device comes soon after the VM is ready, and before init answers anything. What asks for the network before waits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use agentos_guest_protocol::launcher::BootFailure;
+use agentos_guest_protocol::network as addresses;
+use agentos_netstack::border::Border;
+use agentos_netstack::dns::Resolver;
+use agentos_netstack::event::EventLog;
+use agentos_netstack::pins::Pins;
+use agentos_netstack::policy::EgressPolicy;
+use agentos_netstack::stack::{Addresses, Identify, NetworkStats, Stack, StackLimits, StackOptions};
+use rustix::fs::FileType;
+use tokio::sync::{mpsc, watch};
+
+use super::NetworkError;
+use crate::command::{Command, ProtocolError};
+use crate::spec::VmSpec;
+use crate::vm::Vm;
+
+/// A wish for a VM's network.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkOptions {
+    /// None: the public policy where the host can have one, else no way out.
+    pub policy: Option<EgressPolicy>,
+    /// Asked instead of the host's own.
+    pub dns_servers: Vec<SocketAddr>,
+    pub limits: StackLimits,
+}
+
+/// What a VM's handles and its owner task share of its network.
+#[derive(Debug)]
+pub(crate) struct Uplink {
+    events: Arc<EventLog>,
+    link: watch::Sender<Link>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Link {
+    Coming,
+    Up(Arc<Stack>),
+    Missing(Missing),
+}
+
+/// Why a VM has no way out.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Missing {
+    #[error("VMs have no network on this host: {}", crate::errno::describe(.0))]
+    Host(BootFailure),
+    #[error("VM's network device could not be made: {}", crate::errno::describe(.0))]
+    Device(BootFailure),
+    #[error("VM's network could not be started: {0}")]
+    Stack(#[source] Arc<io::Error>),
+    #[error("VM has ended")]
+    Ended,
+}
+
+impl Default for Uplink {
+    fn default() -> Self {
+        Self { events: Arc::default(), link: watch::Sender::new(Link::Coming) }
+    }
+}
+
+impl Uplink {
+    pub(crate) fn set(&self, link: Link) {
+        self.link.send_replace(link);
+    }
+
+    /// Ends the stack, once those who use it now are through.
+    pub(crate) fn end(&self) {
+        self.link.send_if_modified(|link| {
+            let up = !matches!(link, Link::Missing(_));
+            if up {
+                *link = Link::Missing(Missing::Ended);
+            }
+            up
+        });
+    }
+
+    async fn stack(&self) -> Result<Arc<Stack>, Missing> {
+        let mut link = self.link.subscribe();
+        let decided = link.wait_for(|link| !matches!(link, Link::Coming)).await;
+        match decided.as_deref() {
+            Ok(Link::Up(stack)) => Ok(Arc::clone(stack)),
+            Ok(Link::Missing(missing)) => Err(missing.clone()),
+            // The sender is in what this is called on.
+            Ok(Link::Coming) | Err(_) => Err(Missing::Ended),
+        }
+    }
+}
+
+/// All that a stack is made of but its device.
+pub(crate) struct Seed {
+    options: StackOptions,
+}
+
+impl std::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seed").finish_non_exhaustive()
+    }
+}
+
+impl Seed {
+    pub(crate) fn new(spec: &VmSpec, uplink: &Uplink, commands: mpsc::WeakSender<Command>) -> Self {
+        let network = spec.network();
+        let v6 = spec.uplink().is_some_and(|uplink| uplink.v6);
+        let pins = Arc::new(Pins::default());
+        let options = StackOptions {
+            addresses: Addresses {
+                guest: addresses::GUEST,
+                guest_v6: v6.then_some(addresses::GUEST_V6),
+                gateway: addresses::GATEWAY,
+                resolver: addresses::RESOLVER,
+                border: addresses::BORDER,
+                mtu: addresses::MTU as usize,
+            },
+            policy: network.policy.clone().unwrap_or_default(),
+            host_ports: spec.loopback_exempt_ports().iter().copied().collect(),
+            resolver: Resolver {},
+            pins,
+            border: Arc::new(Border {}),
+            limits: network.limits,
+            events: Arc::clone(&uplink.events),
+            identify: identify(commands),
+        };
+        Self { options }
+    }
+
+    /// Starts the stack on what init has passed, which must be a TUN device.
+    pub(crate) fn start(self, device: OwnedFd) -> Result<Link, ProtocolError> {
+        let found = rustix::fs::fstat(&device);
+        // The number of /dev/net/tun, on every Linux.
+        let tun = found.is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && stat.st_rdev == rustix::fs::makedev(10, 200)
+        });
+        if !tun {
+            return Err(ProtocolError::DescriptorKind("a TUN device"));
+        }
+        let started = rustix::io::ioctl_fionbio(&device, true)
+            .map_err(io::Error::from)
+            .and_then(|()| Stack::start(device, self.options));
+        Ok(match started {
+            Ok(stack) => Link::Up(Arc::new(stack)),
+            Err(error) => Link::Missing(Missing::Stack(Arc::new(error))),
+        })
+    }
+}
+
+/// Asks init whose a connection is. Holds the VM no longer than its handles do.
+fn identify(_commands: mpsc::WeakSender<Command>) -> Identify {
+    Arc::new(move |_protocol, _guest, _remote| Box::pin(async { None }))
+}
+
+impl Vm {
+    /// Replaces the egress policy. When this returns, connections that it doesn't allow are cut.
+    pub async fn set_network_policy(&self, policy: EgressPolicy) -> Result<(), NetworkError> {
+        self.stack().await?.set_policy(policy).await;
+        Ok(())
+    }
+
+    /// What the network has done so far.
+    pub async fn network_stats(&self) -> Result<NetworkStats, NetworkError> {
+        Ok(self.stack().await?.stats())
+    }
+
+    /// Refusals and the end of the network, as they come.
+    pub fn network_events(&self) -> Arc<EventLog> {
+        Arc::clone(&self.shared().uplink.events)
+    }
+
+    async fn stack(&self) -> Result<Arc<Stack>, NetworkError> {
+        self.shared().uplink.stack().await.map_err(|missing| match missing {
+            Missing::Ended => NetworkError::Unavailable(self.unavailable()),
+            missing => NetworkError::Missing(missing),
+        })
+    }
+}
