@@ -24,6 +24,7 @@ mod message;
 mod stream;
 mod upstream;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,6 +100,31 @@ impl Resolver {
                 envelope.seal(reply, transport)
             }
         }
+    }
+
+    /// The addresses of a name, for a connection of the host's own: no policy is asked, and nothing is pinned.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or nobody knows.
+    pub async fn addresses(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
+        let kinds: &[RecordType] =
+            if self.local.ipv6 { &[RecordType::A, RecordType::AAAA] } else { &[RecordType::A] };
+        let mut addresses = Vec::new();
+        for kind in kinds {
+            let written = Name::from_ascii(name.as_str()).map_err(io::Error::other)?;
+            let question = Query::query(written, *kind);
+            let local = self.local.reply(name, &question);
+            let reply = match local {
+                Some(reply) => reply,
+                None => self.ask(name, &question, &|_| true).await,
+            };
+            addresses.extend(reply.answers.iter().filter_map(|record| record.data.ip_addr()));
+        }
+        if addresses.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "name has no address"));
+        }
+        Ok(addresses)
     }
 
     async fn reply(&self, question: &Query, may_ask: MayAsk<'_>) -> Reply {

@@ -143,12 +143,6 @@ impl Flow {
                 let serve = async move |stream| shared.intercept(stream, remote, name).await;
                 self.serve_inside(serve).await
             }
-            // Each request of a connection names its own host.
-            (Some(_), Some(Wire::Http)) => {
-                let facts = Arc::clone(&self.facts);
-                let serve = async move |stream| shared.check_requests(stream, &facts).await;
-                self.serve_inside(serve).await
-            }
             _ => {
                 let stream = connect(remote).await?;
                 self.carry(Peer::Host(stream), false).await
@@ -169,7 +163,7 @@ impl Flow {
         }
         if remote.ip() == shared.addresses.border && remote.port() == 80 {
             self.answer();
-            return self.serve_inside(async move |stream| shared.serve_border(stream).await).await;
+            return self.serve_inside(async move |stream| shared.serve_gateway(stream).await).await;
         }
         match shared.host_port(remote) {
             Some(address) => {

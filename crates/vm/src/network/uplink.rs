@@ -14,7 +14,7 @@ use std::sync::Arc;
 use agentos_guest_protocol::launcher::BootFailure;
 use agentos_guest_protocol::network as addresses;
 use agentos_netstack::border::Border;
-use agentos_netstack::dns::Resolver;
+use agentos_netstack::dns::{Resolver, Upstream};
 use agentos_netstack::event::EventLog;
 use agentos_netstack::pins::Pins;
 use agentos_netstack::policy::EgressPolicy;
@@ -111,7 +111,13 @@ impl std::fmt::Debug for Seed {
 }
 
 impl Seed {
-    pub(crate) fn new(spec: &VmSpec, uplink: &Uplink, commands: mpsc::WeakSender<Command>) -> Self {
+    pub(crate) fn new(
+        spec: &VmSpec,
+        uplink: &Uplink,
+        commands: mpsc::WeakSender<Command>,
+        upstream: Upstream,
+        border: Border,
+    ) -> Self {
         let network = spec.network();
         let v6 = spec.uplink().is_some_and(|uplink| uplink.v6);
         let pins = Arc::new(Pins::default());
@@ -126,9 +132,9 @@ impl Seed {
             },
             policy: network.policy.clone().unwrap_or_default(),
             host_ports: spec.loopback_exempt_ports().iter().copied().collect(),
-            resolver: Resolver {},
+            resolver: Resolver::new(upstream, hosts(), Arc::clone(&pins)).with_ipv6(v6),
             pins,
-            border: Arc::new(Border {}),
+            border: Arc::new(border),
             limits: network.limits,
             events: Arc::clone(&uplink.events),
             identify: identify(commands),
