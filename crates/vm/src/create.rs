@@ -22,7 +22,7 @@ use crate::driver::Driver;
 use crate::ids::IdLease;
 use crate::launcher::{BootedVm, Launcher, VmEnd};
 use crate::mount::{Mounted, Mounter};
-use crate::network::{Link, Missing, NetworkError, Seed};
+use crate::network::{BorderError, Link, Missing, NetworkError, Seed};
 use crate::spec::VmSpec;
 use crate::vm::{GoneReason, Shared, Vm};
 
@@ -50,6 +50,8 @@ pub enum CreateError {
     Ids(#[source] std::io::Error),
     #[error("VM's control socket can't be made")]
     Socket(#[source] std::io::Error),
+    #[error("secrets of the VM can't be kept")]
+    Border(#[source] BorderError),
     #[error("VM can't serve loopback port {port}: {source}")]
     LoopbackPort {
         port: u16,
@@ -110,7 +112,10 @@ impl Launched {
         spec.mount_targets().iter().for_each(|target| mounted.add(target.clone(), Mounter::User));
         let shared = Arc::new(Shared::new(mounted));
         let seed = match spec.no_uplink() {
-            None => Some(Seed::new(&spec, &shared.uplink, commands.downgrade())),
+            None => {
+                let seed = Seed::new(&spec, &shared.uplink, commands.downgrade(), launcher.network());
+                Some(seed.map_err(CreateError::Border)?)
+            }
             Some(failure) => {
                 shared.uplink.set(Link::Missing(Missing::Host(failure.clone())));
                 None

@@ -29,6 +29,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::channel::{Channel, ReceiveError};
 use crate::ids::{self, IdLease, IdPool};
+use crate::network::{HostNetwork, TrustError};
 use crate::sync::lock;
 
 /// The launcher prepares itself in milliseconds; a host that swaps may take longer.
@@ -46,6 +47,7 @@ pub struct Launcher {
 #[derive(Debug)]
 struct Inner {
     findings: HostFindings,
+    network: HostNetwork,
     ids: IdPool,
     requests: mpsc::Sender<Queued>,
     shared: Arc<Shared>,
@@ -93,6 +95,8 @@ pub enum LauncherError {
     TimedOut { after: Duration },
     #[error("id ranges can't be leased")]
     Ids(#[source] std::io::Error),
+    #[error("TLS can't be set up")]
+    Tls(#[source] TrustError),
     #[error("launcher's socket can't be used")]
     Socket(#[source] std::io::Error),
 }
@@ -159,6 +163,7 @@ impl Launcher {
         let ids = IdPool::open(Path::new(ids::HOST_DIRECTORY), findings.ids)
             .or_else(|_| IdPool::open(&runtime_directory.join("ids"), findings.ids))
             .map_err(LauncherError::Ids)?;
+        let network = HostNetwork::new().map_err(LauncherError::Tls)?;
         let (requests, queue) = mpsc::channel(QUEUED_REQUESTS);
         let shared = Arc::new(Shared {
             slots: Mutex::default(),
@@ -169,12 +174,16 @@ impl Launcher {
         });
         tokio::spawn(task::run(channel, queue, Arc::clone(&shared)));
         let (next_vm, next_token) = (AtomicU64::new(1), AtomicU32::new(1));
-        Ok(Self { inner: Arc::new(Inner { findings, ids, requests, shared, next_vm, next_token }) })
+        Ok(Self { inner: Arc::new(Inner { findings, network, ids, requests, shared, next_vm, next_token }) })
     }
 
     /// What the launcher found out about this host.
     pub fn findings(&self) -> &HostFindings {
         &self.inner.findings
+    }
+
+    pub(crate) fn network(&self) -> &HostNetwork {
+        &self.inner.network
     }
 
     /// Resolves when the launcher is no more.

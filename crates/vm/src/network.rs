@@ -17,10 +17,11 @@ use tokio::task::JoinSet;
 use crate::command::{Answer, CallFailure, ProtocolError};
 use crate::vm::{Unavailable, Vm};
 
+pub use agentos_netstack::border::{BorderError, TrustError};
 pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
 pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
 pub use agentos_netstack::{name, policy};
-pub(crate) use uplink::{Link, Seed, Uplink};
+pub(crate) use uplink::{HostNetwork, Link, Seed, Uplink};
 pub use uplink::{Missing, NetworkOptions};
 
 /// Connections of one forwarded port at a time; the next wait in the listener's backlog.

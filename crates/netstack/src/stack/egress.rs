@@ -12,12 +12,13 @@ use super::stats::Stats;
 use super::throttle::Throttle;
 use super::tun::Tun;
 use super::{Addresses, Identify, StackLimits, StackOptions};
+use crate::address::HostAddresses;
 use crate::border::Border;
 use crate::dns::Resolver;
 use crate::event::{EventLog, NetworkEventKind};
 use crate::name::HostName;
 use crate::pins::Pins;
-use crate::policy::{Decision, EgressPolicy, Flow, HostAddresses, Protocol, Refusal};
+use crate::policy::{Decision, EgressPolicy, Flow, Protocol, Refusal};
 
 /// Processes that are looked for at a time; a flood of refusals is told without them.
 const LOOKUPS: usize = 8;
@@ -164,7 +165,7 @@ impl Shared {
             destination: facts.key.remote,
             names,
             reason: refusal.to_string(),
-            rule: refusal.rule.and_then(|index| policy.describe_rule(index)),
+            rule: refusal.rule.map(|index| policy.describe_rule(index)),
             process,
         });
     }

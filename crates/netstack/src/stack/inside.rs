@@ -19,7 +19,12 @@ impl Shared {
     }
 
     /// Serves a connection whose TLS ends here. Its destination has been allowed, by the name that it claims.
-    pub(super) async fn intercept(self: &Arc<Self>, stream: DuplexStream, remote: SocketAddr, name: HostName) {
+    pub(super) async fn intercept(
+        self: &Arc<Self>,
+        stream: DuplexStream,
+        remote: SocketAddr,
+        name: HostName,
+    ) {
         self.border.intercept(stream, remote, name, &self.outside()).await;
     }
 
@@ -60,9 +65,10 @@ impl Shared {
             BorderEvent::Echoed { upstream } => {
                 (named(upstream), "the answer held a secret, which was starred out".to_owned())
             }
-            BorderEvent::Handshake { upstream, error } => {
-                (named(upstream), format!("the guest does not accept the VM's own certificate authority: {error}"))
-            }
+            BorderEvent::Handshake { upstream, error } => (
+                named(upstream),
+                format!("the guest does not accept the VM's own certificate authority: {error}"),
+            ),
             BorderEvent::PutIn { secret, upstream } => {
                 tracing::debug!(secret, upstream = named(upstream), "secret was put in");
                 return;

@@ -7,15 +7,16 @@
 //! The device comes soon after the VM is ready, and before init answers anything. What asks for the network before waits.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use agentos_guest_protocol::launcher::BootFailure;
 use agentos_guest_protocol::network as addresses;
-use agentos_netstack::border::Border;
+use agentos_netstack::border::{Border, BorderError, Trust, TrustError};
 use agentos_netstack::dns::{Resolver, Upstream};
 use agentos_netstack::event::EventLog;
+use agentos_netstack::name::HostName;
 use agentos_netstack::pins::Pins;
 use agentos_netstack::policy::EgressPolicy;
 use agentos_netstack::stack::{Addresses, Identify, NetworkStats, Stack, StackLimits, StackOptions};
@@ -99,6 +100,37 @@ impl Uplink {
     }
 }
 
+/// What the networks of all VMs of a sidecar share.
+#[derive(Debug)]
+pub(crate) struct HostNetwork {
+    upstream: Upstream,
+    /// For VMs without secrets, which talk TLS to nobody themselves.
+    nobody: Trust,
+}
+
+impl HostNetwork {
+    pub(crate) fn new() -> Result<Self, TrustError> {
+        let upstream = Upstream::of_host().unwrap_or_else(|error| {
+            tracing::warn!(%error, "VMs can resolve no names");
+            Upstream::servers(&[])
+        });
+        Ok(Self { upstream, nobody: Trust::nobody()? })
+    }
+}
+
+/// The names that a VM's resolver knows by itself.
+fn hosts() -> Vec<(HostName, IpAddr)> {
+    let known = [
+        (crate::spec::HOSTNAME, addresses::GUEST),
+        // Where the host can be reached, on the ports that are listed.
+        ("host.agentos.internal", addresses::GATEWAY),
+        ("gateway.agentos.internal", addresses::BORDER),
+    ];
+    // All of them are names.
+    let named = known.iter().filter_map(|(name, address)| Some((HostName::parse(name).ok()?, *address)));
+    named.map(|(name, address)| (name, IpAddr::V4(address))).collect()
+}
+
 /// All that a stack is made of but its device.
 pub(crate) struct Seed {
     options: StackOptions,
@@ -115,12 +147,16 @@ impl Seed {
         spec: &VmSpec,
         uplink: &Uplink,
         commands: mpsc::WeakSender<Command>,
-        upstream: Upstream,
-        border: Border,
-    ) -> Self {
+        host: &HostNetwork,
+    ) -> Result<Self, BorderError> {
         let network = spec.network();
         let v6 = spec.uplink().is_some_and(|uplink| uplink.v6);
         let pins = Arc::new(Pins::default());
+        let upstream = match network.dns_servers.as_slice() {
+            [] => host.upstream.clone(),
+            servers => Upstream::servers(servers),
+        };
+        let border = Border::new(Vec::new(), Vec::new(), host.nobody.clone())?;
         let options = StackOptions {
             addresses: Addresses {
                 guest: addresses::GUEST,
@@ -139,7 +175,7 @@ impl Seed {
             events: Arc::clone(&uplink.events),
             identify: identify(commands),
         };
-        Self { options }
+        Ok(Self { options })
     }
 
     /// Starts the stack on what init has passed, which must be a TUN device.
