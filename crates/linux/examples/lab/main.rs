@@ -21,8 +21,8 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `machine ADDRESS...` | the namespace's path, for `enter` |
-//! | `host NAME ADDRESS...` | makes a host, reachable from the machine's addresses |
+//! | `machine ADDRESS[/PREFIX]...` | the namespace's path, for `enter` |
+//! | `host NAME ADDRESS[/PREFIX]...` | makes a host, reachable from the machine's addresses |
 //! | `tcp NAME ADDRESS:PORT` | a listening socket on a host, or on `machine` |
 //! | `udp NAME ADDRESS:PORT` | a bound socket |
 //! | `capture` | a packet socket that sees every packet of the machine, headers of the link cut off |
@@ -97,7 +97,7 @@ type Answer = (String, Option<OwnedFd>);
 #[derive(Default)]
 struct Lab {
     machine: Option<Namespace>,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<Address>,
     hosts: Vec<(String, Namespace)>,
     capture: Option<OwnedFd>,
 }
@@ -148,7 +148,7 @@ impl Lab {
     }
 
     fn make_machine(&mut self, addresses: &[&str]) -> Result<Answer, Failure> {
-        self.addresses = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+        self.addresses = parse(addresses)?;
         let machine = self.machine.insert(Namespace::new()?);
         machine.enter()?;
         netlink::Socket::open()?.bring_up("lo")?;
@@ -159,8 +159,7 @@ impl Lab {
     /// A pair of devices with one end in each namespace, and on each end the addresses and a route to every one of the
     /// other's. Neither knows a route to anything else.
     fn add_host(&mut self, name: &str, addresses: &[&str]) -> Result<(), Failure> {
-        let addresses: Vec<IpAddr> =
-            addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+        let addresses = parse(addresses)?;
         let machine = self.machine.as_ref().ok_or(Failure::Unknown)?;
         let host = Namespace::new()?;
         let device = format!("to{}", self.hosts.len() + 1);
@@ -185,13 +184,32 @@ impl Lab {
     }
 }
 
+/// An address, and how many of its bits name the network around it.
+#[derive(Clone, Copy)]
+struct Address {
+    ip: IpAddr,
+    prefix: u8,
+}
+
+/// Without a prefix an address is alone.
+fn parse(words: &[&str]) -> Result<Vec<Address>, Failure> {
+    let one = |word: &&str| {
+        let (ip, prefix) = word.split_once('/').map_or((*word, None), |(ip, prefix)| (ip, Some(prefix)));
+        let ip: IpAddr = ip.parse()?;
+        let alone = if ip.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Some(alone), |prefix| prefix.parse().ok()).ok_or(Failure::Unknown)?;
+        Ok(Address { ip, prefix })
+    };
+    words.iter().map(one).collect()
+}
+
 /// One end of a pair: its own addresses, and the other end's behind it. What is sent comes from the first of its own
 /// of that family.
 fn furnish(
     netlink: &mut netlink::Socket,
     device: &str,
-    own: &[IpAddr],
-    others: &[IpAddr],
+    own: &[Address],
+    others: &[Address],
 ) -> Result<(), Failure> {
     let index = netlink.index_of(device)?;
     for address in own {
@@ -199,8 +217,8 @@ fn furnish(
     }
     netlink.bring_up(device)?;
     for other in others {
-        if let Some(source) = own.iter().find(|source| source.is_ipv4() == other.is_ipv4()) {
-            netlink.add_route(index, *other, *source)?;
+        if let Some(source) = own.iter().find(|source| source.ip.is_ipv4() == other.ip.is_ipv4()) {
+            netlink.add_route(index, other.ip, source.ip)?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice};
 
-use crate::Failure;
+use crate::{Address, Failure};
 
 const HEADER_BYTES: usize = 16;
 
@@ -61,12 +61,11 @@ impl Socket {
         netdevice::name_to_index(&self.0, device).map_err(|errno| Failure::Step("find a device", errno))
     }
 
-    /// An address alone, without the network that a longer prefix would bring.
-    pub(crate) fn add_address(&mut self, device: u32, address: IpAddr) -> Result<(), Failure> {
-        let bytes = octets(address);
+    pub(crate) fn add_address(&mut self, device: u32, address: Address) -> Result<(), Failure> {
+        let bytes = octets(address.ip);
         // Without the search for duplicates an IPv6 address can be used at once.
         let flags = libc::IFA_F_NODAD as u8;
-        let mut body = Bytes(vec![family(address), (bytes.len() * 8) as u8, flags, libc::RT_SCOPE_UNIVERSE]);
+        let mut body = Bytes(vec![family(address.ip), address.prefix, flags, libc::RT_SCOPE_UNIVERSE]);
         body.0.extend(device.to_ne_bytes());
         body.attribute(libc::IFA_LOCAL, &bytes);
         body.attribute(libc::IFA_ADDRESS, &bytes);

@@ -22,3 +22,16 @@ pub(crate) async fn sh(vm: &AgentOs, command: &str) -> String {
 pub(crate) async fn attempt(vm: &AgentOs, words: &str) -> String {
     sh(vm, &format!("{PROBE} {words}")).await
 }
+
+/// As a program hears it at once: by RST or by ICMP, never by silence.
+const REFUSALS: [&str; 6] =
+    ["ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "EACCES", "EHOSTDOWN"];
+
+pub(crate) fn is_refusal(outcome: &str) -> bool {
+    REFUSALS.contains(&outcome)
+}
+
+#[track_caller]
+pub(crate) fn check_refused(what: &str, outcome: &str) {
+    assert!(is_refusal(outcome), "{what}: {outcome}");
+}

@@ -35,9 +35,9 @@ use self::names::Names;
 use crate::support::within;
 use crate::support::world::World;
 
-/// The machine's own addresses. One looks public, so that who reaches it has reached what is the host's own.
-pub(crate) const MACHINE: &str = "192.0.2.10";
-pub(crate) const MACHINE_V6: &str = "2a00:db8:1::10";
+/// The machine's own addresses: all look public, so that who reaches one has reached what is the host's own. The second
+/// is in the first one's network, so the kernel never chooses it as a source.
+pub(crate) const MACHINE: [&str; 3] = ["192.0.2.10", "192.0.2.11", "2a00:db8:1::10"];
 
 /// The server of names in the machine's /etc/resolv.conf.
 pub(crate) const NAME_SERVER: &str = "198.51.100.53";
@@ -74,7 +74,7 @@ impl Lab {
         let resolv_conf = format!("nameserver {NAME_SERVER}\noptions timeout:1 attempts:1\n");
         std::fs::write(directory.path().join("resolv.conf"), resolv_conf).unwrap();
         let mut lab = Self { control: Mutex::new(control), process, namespace: String::new(), directory };
-        lab.namespace = lab.ask(&format!("machine {MACHINE} {MACHINE_V6}")).0;
+        lab.namespace = lab.ask(&format!("machine {}/24 {}/24 {}", MACHINE[0], MACHINE[1], MACHINE[2])).0;
         lab
     }
 
@@ -121,6 +121,9 @@ impl Lab {
     pub(crate) async fn outside(&self, command: &str) -> String {
         let line = format!("exec {} /bin/sh -c \"$0\" 2>&1", self.enter());
         let mut shell = tokio::process::Command::new("/bin/sh");
+        // A VM has nothing of what whoever runs the tests has set for the ways to a registry.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        shell.env_clear().env("PATH", path).env("HOME", self.directory.path());
         let running = shell.args(["-c", &line, command]).stdin(Stdio::null()).output();
         let output = within(command, running).await.unwrap();
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
