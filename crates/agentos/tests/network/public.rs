@@ -215,3 +215,16 @@ async fn where_nobody_is_the_guest_hears_what_the_host_would() {
         check_refused(address, &attempt(&vm, &format!("connect {address}")).await);
     }
 }
+
+#[tokio::test]
+async fn a_port_that_the_host_lists_is_reached_and_the_port_beside_it_is_not() {
+    let Some(place) = Neighbourhood::new().await else { return };
+    echo::echo(place.lab.tcp("machine", "127.0.0.1:8080"));
+    let beside = echo::echo(place.lab.tcp("machine", "127.0.0.1:8081"));
+    let vm = place.world.vm_with(with_probe(place.world.options().loopback_exempt_port(8080))).await;
+    for host in ["127.0.0.1", "localhost", "host.agentos.internal"] {
+        assert_eq!(attempt(&vm, &format!("say {host}:8080 hello")).await, "hello", "{host}");
+        check_refused(host, &attempt(&vm, &format!("say {host}:8081 hello")).await);
+    }
+    assert_eq!(beside.count(), 0);
+}
