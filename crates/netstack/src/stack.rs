@@ -47,6 +47,9 @@ use crate::policy::{EgressPolicy, Protocol};
 
 pub use stats::{DestinationStats, NetworkStats};
 
+/// The largest packet there can be, with its header.
+const PACKET_BYTES: usize = HEADER_BYTES + u16::MAX as usize;
+
 /// Packets that are read before others get a turn.
 const BATCH: usize = 64;
 
@@ -176,12 +179,15 @@ impl Drop for Stack {
 
 /// All that is left of a stack with a fault: an answer to everything, so that nothing in the VM waits.
 async fn answer_nothing(tun: &Tun) {
-    let mut buffer = vec![0; HEADER_BYTES + usize::from(u16::MAX)];
-    while let Ok(length) = tun.read(&mut buffer).await {
-        let packet = buffer.get(HEADER_BYTES..length).unwrap_or_default();
-        if let Some(answer) = packet::unreachable(packet, packet::Unreachable::Network) {
-            tun.write_packet(&answer);
+    let mut buffer = vec![0; PACKET_BYTES];
+    while let Ok(mut ready) = tun.readable().await {
+        while let Some(Ok(length)) = ready.try_read(&mut buffer) {
+            let packet = buffer.get(HEADER_BYTES..length).unwrap_or_default();
+            if let Some(answer) = packet::unreachable(packet, packet::Unreachable::Network) {
+                tun.write_packet(&answer);
+            }
         }
+        tokio::task::yield_now().await;
     }
 }
 
@@ -214,7 +220,7 @@ enum Done {
 }
 
 enum Wake {
-    Packet(io::Result<usize>),
+    Packets(io::Result<()>),
     Recheck(Recheck),
     Done(Result<Done, tokio::task::JoinError>),
 }
@@ -234,17 +240,15 @@ impl Flows {
     /// Serves until the device or a flow fails; the reason.
     async fn serve(mut self) -> String {
         loop {
-            let whole = HEADER_BYTES + usize::from(u16::MAX);
-            // Given away with the packet that was in it; otherwise as it was.
-            self.buffer.resize(whole, 0);
+            let shared = Arc::clone(&self.shared);
             let wake = tokio::select! {
-                read = self.shared.tun.read(&mut self.buffer) => Wake::Packet(read),
+                ready = shared.tun.readable() => Wake::Packets(ready.and_then(|ready| self.packets(ready))),
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => Wake::Done(done),
                 Some(recheck) = self.commands.recv() => Wake::Recheck(recheck),
             };
             match wake {
-                Wake::Packet(Ok(length)) => self.packets(length),
-                Wake::Packet(Err(error)) => return format!("the VM's network device failed: {error}"),
+                Wake::Packets(Ok(())) => {}
+                Wake::Packets(Err(error)) => return format!("the VM's network device failed: {error}"),
                 Wake::Done(Ok(done)) => self.forget(done),
                 Wake::Done(Err(fault)) if fault.is_panic() => {
                     return format!("fault in the VM's network stack: {fault}");
@@ -259,18 +263,20 @@ impl Flows {
         }
     }
 
-    /// Handles the packet in the buffer, and those that are there already.
-    fn packets(&mut self, length: usize) {
-        let mut length = length;
+    /// Handles packets that are there, a bounded number at a time.
+    fn packets(&mut self, mut ready: tun::Ready<'_>) -> io::Result<()> {
         for _ in 0..BATCH {
-            let packet = self.take(length);
+            // Given away with the packet that was in it; otherwise as it was.
+            self.buffer.resize(PACKET_BYTES, 0);
+            let Some(read) = ready.try_read(&mut self.buffer) else { break };
+            let packet = self.take(read?);
             self.packet(packet);
-            self.buffer.resize(HEADER_BYTES + usize::from(u16::MAX), 0);
-            match self.shared.tun.try_read(&mut self.buffer) {
-                Some(next) => length = next,
-                None => return,
-            }
         }
+        if self.connections.is_empty() {
+            // An idle VM costs as little as it can.
+            self.buffer = Vec::new();
+        }
+        Ok(())
     }
 
     /// The packet in the buffer, without its header.

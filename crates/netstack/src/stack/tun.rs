@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 /// What the kernel puts before every packet and wants before every packet: `struct virtio_net_hdr`.
 pub(super) const HEADER_BYTES: usize = 10;
@@ -39,6 +39,18 @@ pub(super) fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, Interest::READABLE)
 }
 
+/// A device with packets to read.
+pub(super) struct Ready<'a> {
+    guard: AsyncFdReadyGuard<'a, OwnedFd>,
+}
+
+impl Ready<'_> {
+    /// Reads the next packet with its header; None: there is none now.
+    pub(super) fn try_read(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+        self.guard.try_io(|device| Ok(rustix::io::read(device, &mut *buffer)?)).ok()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Tun {
     device: AsyncFd<OwnedFd>,
@@ -50,19 +62,9 @@ impl Tun {
         Ok(Self { device: readable(device)? })
     }
 
-    /// Waits for a packet of the guest and reads it with its header.
-    pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let mut ready = self.device.readable().await?;
-            if let Ok(result) = ready.try_io(|device| Ok(rustix::io::read(device, &mut *buffer)?)) {
-                return result;
-            }
-        }
-    }
-
-    /// Reads the next packet if there is one now.
-    pub(super) fn try_read(&self, buffer: &mut [u8]) -> Option<usize> {
-        rustix::io::read(&self.device, buffer).ok()
+    /// Waits for packets of the guest. [`Ready::try_read`] gives them, until there is none.
+    pub(super) async fn readable(&self) -> io::Result<Ready<'_>> {
+        Ok(Ready { guard: self.device.readable().await? })
     }
 
     /// Writes a packet that stands behind room for the header. The interface takes what it gets at once; what it

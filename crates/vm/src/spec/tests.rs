@@ -10,6 +10,7 @@ fn host() -> Host {
         cgroup_cpu: true,
         cgroup_processes: true,
         max_open_files: 1 << 20,
+        no_uplink: None,
     };
     Host { findings, memory_bytes: 16 << 30, has_ipv6: false }
 }
