@@ -191,6 +191,10 @@ pub(super) fn datagram(key: FlowKey, payload: &[u8]) -> Option<Vec<u8>> {
         let mut packet = UdpPacket::new_unchecked(buffer);
         let fill = |buffer: &mut [u8]| buffer.copy_from_slice(payload);
         repr.emit(&mut packet, &from.into(), &to.into(), payload.len(), fill, &checksums());
+        // Over IPv6 a datagram without a checksum is dropped, whatever the device vouches for: RFC 8200, section 8.1.
+        if from.is_ipv6() {
+            packet.fill_checksum(&from.into(), &to.into());
+        }
     })
 }
 
