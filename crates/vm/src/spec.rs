@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::launcher::{Base, BootPlan, HostFindings, IdRange, Limits, PlannedMount};
+use agentos_netstack::policy::EgressPolicy;
 
 pub use environment::Environment;
 pub(crate) use environment::EnvironmentRefusal;
@@ -49,6 +50,8 @@ pub struct VmOptions {
     pub base: BaseOptions,
     /// Processes run as the VM's root with few capabilities, instead of as its user.
     pub root: bool,
+    /// What may leave the VM. It is valid by its type.
+    pub network: EgressPolicy,
 }
 
 /// What the root file system is made from.
@@ -96,6 +99,7 @@ pub struct VmSpec {
     loopback_exempt_ports: Vec<u16>,
     dispose_grace: Duration,
     root: bool,
+    network: EgressPolicy,
 }
 
 /// A field that can't be had, and why.
@@ -204,6 +208,7 @@ impl VmSpec {
             loopback_exempt_ports,
             dispose_grace,
             root: options.root,
+            network: options.network,
         })
     }
 
@@ -223,6 +228,11 @@ impl VmSpec {
 
     pub fn loopback_exempt_ports(&self) -> &[u16] {
         &self.loopback_exempt_ports
+    }
+
+    /// What may leave the VM when it starts.
+    pub fn network(&self) -> &EgressPolicy {
+        &self.network
     }
 
     pub(crate) fn mount_targets(&self) -> &BTreeSet<GuestPath> {
