@@ -62,6 +62,7 @@ mod mount;
 mod network;
 mod options;
 mod output;
+mod policy;
 mod process;
 mod process_list;
 mod prompt;
@@ -88,6 +89,7 @@ pub use options::{
     AgentOsSidecarConfig, Base, Limits, ModelChoice,
 };
 pub use output::OutputStream;
+pub use policy::{EgressPolicy, Protocol, Rule};
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};
 pub use prompt::{Prompt, PromptResult, Prompting};
