@@ -63,6 +63,7 @@ mod mount;
 mod network;
 mod options;
 mod output;
+mod policy;
 mod ports;
 mod process;
 mod process_list;
@@ -92,6 +93,7 @@ pub use options::{
     AgentOsSidecarConfig, Base, Limits, ModelChoice,
 };
 pub use output::OutputStream;
+pub use policy::{EgressPolicy, Protocol, Rule};
 pub use ports::{ListeningPort, PortEvent, PortEvents, PortOwner, PortProtocol};
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};

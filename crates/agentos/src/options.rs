@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::mount::Mount;
+use crate::policy::EgressPolicy;
 use crate::sidecar::AgentOsSidecar;
 
 /// The pool that is used where none is named.
@@ -38,6 +39,7 @@ pub struct AgentOsOptions {
     pub(crate) base: Base,
     pub(crate) root: bool,
     pub(crate) agents: BTreeMap<String, AgentConfig>,
+    pub(crate) network: Option<EgressPolicy>,
 }
 
 impl AgentOsOptions {
@@ -132,6 +134,13 @@ impl AgentOsOptions {
         self
     }
 
+    /// What may leave the VM; [`EgressPolicy::public`] by default.
+    #[must_use]
+    pub fn network(mut self, policy: EgressPolicy) -> Self {
+        self.network = Some(policy);
+        self
+    }
+
     /// Describes an agent; it wins over a built-in one of the same id.
     #[must_use]
     pub fn agent(mut self, id: impl Into<String>, agent: AgentConfig) -> Self {
@@ -157,6 +166,7 @@ impl fmt::Debug for AgentOsOptions {
             .field("base", &self.base)
             .field("root", &self.root)
             .field("agents", &self.agents)
+            .field("network", &self.network)
             .finish()
     }
 }

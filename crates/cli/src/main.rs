@@ -20,6 +20,7 @@ mod exec;
 mod failure;
 mod guest;
 mod install;
+mod net;
 mod output;
 mod ports;
 mod read_only;

@@ -20,7 +20,6 @@ pub use agentos_guest_protocol::network::Protocol;
 pub use agentos_netstack::border::{BorderError, TrustError};
 pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
 pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
-pub use agentos_netstack::{name, policy};
 pub(crate) use uplink::{HostNetwork, Link, Seed, Uplink};
 pub use uplink::{Missing, NetworkOptions};
 

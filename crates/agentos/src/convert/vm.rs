@@ -27,6 +27,7 @@ pub(crate) fn create_request(
         base: root_base,
         root,
         agents,
+        network,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -44,6 +45,7 @@ pub(crate) fn create_request(
         base: Some(base(root_base)?),
         root,
         agents: agents.into_iter().map(|(id, config)| agent(id, config)).collect(),
+        network: network.map(super::policy::egress_policy),
     })
 }
 
@@ -114,7 +116,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::Mount;
+    use crate::{EgressPolicy, Mount};
 
     #[test]
     fn every_option_reaches_the_request() {
@@ -130,7 +132,8 @@ mod tests {
             .dispose_grace(std::time::Duration::from_millis(20))
             .base(Base::directory("/srv/root"))
             .root(true)
-            .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"));
+            .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"))
+            .network(EgressPolicy::none());
         let request = create_request("lease", options).unwrap();
         let expected = v1::CreateVmRequest {
             lease_id: "lease".into(),
@@ -165,6 +168,7 @@ mod tests {
                 launch_args: vec!["-x".into()],
                 default_env: [("B".into(), "2".into())].into(),
             }],
+            network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
         };
         assert_eq!(request, expected);
     }

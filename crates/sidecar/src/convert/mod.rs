@@ -4,6 +4,7 @@
 pub(crate) mod filesystem;
 pub(crate) mod mount;
 pub(crate) mod network;
+pub(crate) mod policy;
 pub(crate) mod process;
 pub(crate) mod session;
 pub(crate) mod sidecar;

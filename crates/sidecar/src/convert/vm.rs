@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use agentos_proto::v1::{self, base::Kind};
+use agentos_vm::network::NetworkOptions;
 use agentos_vm::spec::{BaseOptions, LimitOptions};
 use agentos_vm::{VmOptions, VmState};
 
 use crate::convert::mount::mount_options;
+use crate::convert::policy::egress_policy;
 use crate::convert::session;
 use crate::errors::Failure;
 use crate::host::{CreateVm, HostedVm};
@@ -35,7 +37,10 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             dispose_grace: request.dispose_grace_ms.map(Duration::from_millis),
             base: base(request.base),
             root: request.root,
-            network: Default::default(),
+            network: NetworkOptions {
+                policy: request.network.map(egress_policy).transpose()?,
+                ..NetworkOptions::default()
+            },
         };
         Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions })
     }
@@ -86,6 +91,8 @@ pub(crate) fn vm_info(listed: Listed<std::sync::Arc<HostedVm>>) -> v1::VmInfo {
 
 #[cfg(test)]
 mod tests {
+    use agentos_vm::policy::EgressPolicy;
+
     use super::*;
 
     #[test]
@@ -106,6 +113,7 @@ mod tests {
             dispose_grace_ms: Some(250),
             base: Some(v1::Base { kind: Some(Kind::Directory("/srv/root".into())) }),
             root: true,
+            network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             ..Default::default()
         };
         let wish = CreateVm::try_from(request).unwrap();
@@ -119,8 +127,15 @@ mod tests {
         assert_eq!(wish.options.dispose_grace, Some(Duration::from_millis(250)));
         assert!(matches!(&wish.options.base, BaseOptions::Directory(path) if path == b"/srv/root"));
         assert!(wish.options.root);
+        assert_eq!(wish.options.network, EgressPolicy::none());
         assert_eq!(wish.sessions.instructions, "be brief");
         assert_eq!(wish.sessions.env.get("A").map(String::as_str), Some("1"));
+    }
+
+    #[test]
+    fn without_a_policy_a_vm_has_the_public_internet() {
+        let wish = CreateVm::try_from(v1::CreateVmRequest::default()).unwrap();
+        assert_eq!(wish.options.network, EgressPolicy::public());
     }
 
     #[test]
