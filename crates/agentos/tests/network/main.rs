@@ -7,10 +7,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
 #![allow(dead_code, reason = "until every story is told")]
 
+mod claims;
 mod clients;
 mod connections;
 mod lab;
 mod laboratory;
+mod names;
 mod neighbours;
 mod public;
 #[path = "../support/mod.rs"]
