@@ -11,12 +11,13 @@ use std::time::Duration;
 use agentos_guest_protocol::init::Request;
 use agentos_guest_protocol::launcher::{BootFailure, VmNumber};
 use agentos_guest_protocol::process::Status;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::asks::Asks;
 use crate::command::{Answer, Call, CallFailure, Command, Completion, Outcome, ProtocolError};
 use crate::launcher::{Launcher, LauncherDeath, VmEnd};
 use crate::mount::Mounted;
+use crate::network::MAX_LOOKUPS;
 use crate::process::records::Records;
 use crate::shell::Shells;
 use crate::spec::VmSpec;
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) shells: Mutex<Shells>,
     /// Held for one look-up or change.
     pub(crate) mounted: Mutex<Mounted>,
+    /// A permit per look-up of sockets that is under way.
+    pub(crate) lookups: Semaphore,
 }
 
 impl Shared {
@@ -67,6 +70,7 @@ impl Shared {
             asks: Asks::default(),
             records: Mutex::default(),
             shells: Mutex::default(),
+            lookups: Semaphore::new(MAX_LOOKUPS),
         }
     }
 }
