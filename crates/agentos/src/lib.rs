@@ -54,6 +54,7 @@ mod bytes_in;
 mod connection;
 mod convert;
 mod discovery;
+mod egress;
 mod error;
 mod feed;
 mod filesystem;
@@ -80,6 +81,9 @@ mod vm_connection;
 
 pub use agent::{AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
+pub use egress::{
+    DestinationStats, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkRefusal, NetworkStats,
+};
 pub use error::{Error, ErrorKind, JsonRpcError, Result};
 pub use filesystem::{
     BatchReadResult, BatchWriteEntry, BatchWriteResult, Delete, DirEntry, FileType, Mkdir, ReaddirRecursive,

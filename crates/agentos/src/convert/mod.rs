@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(crate) mod egress;
 pub(crate) mod error;
 pub(crate) mod filesystem;
 pub(crate) mod mount;

@@ -28,6 +28,7 @@ pub(crate) fn create_request(
         root,
         agents,
         network,
+        dns_servers,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -46,6 +47,7 @@ pub(crate) fn create_request(
         root,
         agents: agents.into_iter().map(|(id, config)| agent(id, config)).collect(),
         network: network.map(super::policy::egress_policy),
+        dns_servers: dns_servers.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -59,9 +61,18 @@ pub(crate) fn model_choice(model: Option<ModelChoice>) -> v1::ModelChoice {
 }
 
 fn limits(limits: Limits) -> Result<v1::Limits, RequestError> {
-    let Limits { memory_bytes, cpu, processes, open_files, disk_bytes } = limits;
+    let Limits { memory_bytes, cpu, processes, open_files, disk_bytes, connections, bandwidth_bytes } =
+        limits;
     let cpu_millis = cpu.map(cpu_millis).transpose()?;
-    Ok(v1::Limits { memory_bytes, cpu_millis, processes, open_files, disk_bytes })
+    Ok(v1::Limits {
+        memory_bytes,
+        cpu_millis,
+        processes,
+        open_files,
+        disk_bytes,
+        connections,
+        bandwidth_bytes,
+    })
 }
 
 /// Thousandths of a CPU, at least one.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agentos_proto::v1::{self, base::Kind};
-use agentos_vm::network::NetworkOptions;
+use agentos_vm::network::{NetworkOptions, StackLimits};
 use agentos_vm::spec::{BaseOptions, LimitOptions};
 use agentos_vm::{VmOptions, VmState};
 
@@ -39,7 +39,12 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             root: request.root,
             network: NetworkOptions {
                 policy: request.network.map(egress_policy).transpose()?,
-                ..NetworkOptions::default()
+                dns_servers: request
+                    .dns_servers
+                    .iter()
+                    .map(|server| super::network::socket_address(server))
+                    .collect::<Result<_, _>>()?,
+                limits: network_limits(request.limits.as_ref()),
             },
         };
         Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions })
@@ -54,6 +59,15 @@ pub(crate) fn port(port: u32) -> Result<u16, Failure> {
         }
         Ok(port) => Ok(port),
     }
+}
+
+fn network_limits(limits: Option<&v1::Limits>) -> StackLimits {
+    let mut found = StackLimits::default();
+    if let Some(connections) = limits.and_then(|limits| limits.connections) {
+        found.connections = connections as usize;
+    }
+    found.bandwidth_bytes = limits.and_then(|limits| limits.bandwidth_bytes);
+    found
 }
 
 fn limits(limits: v1::Limits) -> LimitOptions {

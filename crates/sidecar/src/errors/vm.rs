@@ -167,6 +167,7 @@ impl From<NetworkError> for Failure {
                 Some(errno) => Self::system(errno, address.to_string(), message),
                 None => Self::new(ErrorKind::Internal, address.to_string(), message),
             },
+            NetworkError::Missing(_) => Self::new(ErrorKind::HostUnsupported, "network", message),
             NetworkError::Unavailable(error) => error.into(),
             _ => Self::new(ErrorKind::Internal, "", message),
         }
