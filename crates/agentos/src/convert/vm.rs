@@ -138,13 +138,23 @@ mod tests {
             .loopback_exempt_port(8080)
             .additional_instructions("be brief")
             .model(ModelChoice::Demo)
-            .limits(Limits::default().memory_bytes(1).cpu(1.5).processes(2).open_files(3).disk_bytes(4))
+            .limits(
+                Limits::default()
+                    .memory_bytes(1)
+                    .cpu(1.5)
+                    .processes(2)
+                    .open_files(3)
+                    .disk_bytes(4)
+                    .connections(5)
+                    .bandwidth_bytes(6),
+            )
             .detached("kept")
             .dispose_grace(std::time::Duration::from_millis(20))
             .base(Base::directory("/srv/root"))
             .root(true)
             .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"))
-            .network(EgressPolicy::none());
+            .network(EgressPolicy::none())
+            .dns_server("192.0.2.53:53".parse().unwrap());
         let request = create_request("lease", options).unwrap();
         let expected = v1::CreateVmRequest {
             lease_id: "lease".into(),
@@ -168,6 +178,8 @@ mod tests {
                 processes: Some(2),
                 open_files: Some(3),
                 disk_bytes: Some(4),
+                connections: Some(5),
+                bandwidth_bytes: Some(6),
             }),
             dispose_grace_ms: Some(20),
             base: Some(v1::Base { kind: Some(v1::base::Kind::Directory("/srv/root".into())) }),
@@ -180,6 +192,7 @@ mod tests {
                 default_env: [("B".into(), "2".into())].into(),
             }],
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
+            dns_servers: vec!["192.0.2.53:53".into()],
         };
         assert_eq!(request, expected);
     }

@@ -122,8 +122,11 @@ mod tests {
             limits: Some(v1::Limits {
                 memory_bytes: Some(1 << 30),
                 processes: Some(64),
+                connections: Some(5),
+                bandwidth_bytes: Some(6),
                 ..Default::default()
             }),
+            dns_servers: vec!["192.0.2.53:53".into()],
             dispose_grace_ms: Some(250),
             base: Some(v1::Base { kind: Some(Kind::Directory("/srv/root".into())) }),
             root: true,
@@ -141,7 +144,10 @@ mod tests {
         assert_eq!(wish.options.dispose_grace, Some(Duration::from_millis(250)));
         assert!(matches!(&wish.options.base, BaseOptions::Directory(path) if path == b"/srv/root"));
         assert!(wish.options.root);
-        assert_eq!(wish.options.network, EgressPolicy::none());
+        let network = wish.options.network;
+        assert_eq!(network.policy, Some(EgressPolicy::none()));
+        assert_eq!(network.dns_servers, ["192.0.2.53:53".parse().unwrap()]);
+        assert_eq!((network.limits.connections, network.limits.bandwidth_bytes), (5, Some(6)));
         assert_eq!(wish.sessions.instructions, "be brief");
         assert_eq!(wish.sessions.env.get("A").map(String::as_str), Some("1"));
     }
@@ -149,7 +155,8 @@ mod tests {
     #[test]
     fn without_a_policy_a_vm_has_the_public_internet() {
         let wish = CreateVm::try_from(v1::CreateVmRequest::default()).unwrap();
-        assert_eq!(wish.options.network, EgressPolicy::public());
+        // Which is what none means where there is a network at all.
+        assert_eq!(wish.options.network.policy, None);
     }
 
     #[test]
