@@ -222,7 +222,7 @@ fn boot(failure: &BootFailure, message: String) -> Failure {
         return Failure::system(failure.errno, object, message);
     }
     let call = RefusedCall { step: failure.step.clone(), object: object.clone(), errno: failure.errno };
-    match doctor::unsupported(&Facts::collect(Isolation::Refused(call))) {
+    match doctor::unsupported(&Facts::collect(Isolation::Refused(call), None)) {
         // A refusal without a known cause, about a path the caller named, is about that path.
         Some(line) if !object.is_empty() && !line.is_explained() => {
             Failure::system(failure.errno, object, message)
