@@ -10,6 +10,10 @@ use crate::signals::Signals;
 use crate::terminal::{harmless_line, json_line, print, table};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  agentos net log --vm box --follow
+  agentos net stats --vm box
+  agentos net set --vm box --net none")]
 pub(crate) struct NetCommandArgs {
     #[command(subcommand)]
     command: NetCommand,
