@@ -57,11 +57,13 @@ mod discovery;
 mod error;
 mod feed;
 mod filesystem;
+mod forward;
 mod launch;
 mod mount;
 mod network;
 mod options;
 mod output;
+mod ports;
 mod process;
 mod process_list;
 mod prompt;
@@ -73,6 +75,7 @@ mod shell;
 mod sidecar;
 mod terminal;
 mod vm;
+mod vm_connection;
 
 pub use agent::{AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
@@ -81,6 +84,7 @@ pub use filesystem::{
     BatchReadResult, BatchWriteEntry, BatchWriteResult, Delete, DirEntry, FileType, Mkdir, ReaddirRecursive,
     VirtualStat,
 };
+pub use forward::{ForwardPort, HostAddr, PortForward};
 pub use mount::{Mount, Unmounted};
 pub use network::Body;
 pub use options::{
@@ -88,6 +92,7 @@ pub use options::{
     AgentOsSidecarConfig, Base, Limits, ModelChoice,
 };
 pub use output::OutputStream;
+pub use ports::{ListeningPort, PortEvent, PortEvents, PortOwner, PortProtocol};
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};
 pub use prompt::{Prompt, PromptResult, Prompting};
@@ -104,3 +109,4 @@ pub use shell::{OpenShell, Shell};
 pub use sidecar::{AgentOsSidecar, AgentOsSidecarDescription, SidecarPlacement, SidecarState};
 pub use terminal::ConnectTerminal;
 pub use vm::{AgentOs, Facility, FacilityState, VmInfo, VmState};
+pub use vm_connection::VmConnection;

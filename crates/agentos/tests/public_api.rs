@@ -119,8 +119,8 @@ impl Api {
             return;
         }
         if let Some((_, implemented, _)) = &item.trait_ {
-            // tokio's AsyncRead is offered beside the stream, as a way to read and in no signature.
-            if implemented.is_ident("AsyncRead") || implemented.is_ident("Drop") {
+            // tokio's traits are offered beside our own methods, as a way to read and write and in no signature.
+            if ["AsyncRead", "AsyncWrite", "Drop"].iter().any(|name| implemented.is_ident(name)) {
                 return;
             }
             let generics = &item.generics;

@@ -7,6 +7,7 @@ use crate::daemon::SidecarArgs;
 use crate::demo_model::DemoModelArgs;
 use crate::doctor::DoctorArgs;
 use crate::exec::ExecArgs;
+use crate::ports::{ForwardArgs, PortsArgs};
 use crate::run::RunArgs;
 use crate::shell::ShellArgs;
 use crate::vms::{DisposeArgs, VmsArgs};
@@ -55,6 +56,10 @@ pub(crate) enum Command {
     Vms(VmsArgs),
     /// End kept VMs
     Dispose(DisposeArgs),
+    /// List what listens in a kept VM
+    Ports(PortsArgs),
+    /// Show ports of a kept VM on this host
+    Forward(ForwardArgs),
     /// List and install agents
     Agents(AgentsArgs),
     /// Say what this host can and can't do for VMs, and the cure

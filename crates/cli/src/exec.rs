@@ -43,6 +43,7 @@ Examples:
   agentos exec --project . -- grep -rn main .
   tar c src | agentos exec -- sha256sum
   agentos exec --keep=box -- touch hello
+  agentos exec --publish 8080:3000 --project . -- npm run dev
   agentos exec --vm box --timeout 10 -- ls -l")]
 pub(crate) struct ExecArgs {
     #[command(flatten)]

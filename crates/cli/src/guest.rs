@@ -10,12 +10,13 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use agentos::{AgentOs, AgentOsOptions, Mount};
+use agentos::{AgentOs, AgentOsOptions, Mount, PortForward};
 use clap::Args;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
-use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec};
+use crate::ports;
+use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec, PublishSpec};
 use crate::terminal::notice;
 
 const DISPOSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -38,6 +39,10 @@ pub(crate) struct VmArgs {
     /// Set a variable; NAME alone takes its value from here
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<EnvSpec>,
+    /// Show a port of the VM at one of the host, of 127.0.0.1 and the same number unless it says otherwise; with --keep
+    /// as long as the VM lives
+    #[arg(long, value_name = "[[ADDRESS:]HOST:]GUEST")]
+    pub(crate) publish: Vec<PublishSpec>,
     /// Keep the VM afterwards, under this name or one that is made up and printed
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
     pub(crate) keep: Option<Option<String>>,
@@ -90,6 +95,8 @@ enum Fate {
 pub(crate) struct Guest {
     pub(crate) vm: AgentOs,
     fate: Fate,
+    /// What `--publish` asks for, as long as this command runs; those of a kept VM stay with it.
+    forwards: Vec<PortForward>,
 }
 
 impl Guest {
@@ -100,14 +107,33 @@ impl Guest {
             None => (options, Fate::Dispose),
             Some(name) => (options.detached(&name), Fate::Keep { name }),
         };
-        Ok(Self { vm: AgentOs::create(options).await?, fate })
+        Self { vm: AgentOs::create(options).await?, fate, forwards: Vec::new() }.publish(args).await
     }
 
     pub(crate) async fn create_or_attach(args: &VmArgs, attach: &AttachArgs) -> Result<Self, Failure> {
         match &attach.vm {
             None => Self::create(args).await,
-            Some(name) => Ok(Self { vm: AgentOs::attach(name).await?, fate: Fate::NotOurs }),
+            Some(name) => {
+                let vm = AgentOs::attach(name).await?;
+                Self { vm, fate: Fate::NotOurs, forwards: Vec::new() }.publish(args).await
+            }
         }
+    }
+
+    async fn publish(mut self, args: &VmArgs) -> Result<Self, Failure> {
+        let keep = matches!(self.fate, Fate::Keep { .. });
+        match ports::publish(&self.vm, &args.publish, keep).await {
+            Ok(forwards) => self.forwards = forwards,
+            Err(error) => {
+                // A VM that nobody was told of is not kept.
+                self.fate = if keep { Fate::Dispose } else { self.fate };
+                return self.leave(Err(error.into())).await;
+            }
+        }
+        for forward in &self.forwards {
+            notice(&format!("publishing {}", ports::describe(forward)));
+        }
+        Ok(self)
     }
 
     /// The name it is kept under.

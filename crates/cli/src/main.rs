@@ -21,6 +21,7 @@ mod failure;
 mod guest;
 mod install;
 mod output;
+mod ports;
 mod read_only;
 mod run;
 mod shell;
@@ -70,6 +71,8 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Vms(args) => vms::list(args).await,
         Command::Dispose(args) => vms::dispose(args).await,
+        Command::Ports(args) => ports::list(args).await,
+        Command::Forward(args) => ports::forward(args).await,
         Command::DemoModel(args) => demo_model::run(args).await,
     }
 }

@@ -1,5 +1,6 @@
-//! What the flags of `run`, `exec` and `shell` say, parsed: `HOST:GUEST:rw`, `DIR:rw`, `K=V`, `tcp:ADDRESS`.
+//! What the flags of `run`, `exec` and `shell` say, parsed: `HOST:GUEST:rw`, `DIR:rw`, `K=V`, `tcp:ADDRESS`, `8080:3000`.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -32,6 +33,10 @@ pub(crate) enum SpecError {
     NotText { name: String },
     #[error("it must be unix:PATH or tcp:ADDRESS:PORT")]
     NoAddress,
+    #[error(
+        "it must be GUEST, HOST:GUEST or ADDRESS:HOST:GUEST: an IP address and ports from 1 to 65535, or HOST 0"
+    )]
+    NoPort,
 }
 
 /// Whether a path of the VM is `parent` or in it.
@@ -113,6 +118,31 @@ impl FromStr for EnvSpec {
     }
 }
 
+/// A port of the VM, and where the host shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PublishSpec {
+    pub(crate) guest: u16,
+    pub(crate) host: SocketAddr,
+}
+
+impl FromStr for PublishSpec {
+    type Err = SpecError;
+
+    /// As docker's `-p`, but of loopback where no address is named, and of the same number where no port is.
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let port = |text: &str| text.parse::<u16>().map_err(|_| SpecError::NoPort);
+        let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let (host, guest) = match text.rsplit_once(':') {
+            None => (loopback(port(text)?), port(text)?),
+            Some((host, guest)) if host.contains(':') => {
+                (host.parse().map_err(|_| SpecError::NoPort)?, port(guest)?)
+            }
+            Some((host, guest)) => (loopback(port(host)?), port(guest)?),
+        };
+        if guest == 0 { Err(SpecError::NoPort) } else { Ok(Self { guest, host }) }
+    }
+}
+
 /// Where the offline model listens.
 #[derive(Debug, Clone)]
 pub(crate) struct ListenSpec(pub(crate) agentos_demo_model::Listen);
@@ -159,6 +189,22 @@ mod tests {
         assert_eq!(mount("src:rw"), Err(SpecError::NoGuest));
         assert_eq!(mount("src:work"), Err(SpecError::RelativeGuest));
         assert_eq!(mount(":/work"), Err(SpecError::NoHost));
+    }
+
+    #[test]
+    fn ports_are_published_on_loopback_unless_an_address_is_named() {
+        let spec = |text: &str| text.parse().map(|spec: PublishSpec| (spec.host.to_string(), spec.guest));
+        let at = |host: &str| Ok((host.to_owned(), 3000));
+        assert_eq!(spec("3000"), at("127.0.0.1:3000"));
+        assert_eq!(spec("8080:3000"), at("127.0.0.1:8080"));
+        assert_eq!(spec("0:3000"), at("127.0.0.1:0"));
+        assert_eq!(spec("0.0.0.0:8080:3000"), at("0.0.0.0:8080"));
+        assert_eq!(spec("[::1]:8080:3000"), at("[::1]:8080"));
+        for wrong in
+            ["", "0", "8080:", ":3000", "8080:0", "host:80:80", "80:80:80", "70000", "127.0.0.1:3000"]
+        {
+            assert_eq!(spec(wrong), Err(SpecError::NoPort), "{wrong}");
+        }
     }
 
     #[test]

@@ -16,7 +16,9 @@ fn help_has_examples_and_exit_codes() {
     for part in ["agentos run pi", "Exit codes:", "AGENTOS_HOME"] {
         assert!(help.contains(part), "{help}");
     }
-    for command in ["run", "exec", "shell", "vms", "dispose", "agents", "doctor", "demo-model"] {
+    let commands =
+        ["run", "exec", "shell", "vms", "dispose", "ports", "forward", "agents", "doctor", "demo-model"];
+    for command in commands {
         let help = world.agentos(["help", command]).expect(0).text();
         assert!(help.contains("Examples:"), "{help}");
     }

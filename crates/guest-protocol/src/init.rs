@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::filesystem::{FileFailure, FileRequest, FileResponse};
 use crate::launcher::BootFailure;
 use crate::mount::MountRequest;
-use crate::network::NetworkRequest;
+use crate::network::{ListenerEntry, NetworkRequest, SocketOwner};
 use crate::process::{ProcessEntry, SignalScope, SpawnFailure, SpawnRequest, Status};
 
 /// Chosen by the sidecar, unique among the requests in flight.
@@ -81,6 +81,9 @@ pub enum Response {
     UnmountedBusy,
     /// Descriptor: the connected or listening socket.
     Socket,
+    Listeners(Vec<ListenerEntry>),
+    /// None where the socket is gone, or no process holds it.
+    Owner(Option<SocketOwner>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,15 +1,46 @@
-//! Sockets that init makes inside the VM and hands out. Answered by [`crate::init::Response::Socket`].
+//! Sockets of a VM: those that init makes inside and hands out, and what the VM's kernel knows of all of them.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Bytes;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum NetworkRequest {
-    /// Connect to a server in the VM that listens on this port, on whichever local address it is bound to.
+    /// Connect to a server in the VM that listens on this port, on whichever local address it is bound to. Answered by
+    /// [`crate::init::Response::Socket`].
     Connect { port: u16 },
-    /// Listen inside the VM; whoever accepts stands outside.
+    /// Listen inside the VM; whoever accepts stands outside. Answered by [`crate::init::Response::Socket`].
     Listen { address: SocketAddr },
+    /// The TCP addresses that processes of the VM listen on; not those of [`NetworkRequest::Listen`]. Looking for the
+    /// owners costs a walk through all descriptors of the VM. Answered by [`crate::init::Response::Listeners`].
+    Listeners { owners: bool },
+    /// Whose socket this is. `local` is the VM's end. Answered by [`crate::init::Response::Owner`].
+    Owner { protocol: Protocol, local: SocketAddr, remote: SocketAddr },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// An address that somebody listens on, each once, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerEntry {
+    pub address: SocketAddr,
+    /// None where it was not asked for, where no process holds the socket any more, or where the one that
+    /// does is not dumpable and the VM has but one id: its descriptors are shown to nobody then.
+    pub owner: Option<SocketOwner>,
+}
+
+/// A process that holds a socket; of several the one with the lowest pid, which is the parent of the others as a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOwner {
+    pub pid: i32,
+    /// The beginning of its command line, a space between arguments. A process may write there what it likes.
+    pub command: Bytes,
 }
 
 /// The way out of a VM: an interface whose packets the sidecar reads and writes.

@@ -4,7 +4,7 @@
 //!             ┌─ control socket   requests; a hang-up ends the VM
 //! epoll ──────┼─ SIGCHLD          reap all; ours become Exited events
 //!             ├─ report pipes     exec has succeeded or failed: ExecDone
-//!             └─ errands          answers of mounts and process lists
+//!             └─ errands          answers of mounts, process lists and look-ups of sockets
 //! ```
 //! Nothing here waits for a guest: what could hang in a file system runs on other threads, of which those for files
 //! answer by themselves, and the sidecar reads its socket. The loop ends when the sidecar hangs up or has asked for a
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
+use agentos_guest_protocol::network::NetworkRequest;
 use agentos_guest_protocol::process::{SignalScope, SpawnFailure, SpawnRequest, SpawnStep, Status};
 use agentos_linux::signal::{self, ChildSignals};
 use agentos_linux::{Errno, seqpacket};
@@ -24,6 +25,7 @@ use rustix::thread::CapabilitySet;
 use crate::control::Control;
 use crate::errands::{self, Errands};
 use crate::filesystem::{Answer, FileSystem, Pool, Root};
+use crate::network::OwnListeners;
 use crate::process::{self, Children};
 use crate::wire::{self, WireError, failure};
 use crate::{mounts, network};
@@ -78,6 +80,9 @@ const CONTROL: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 const ERRANDS: u64 = u64::MAX - 2;
 
+/// What looking for sockets does, as messages say it.
+const LOOK_UP: &str = "read '/proc/net'";
+
 struct EventLoop<'a> {
     control: BorrowedFd<'a>,
     sidecar: Arc<Control>,
@@ -86,6 +91,7 @@ struct EventLoop<'a> {
     pool: Pool,
     errands: Errands,
     guest: Guest,
+    own_listeners: OwnListeners,
     children: Children,
     /// Requests that are answered when processes are gone.
     awaited_ends: Vec<(RequestId, i32)>,
@@ -122,6 +128,7 @@ impl<'a> EventLoop<'a> {
             pool,
             errands,
             guest,
+            own_listeners: OwnListeners::default(),
             children: Children::default(),
             awaited_ends: Vec::new(),
             shutdown: None,
@@ -237,11 +244,28 @@ impl<'a> EventLoop<'a> {
                 let (call, user) = (mounts::call(&mount), self.guest.user);
                 self.run_errand(id, call, move || mounts::handle(&mount, descriptors, user))
             }
-            Request::Network(network) => match network::handle(&network) {
-                Ok(socket) => self.answer(id, Ok(Response::Socket), &[socket.as_fd()]),
-                Err(failure) => self.answer(id, Err(failure), &[]),
-            },
+            Request::Network(request) => self.network(id, request),
             Request::Shutdown { grace_ms } => self.begin_shutdown(id, grace_ms),
+        }
+    }
+
+    fn network(&mut self, id: RequestId, request: NetworkRequest) -> Result<(), LoopError> {
+        let socket = match request {
+            NetworkRequest::Connect { port } => network::connect(port),
+            NetworkRequest::Listen { address } => self.own_listeners.listen(address),
+            NetworkRequest::Listeners { owners } => {
+                let own = self.own_listeners.clone();
+                let list = move || Ok(Response::Listeners(own.others(owners)));
+                return self.run_errand(id, LOOK_UP.to_owned(), list);
+            }
+            NetworkRequest::Owner { protocol, local, remote } => {
+                let find = move || Ok(Response::Owner(network::owner(protocol, local, remote)));
+                return self.run_errand(id, LOOK_UP.to_owned(), find);
+            }
+        };
+        match socket {
+            Ok(socket) => self.answer(id, Ok(Response::Socket), &[socket.as_fd()]),
+            Err(failure) => self.answer(id, Err(failure), &[]),
         }
     }
 

@@ -1,16 +1,25 @@
-//! The VM's network namespace: its uplink and its sockets, made by PID 1 and handed out.
+//! The VM's network namespace: its [`uplink`], the sockets that PID 1 makes and hands out, and whose the others are.
+//!
+//! Making one takes microseconds and is done by the event loop. Looking through the kernel's tables ([`sockets`]) and
+//! through every process's descriptors ([`owners`]) is an errand.
 
+mod owners;
+mod sockets;
+mod uplink;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentos_guest_protocol::init::Failure;
-use agentos_guest_protocol::launcher::{BootFailure, IdRange};
-use agentos_guest_protocol::network::{self, NetworkRequest, Uplink};
-use agentos_linux::{Errno, network as linux};
+use agentos_guest_protocol::network::{ListenerEntry, Protocol, SocketOwner};
+use agentos_linux::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::launcher;
+pub(crate) use uplink::Device;
+
 use crate::wire::failure;
 
 /// A loaded machine may handle the answer on another CPU; no server is waited for any longer.
@@ -19,62 +28,67 @@ const ANSWER_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// Connections that wait to be accepted from outside.
 const BACKLOG: i32 = 128;
 
-/// The name that images and scripts expect.
-const INTERFACE: &str = "eth0";
+/// Addresses of one port that a connection is tried at beside the well-known ones.
+const MAX_TRIED: usize = 16;
 
-/// The uplink while it is nothing but an open device, or the reason why it isn't.
-#[derive(Debug)]
-pub(crate) struct Device {
-    opened: Result<OwnedFd, BootFailure>,
-    uplink: Uplink,
+/// Addresses in one list; a VM with more servers has most of them listed.
+const MAX_LISTED: usize = 4096;
+
+/// Listeners that were made for the sidecar, by the number of their socket. They are nobody's in the VM and no servers
+/// of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OwnListeners {
+    /// Held for one look or one insertion. Grows with what the sidecar asks for alone, which is a few per VM.
+    inodes: Arc<Mutex<BTreeSet<u64>>>,
 }
 
-impl Device {
-    pub(crate) fn open(ids: IdRange, uplink: Uplink) -> Self {
-        let path = launcher::tun(ids);
-        Self { opened: linux::open_tun(path).map_err(|errno| failure("open", path, errno)), uplink }
+impl OwnListeners {
+    pub(crate) fn listen(&self, address: SocketAddr) -> Result<OwnedFd, Failure> {
+        let failed = |errno| Failure::System(failure("listen", address.to_string(), errno));
+        let socket = bind(address).map_err(failed)?;
+        let inode = rustix::fs::fstat(&socket).map_err(failed)?.st_ino;
+        // Before it shows in the kernel's table.
+        self.inodes().insert(inode);
+        rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
+        Ok(socket)
     }
 
-    /// Makes the interface. A VM whose interface can't be made is whole in everything else, so that the sidecar decides.
-    pub(crate) fn connect(self) -> (Result<(), BootFailure>, Option<OwnedFd>) {
-        let interface = linux::Interface {
-            name: INTERFACE,
-            mtu: network::MTU,
-            address: network::GUEST,
-            prefix: network::PREFIX,
-            gateway: network::GATEWAY,
-            v6: self
-                .uplink
-                .v6
-                .then_some(linux::InterfaceV6 { address: network::GUEST_V6, prefix: network::PREFIX_V6 }),
-        };
-        let connected = self.opened.and_then(|device| {
-            linux::attach_tun(device.as_fd(), INTERFACE)
-                .map_err(|errno| failure("make TUN interface", INTERFACE, errno))?;
-            linux::configure(&interface).map_err(|errno| failure("configure interface", INTERFACE, errno))?;
-            Ok(device)
-        });
-        match connected {
-            Ok(device) => (Ok(()), Some(device)),
-            Err(failure) => (Err(failure), None),
+    /// The addresses that processes of the VM listen on.
+    pub(crate) fn others(&self, owners: bool) -> Vec<ListenerEntry> {
+        let mut inodes: BTreeMap<SocketAddr, u64> = BTreeMap::new();
+        for listener in sockets::listeners() {
+            if inodes.len() >= MAX_LISTED {
+                break;
+            }
+            if !self.inodes().contains(&listener.inode) {
+                // Several sockets may share an address; the first stands for all.
+                inodes.entry(listener.local).or_insert(listener.inode);
+            }
         }
+        let wanted = if owners { inodes.values().copied().collect() } else { BTreeSet::new() };
+        let owners = owners::find(wanted);
+        let entry = |(address, inode)| ListenerEntry { address, owner: owners.get(&inode).cloned() };
+        inodes.into_iter().map(entry).collect()
+    }
+
+    fn inodes(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(crate) fn handle(request: &NetworkRequest) -> Result<OwnedFd, Failure> {
-    match request {
-        NetworkRequest::Connect { port } => {
-            connect(*port).map_err(|errno| Failure::System(failure("connect", format!("port {port}"), errno)))
-        }
-        NetworkRequest::Listen { address } => {
-            listen(*address).map_err(|errno| Failure::System(failure("listen", address.to_string(), errno)))
-        }
-    }
+/// The process behind one end of a connection.
+pub(crate) fn owner(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> Option<SocketOwner> {
+    let inode = sockets::find(protocol, local, remote)?;
+    owners::find(BTreeSet::from([inode])).remove(&inode)
+}
+
+pub(crate) fn connect(port: u16) -> Result<OwnedFd, Failure> {
+    connect_anywhere(port).map_err(|errno| Failure::System(failure("connect", format!("port {port}"), errno)))
 }
 
 /// Connects to whoever listens on the port. A wildcard or loopback server is found at the loopback addresses; one that
-/// is bound to another local address of 127/8 is found by what /proc/net says.
-fn connect(port: u16) -> Result<OwnedFd, Errno> {
+/// is bound to another local address is found by what /proc/net says.
+fn connect_anywhere(port: u16) -> Result<OwnedFd, Errno> {
     let mut answer = Errno::CONNREFUSED;
     let well_known = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     for address in well_known.into_iter().chain(listening_addresses(port)) {
@@ -105,11 +119,10 @@ fn connect_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<OwnedFd, Errno> {
+fn bind(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let socket = stream_socket(address)?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
@@ -121,42 +134,69 @@ fn stream_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
 
 /// Other local addresses with a listener on the port.
 fn listening_addresses(port: u16) -> Vec<IpAddr> {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    table.lines().skip(1).filter_map(|line| listener(line, port)).take(16).collect()
+    let ours = sockets::listeners().map(|listener| listener.local).filter(|local| local.port() == port);
+    ours.map(|local| local.ip()).filter(|address| !address.is_unspecified()).take(MAX_TRIED).collect()
 }
-
-/// One line of /proc/net/tcp: the local address in hexadecimal, in the byte order of this machine.
-fn listener(line: &str, port: u16) -> Option<IpAddr> {
-    let mut fields = line.split_whitespace();
-    let (address, local_port) = fields.nth(1)?.split_once(':')?;
-    let state = fields.nth(1)?;
-    let matches = u16::from_str_radix(local_port, 16) == Ok(port) && state == LISTEN;
-    let address = u32::from_str_radix(address, 16).ok().filter(|_| matches)?;
-    Some(IpAddr::V4(Ipv4Addr::from(address.to_ne_bytes())))
-}
-
-const LISTEN: &str = "0A";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_listener_is_read_from_the_kernels_table() {
-        let line =
-            "   0: 0200007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000 0 1 1 0 100 0";
-        assert_eq!(listener(line, 3000), Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2))));
-        assert_eq!(listener(line, 3001), None);
-        assert_eq!(listener(&line.replace(" 0A ", " 01 "), 3000), None);
-        assert_eq!(listener("garbage", 3000), None);
+    fn server(own: &OwnListeners) -> (OwnedFd, SocketAddr) {
+        let server = own.listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).unwrap();
+        let address = rustix::net::getsockname(&server).unwrap().try_into().unwrap();
+        (server, address)
     }
 
     #[test]
     fn connecting_finds_a_server_and_refuses_where_there_is_none() {
-        let server = listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).unwrap();
-        let address: SocketAddr = rustix::net::getsockname(&server).unwrap().try_into().unwrap();
-        assert!(connect(address.port()).is_ok());
+        let (server, address) = server(&OwnListeners::default());
+        assert!(connect_anywhere(address.port()).is_ok());
         drop(server);
-        assert_eq!(connect(address.port()).unwrap_err(), Errno::CONNREFUSED);
+        assert_eq!(connect_anywhere(address.port()).unwrap_err(), Errno::CONNREFUSED);
+    }
+
+    #[test]
+    fn a_server_at_another_local_address_is_found() {
+        let (_server, address) = {
+            let own = OwnListeners::default();
+            let server = own.listen(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+            let address: SocketAddr = rustix::net::getsockname(&server).unwrap().try_into().unwrap();
+            (server, address)
+        };
+        assert!(connect_anywhere(address.port()).is_ok());
+    }
+
+    #[test]
+    fn listeners_are_listed_once_with_their_process_and_not_those_of_the_sidecar() {
+        let own = OwnListeners::default();
+        let (_ours, our_address) = server(&own);
+        let (_theirs, their_address) = server(&OwnListeners::default());
+        let listed = own.others(true);
+        assert!(listed.iter().all(|entry| entry.address != our_address), "{listed:?}");
+        let found: Vec<_> = listed.iter().filter(|entry| entry.address == their_address).collect();
+        let [ListenerEntry { owner: Some(owner), .. }] = found[..] else { panic!("{found:?}") };
+        assert_eq!(owner.pid, std::process::id() as i32);
+        assert!(!owner.command.is_empty());
+        assert!(own.others(false).iter().all(|entry| entry.owner.is_none()));
+    }
+
+    #[test]
+    fn each_end_of_a_connection_has_an_owner_and_a_stranger_none() {
+        let (_server, address) = server(&OwnListeners::default());
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let local = client.local_addr().unwrap();
+        let found = owner(Protocol::Tcp, local, address).unwrap();
+        assert_eq!(found.pid, std::process::id() as i32);
+        assert_eq!(owner(Protocol::Tcp, local, SocketAddr::from(([127, 0, 0, 9], 9))), None);
+        assert_eq!(owner(Protocol::Udp, local, address), None);
+    }
+
+    #[test]
+    fn datagrams_are_traced_to_sockets_that_are_bound_to_every_address() {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let local = SocketAddr::from(([127, 0, 0, 1], socket.local_addr().unwrap().port()));
+        let found = owner(Protocol::Udp, local, SocketAddr::from(([127, 0, 0, 1], 9)));
+        assert_eq!(found.unwrap().pid, std::process::id() as i32);
     }
 }

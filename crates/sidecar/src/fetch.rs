@@ -1,7 +1,10 @@
 //! One HTTP/1.1 exchange with a server in a VM, over a socket that init has connected.
 //!
 //! The server is the guest's and so is every byte of its answer: heads are bounded, waiting is bounded, redirects are
-//! the caller's business. Dropping the response's body ends the connection.
+//! the caller's business. Dropping the response's body ends the connection. A request may also leave HTTP behind: see
+//! [`upgrade`](mod@upgrade).
+
+mod upgrade;
 
 use std::error::Error;
 use std::io;
@@ -25,6 +28,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::io::InspectWriter;
 use tonic::{Status, Streaming};
+
+pub(crate) use upgrade::upgrade;
 
 use crate::errors::{self, Failure};
 
@@ -251,6 +256,15 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Data = Bytes, Error = io::Error> + Send + Unpin + 'static,
 {
+    let (response, connection) = send(stream, request).await?;
+    Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), _connection: connection }))
+}
+
+async fn send<S, B>(stream: S, request: Request<B>) -> Result<(Response<Incoming>, Connection), FetchError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body<Data = Bytes, Error = io::Error> + Send + Unpin + 'static,
+{
     let mut builder = http1::Builder::new();
     builder.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD_BYTES);
     let turn = Turn(Arc::new(Mutex::new(Some(Instant::now()))));
@@ -259,7 +273,8 @@ where
     let (mut sender, connection) =
         builder.handshake(TokioIo::new(stream)).await.map_err(FetchError::Exchange)?;
     let task: JoinHandle<()> = tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        // A request that asks for no upgrade gets none: what a server makes of it ends here.
+        if let Err(error) = connection.with_upgrades().await {
             // The body's reader gets it too; a request cut short by its caller ends up here alone.
             tracing::debug!(%error, "connection to a server in a VM ended");
         }
@@ -270,7 +285,7 @@ where
         answer = sender.send_request(request) => answer.map_err(FetchError::Exchange)?,
         () = turn.overdue() => return Err(FetchError::NoHead),
     };
-    Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), _connection: connection }))
+    Ok((response, connection))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::doctor::{Facility, Facts, Isolation, RefusedCall, table};
 use crate::errors::{self, Failure};
+use crate::forwards::Forwards;
 use crate::launch::{Launchers, Start, StartError};
 use crate::options::Config;
 use crate::registry::{LeaseId, LeaseState, Listed, Refusal, Registry, VmId};
@@ -26,11 +27,12 @@ use crate::sessions::{SessionDefaults, SessionHost, VmSessions};
 /// A VM takes milliseconds to make. One that takes longer has a launcher that hangs, which ends with the sidecar.
 const LATE_CREATES: Duration = Duration::from_secs(2);
 
-/// A VM and what its sessions share.
+/// A VM, what its sessions share, and the addresses of the host that lead to it.
 #[derive(Debug)]
 pub(crate) struct HostedVm {
     pub(crate) vm: Vm,
     pub(crate) sessions: VmSessions,
+    pub(crate) forwards: Arc<Forwards>,
 }
 
 /// A validated wish for a VM.
@@ -143,7 +145,8 @@ impl Host {
         let launcher = self.launchers.get().await.map_err(|error| Failure::from(&*error))?;
         let spec = VmSpec::validate(wish.options, &agentos_vm::Host::of(&launcher))?;
         let vm = Vm::create(&launcher, spec).await?;
-        reservation.fulfil(HostedVm { vm, sessions: VmSessions::new(wish.sessions) })
+        let (sessions, forwards) = (VmSessions::new(wish.sessions), Arc::default());
+        reservation.fulfil(HostedVm { vm, sessions, forwards })
     }
 
     pub(crate) fn vm(&self, id: &str) -> Result<Arc<HostedVm>, Refusal> {
@@ -198,6 +201,7 @@ impl Host {
     fn spawn_dispose(self: &Arc<Self>, id: VmId, hosted: Arc<HostedVm>) -> tokio::task::JoinHandle<()> {
         let host = Arc::clone(self);
         self.runtime.spawn(async move {
+            hosted.forwards.close_all().await;
             host.sessions.close_all_of(id.as_str()).await;
             hosted.vm.dispose(None).await;
             host.registry().remove(&id);

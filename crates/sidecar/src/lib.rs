@@ -4,7 +4,8 @@
 //! one left; [`launch`] is the main thread, which starts launchers and nothing else; [`daemon`] runs on the other
 //! threads from the first client to the last, [`client`] is one connection. [`registry`] knows who holds which VM,
 //! [`host`] does what the registry allows. [`services`] has one file per gRPC service: decode with [`convert`], call,
-//! encode, failures through [`errors`]. [`sessions`] puts agents into VMs, with [`demo_model`] where no provider is
+//! encode, failures through [`errors`]. Into a VM lead [`fetch`] (HTTP), [`tunnel`] (bytes) and [`forwards`] (addresses
+//! of the host); [`ports`] watches what listens there. [`sessions`] puts agents into VMs, with [`demo_model`] where no provider is
 //! set up. [`doctor`] explains hosts that can't.
 //!
 //! ```text
@@ -20,14 +21,17 @@ mod demo_model;
 mod doctor;
 mod errors;
 mod fetch;
+mod forwards;
 mod host;
 mod launch;
 mod leftovers;
 mod options;
+mod ports;
 mod registry;
 mod services;
 mod sessions;
 mod socket;
+mod tunnel;
 
 use std::io;
 use std::path::PathBuf;

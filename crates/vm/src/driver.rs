@@ -216,7 +216,7 @@ impl Driver {
                 Ok(())
             }
             Command::Forward { listener, port } => {
-                self.tasks.spawn(crate::network::forward(listener, port));
+                self.tasks.spawn(crate::forward::out(listener, port));
                 Ok(())
             }
         }

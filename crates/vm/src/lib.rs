@@ -2,7 +2,7 @@
 //!
 //! In reading order: a wish becomes a [`spec`]; the [`launcher`] boots it with ids from [`ids`]; a [`vm`] is the
 //! handle to what came to life. On it work [`process`] and [`exec`], [`filesystem`], [`shell`], [`mount`] and
-//! [`network`], one file per noun. [`path`] and [`errno`] are the words they share.
+//! [`network`], one file per noun; [`forward`] carries ports between the two sides. [`path`] and [`errno`] are the words they share.
 //!
 //! Behind the handle, `create` makes a VM and `driver`, the one task that owns its control socket, serves it: it takes a
 //! `command` from a queue or an `asks` from a drop, and decides by `state`. Bytes of processes flow past it, through
@@ -14,6 +14,7 @@
 pub mod errno;
 pub mod exec;
 pub mod filesystem;
+pub mod forward;
 pub mod ids;
 pub mod launcher;
 pub mod mount;

@@ -1,22 +1,22 @@
-//! Sockets of a VM. Init makes them inside and passes them out, so that nothing of the VM's network stands on the host.
+//! Sockets of a VM. Init makes them inside and passes them out, so that nothing of the VM's network stands on the host;
+//! and it knows which the VM's processes have made.
 
 mod uplink;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use agentos_guest_protocol::init::{Failure, Request, Response};
 use agentos_guest_protocol::launcher::BootFailure;
-use agentos_guest_protocol::network::NetworkRequest;
+use agentos_guest_protocol::network::{self as guest, NetworkRequest};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
 use crate::command::{Answer, CallFailure, ProtocolError};
 use crate::vm::{Unavailable, Vm};
 
+pub use agentos_guest_protocol::network::Protocol;
 pub use agentos_netstack::border::{BorderError, TrustError};
 pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
 pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
@@ -24,11 +24,39 @@ pub use agentos_netstack::{name, policy};
 pub(crate) use uplink::{HostNetwork, Link, Seed, Uplink};
 pub use uplink::{Missing, NetworkOptions};
 
-/// Connections of one forwarded port at a time; the next wait in the listener's backlog.
-const MAX_FORWARDED: usize = 256;
+/// A command line is cut here; an honest init has cut it before.
+const MAX_COMMAND_BYTES: usize = 256;
 
-/// When the sidecar has no descriptor left for another connection, it tries again after this.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// An address that a server in the VM listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListeningPort {
+    pub address: IpAddr,
+    pub port: u16,
+    /// None where it was not asked for, or where no process holds the socket any more.
+    pub owner: Option<SocketOwner>,
+}
+
+/// A process of the VM that holds a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketOwner {
+    pub pid: i32,
+    /// The beginning of its command line. The guest's own word.
+    pub command: String,
+}
+
+impl From<guest::ListenerEntry> for ListeningPort {
+    fn from(entry: guest::ListenerEntry) -> Self {
+        let owner = entry.owner.map(SocketOwner::from);
+        Self { address: entry.address.ip(), port: entry.address.port(), owner }
+    }
+}
+
+impl From<guest::SocketOwner> for SocketOwner {
+    fn from(owner: guest::SocketOwner) -> Self {
+        let command = owner.command.get(..MAX_COMMAND_BYTES).unwrap_or(&owner.command);
+        Self { pid: owner.pid, command: crate::path::lossy(command).into_owned() }
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -44,8 +72,18 @@ pub enum NetworkError {
     /// The VM has no way out.
     #[error(transparent)]
     Missing(Missing),
+    #[error("{}, listen on {address}", describe(.source))]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+}
+
+fn describe(error: &std::io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), crate::errno::text)
 }
 
 impl NetworkError {
@@ -54,7 +92,7 @@ impl NetworkError {
             Self::Failed(failure) => Some(failure.errno),
             Self::TimedOut { .. } => Some(Errno::TIMEDOUT.raw_os_error()),
             Self::TooManyStuck => Some(Errno::BUSY.raw_os_error()),
-            Self::Socket(error) => error.raw_os_error(),
+            Self::Socket(source) | Self::Listen { source, .. } => source.raw_os_error(),
             Self::Missing(_) | Self::Unavailable(_) => None,
         }
     }
@@ -81,7 +119,10 @@ impl Vm {
     pub async fn connect(&self, port: u16) -> Result<TcpStream, NetworkError> {
         let request = Request::Network(NetworkRequest::Connect { port });
         let socket = self.call(request, Vec::new(), parse_socket).await?;
-        TcpStream::from_std(nonblocking(socket)?).map_err(NetworkError::Socket)
+        let stream = TcpStream::from_std(nonblocking(socket)?).map_err(NetworkError::Socket)?;
+        // What is written here has been gathered on its way already: to wait for more only delays it.
+        stream.set_nodelay(true).map_err(NetworkError::Socket)?;
+        Ok(stream)
     }
 
     /// A listener in the VM; whoever accepts stands outside.
@@ -89,6 +130,24 @@ impl Vm {
         let request = Request::Network(NetworkRequest::Listen { address });
         let socket = self.call(request, Vec::new(), parse_socket).await?;
         TcpListener::from_std(nonblocking(socket)?).map_err(NetworkError::Socket)
+    }
+
+    /// The TCP addresses that the VM's processes listen on, each once, in order; at most 4,096. Looking for `owners`
+    /// costs as much as the VM has descriptors.
+    pub async fn listening_ports(&self, owners: bool) -> Result<Vec<ListeningPort>, NetworkError> {
+        let request = Request::Network(NetworkRequest::Listeners { owners });
+        Ok(self.call(request, Vec::new(), parse_listeners).await?)
+    }
+
+    /// The process that holds this connection, or sends and receives its datagrams. `local` is the VM's end.
+    pub async fn owner(
+        &self,
+        protocol: Protocol,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<Option<SocketOwner>, NetworkError> {
+        let request = Request::Network(NetworkRequest::Owner { protocol, local, remote });
+        Ok(self.call(request, Vec::new(), parse_owner).await?)
     }
 }
 
@@ -108,76 +167,27 @@ fn parse_socket(answer: Answer) -> Result<OwnedFd, ProtocolError> {
     if tcp { Ok(socket) } else { Err(ProtocolError::DescriptorKind("a TCP socket")) }
 }
 
-/// Carries connections from a listener in the VM to this port of the host's loopback. Runs until it is aborted, and
-/// its connections with it.
-pub(crate) async fn forward(listener: TcpListener, port: u16) {
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.len() >= MAX_FORWARDED {
-            connections.join_next().await;
-        }
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((guest, _)) => drop(connections.spawn(carry(guest, port))),
-                Err(error) => {
-                    tracing::debug!(port, %error, "loopback port can't accept");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
-        }
+fn parse_listeners(answer: Answer) -> Result<Vec<ListeningPort>, ProtocolError> {
+    answer.without_descriptors()?;
+    match answer.response {
+        Response::Listeners(listeners) => Ok(listeners.into_iter().map(ListeningPort::from).collect()),
+        _ => Err(ProtocolError::WrongAnswer("a request for what listens")),
     }
 }
 
-async fn carry(mut guest: TcpStream, port: u16) {
-    match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
-        // Ends when both directions have: one half may close long before the other.
-        Ok(mut host) => drop(tokio::io::copy_bidirectional(&mut guest, &mut host).await),
-        // The guest has been accepted already: a reset is the nearest to "connection refused" there still is.
-        Err(_) => drop(sockopt::set_socket_linger(&guest, Some(Duration::ZERO))),
+fn parse_owner(answer: Answer) -> Result<Option<SocketOwner>, ProtocolError> {
+    answer.without_descriptors()?;
+    match answer.response {
+        Response::Owner(owner) => Ok(owner.map(SocketOwner::from)),
+        _ => Err(ProtocolError::WrongAnswer("a request for a socket's owner")),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::net::Ipv4Addr;
 
     use super::*;
-
-    async fn loopback() -> (TcpListener, u16) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        (listener, port)
-    }
-
-    #[tokio::test]
-    async fn a_forwarded_connection_closes_one_half_at_a_time() {
-        let ((inside, inside_port), (outside, outside_port)) = (loopback().await, loopback().await);
-        let forwarder = tokio::spawn(forward(inside, outside_port));
-        let mut guest = TcpStream::connect((Ipv4Addr::LOCALHOST, inside_port)).await.unwrap();
-        let (mut host, _) = outside.accept().await.unwrap();
-        guest.write_all(b"question").await.unwrap();
-        guest.shutdown().await.unwrap();
-        let mut question = String::new();
-        host.read_to_string(&mut question).await.unwrap();
-        host.write_all(b"answer").await.unwrap();
-        drop(host);
-        let mut answer = String::new();
-        guest.read_to_string(&mut answer).await.unwrap();
-        assert_eq!((question.as_str(), answer.as_str()), ("question", "answer"));
-        forwarder.abort();
-    }
-
-    #[tokio::test]
-    async fn where_nobody_listens_outside_the_guest_is_reset() {
-        let ((inside, inside_port), (outside, outside_port)) = (loopback().await, loopback().await);
-        drop(outside);
-        let forwarder = tokio::spawn(forward(inside, outside_port));
-        let mut guest = TcpStream::connect((Ipv4Addr::LOCALHOST, inside_port)).await.unwrap();
-        let error = guest.read_u8().await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-        forwarder.abort();
-    }
 
     #[test]
     fn only_tcp_sockets_are_taken_for_one() {
@@ -187,5 +197,21 @@ mod tests {
         assert!(matches!(parse_socket(answer(unix)), Err(ProtocolError::DescriptorKind(_))));
         let tcp = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         assert!(parse_socket(answer(tcp.into())).is_ok());
+    }
+
+    #[test]
+    fn a_command_line_is_cut_and_made_text() {
+        let owner = SocketOwner::from(guest::SocketOwner {
+            pid: 7,
+            command: [&[0xff][..], &[b'x'; 9000]].concat().into(),
+        });
+        assert!(owner.command.starts_with("\u{fffd}xxx") && owner.command.len() < 1000, "{}", owner.command);
+    }
+
+    #[test]
+    fn another_answer_than_the_one_asked_for_is_refused() {
+        let answer = || Answer { response: Response::Done, descriptors: Vec::new() };
+        assert!(matches!(parse_listeners(answer()), Err(ProtocolError::WrongAnswer(_))));
+        assert!(matches!(parse_owner(answer()), Err(ProtocolError::WrongAnswer(_))));
     }
 }

@@ -4,5 +4,6 @@ mod fake;
 mod files;
 mod hostile;
 mod life;
+mod network;
 mod processes;
 mod shells;

@@ -5,6 +5,7 @@ mod create;
 mod density;
 mod dispose;
 mod exec;
+pub(crate) mod fetch;
 mod filesystem;
 
 use crate::{Bench, Failure};
@@ -19,6 +20,7 @@ pub(crate) async fn all(bench: &mut Bench) -> Result<(), Failure> {
     create::measure(bench).await?;
     exec::measure(bench).await?;
     filesystem::measure(bench).await?;
+    fetch::measure(bench).await?;
     dispose::measure(bench).await?;
     density::sidecar(bench).await?;
     create::burst(bench).await?;

@@ -16,8 +16,11 @@ const RUN_ONCE: &[&str] = &["xtask"];
 /// The package whose binary is the product.
 const PRODUCT: &str = "agentos-cli";
 
-/// Package and example that the abuse tests put into VMs. It is a tool of theirs, no documentation.
-const PROBE: (&str, &str) = ("agentos-linux", "attempt");
+/// The package whose examples are tools of the tests, no documentation: what the abuse tests put into VMs, and what
+/// makes networks for those of the network.
+const TOOLS: &str = "agentos-linux";
+const PROBE: &str = "attempt";
+const LAB: &str = "lab";
 
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -25,6 +28,8 @@ pub(crate) struct Built {
     pub(crate) agentos: Option<PathBuf>,
     /// What the abuse tests make their attempts with; none when only chores are tested.
     pub(crate) probe: Option<PathBuf>,
+    /// What the tests of the network make theirs with; none when only chores are tested.
+    pub(crate) lab: Option<PathBuf>,
     pub(crate) executables: Vec<Executable>,
     pub(crate) examples: Vec<Executable>,
 }
@@ -57,7 +62,7 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
     if packages.is_empty() {
         command.arg("--workspace");
     } else {
-        let needed = [PRODUCT, PROBE.0].into_iter().filter(|_| needs_product(packages));
+        let needed = [PRODUCT, TOOLS].into_iter().filter(|_| needs_product(packages));
         for package in packages.iter().map(String::as_str).chain(needed) {
             command.args(["--package", package]);
         }
@@ -78,7 +83,7 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
 }
 
 fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
-    let (mut agentos, mut probe) = (None, None);
+    let (mut agentos, mut probe, mut lab) = (None, None, None);
     let (mut executables, mut examples) = (Vec::new(), Vec::new());
     for message in messages {
         let (Some(path), Some(manifest)) =
@@ -95,8 +100,12 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
         let directory = Path::new(manifest).parent().and_then(|path| path.strip_prefix(root).ok());
         let directory = directory.ok_or_else(|| format!("{manifest} is outside of {}", root.display()))?;
         let package = package_name(message["package_id"].as_str().unwrap_or_default()).to_owned();
-        if kind == "example" && (package.as_str(), name) == PROBE {
-            probe = Some(PathBuf::from(path));
+        if kind == "example" && package == TOOLS {
+            match name {
+                PROBE => probe = Some(PathBuf::from(path)),
+                LAB => lab = Some(PathBuf::from(path)),
+                _ => {}
+            }
             continue;
         }
         if !packages.is_empty() && !packages.contains(&package) {
@@ -120,7 +129,7 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
     if agentos.is_none() && needs_product(packages) {
         return Err("the build made no `agentos` binary".into());
     }
-    Ok(Built { agentos, probe, executables, examples })
+    Ok(Built { agentos, probe, lab, executables, examples })
 }
 
 /// Only a selection of nothing but chores does without the product.
@@ -165,6 +174,7 @@ mod tests {
             artifact("p#agentos-cli@0.1.0", "bin", "agentos", false),
             artifact("p#agentos#0.1.0", "example", "quickstart", false),
             artifact("p#agentos-linux@0.1.0", "example", "attempt", false),
+            artifact("p#agentos-linux@0.1.0", "example", "lab", false),
             json!({"reason": "build-finished", "success": true}),
         ];
         let built = collect(Path::new("/x"), &[], &messages).unwrap();
@@ -173,6 +183,7 @@ mod tests {
         assert_eq!(labels, ["agentos-vm", "agentos-vm::boot"]);
         assert_eq!(built.examples.len(), 1);
         assert_eq!(built.probe.unwrap(), Path::new("/x/target/attempt-false"));
+        assert_eq!(built.lab.unwrap(), Path::new("/x/target/lab-false"));
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /tmp/agentos-test-PID-USER/
-//!   bin/       the test executables, `agentos`, the probe  (only when the user changes)
+//!   bin/       the test executables, `agentos`, the tools  (only when the user changes)
 //!   source/    a readable copy of the source tree          (only when the user changes)
 //!   agents/    a copy of the agent store of the caller     (only when the user changes)
 //!   home/      HOME, with AGENTOS_HOME in it
@@ -91,6 +91,7 @@ pub(crate) struct Sandbox {
     source: PathBuf,
     agentos: Option<PathBuf>,
     probe: Option<PathBuf>,
+    lab: Option<PathBuf>,
     agents: PathBuf,
 }
 
@@ -115,6 +116,7 @@ impl Sandbox {
             source: root.to_path_buf(),
             agentos: built.agentos.clone(),
             probe: built.probe.clone(),
+            lab: built.lab.clone(),
             agents: store.clone(),
             directory,
         };
@@ -136,11 +138,13 @@ impl Sandbox {
             .map(|executable| &executable.path)
             .chain(&built.agentos)
             .chain(&built.probe)
+            .chain(&built.lab)
         {
             place_executable(path, &bin)?;
         }
         self.agentos = built.agentos.as_ref().map(|_| bin.join("agentos"));
         self.probe = built.probe.as_ref().and_then(|path| Some(bin.join(path.file_name()?)));
+        self.lab = built.lab.as_ref().and_then(|path| Some(bin.join(path.file_name()?)));
         self.source = self.directory.join("source");
         copy_tree(root, &self.source, &Owner::Caller)?;
         self.agents = self.directory.join("agents");
@@ -240,6 +244,9 @@ impl Sandbox {
         }
         if let Some(probe) = &self.probe {
             command.env("AGENTOS_TEST_PROBE", probe);
+        }
+        if let Some(lab) = &self.lab {
+            command.env("AGENTOS_TEST_LAB", lab);
         }
     }
 

@@ -45,6 +45,8 @@ pub(crate) enum CallError {
     PipedExec,
     #[error("output from byte {from} to byte {next} was discarded before it was read")]
     OutputGap { from: u64, next: u64 },
+    #[error("EPIPE: the connection to port {port} has ended")]
+    ConnectionEnded { port: u16 },
     #[error("the request's body failed")]
     RequestBody { source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the prompt was not answered within {} ms", .limit.as_millis())]
@@ -70,6 +72,8 @@ pub(crate) enum RequestError {
     HostPath { path: String },
     #[error("cannot make the host path {path:?} absolute")]
     Absolute { path: String, source: std::io::Error },
+    #[error("EINVAL: {text:?} is not an address of the host: PORT, or an IP address and a port")]
+    HostAddr { text: String },
     #[error("EINVAL: limits.cpu must be a positive number, not {cpus}")]
     Cpu { cpus: f64 },
 }
@@ -193,6 +197,9 @@ impl From<CallError> for Error {
             }
             CallError::PipedExec => new(ErrorKind::InvalidInput).with_object("stdin"),
             CallError::OutputGap { next, .. } => new(ErrorKind::Lagged).with_object(next.to_string()),
+            CallError::ConnectionEnded { port } => {
+                new(ErrorKind::Closed).with_errno("EPIPE").with_object(port.to_string())
+            }
             CallError::RequestBody { source } => new(ErrorKind::Cancelled).with_source(source),
             CallError::PromptTimeout { session_id, .. } => new(ErrorKind::Timeout).with_object(session_id),
             CallError::NoSuchOption { category, .. } => new(ErrorKind::Unsupported).with_object(category),
@@ -214,6 +221,7 @@ impl From<RequestError> for Error {
             RequestError::VariableName { name } => new.with_errno("EINVAL").with_object(name),
             RequestError::HostPath { path } => new.with_errno("EINVAL").with_object(path),
             RequestError::Absolute { path, source } => new.with_object(path).with_source(source),
+            RequestError::HostAddr { text } => new.with_errno("EINVAL").with_object(text),
             RequestError::Cpu { .. } => new.with_errno("EINVAL").with_object("limits.cpu"),
         }
     }

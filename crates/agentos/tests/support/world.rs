@@ -19,11 +19,17 @@ impl World {
         Self::start(directory, options).await
     }
 
-    /// As `new`, with a variable in the sidecar's environment, through a script in the binary's place.
+    /// As `new`, with a variable in the sidecar's environment.
     pub(crate) async fn with_env(name: &str, value: &Path) -> Self {
+        Self::started_by(&format!("env {name}='{}'", value.display())).await
+    }
+
+    /// As `new`, with the sidecar run by another program, whose command line this begins, through a script in the
+    /// binary's place.
+    pub(crate) async fn started_by(runner: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("agentos");
-        let text = format!("#!/bin/sh\n{name}='{}' exec '{}' \"$@\"\n", value.display(), binary().display());
+        let text = format!("#!/bin/sh\nexec {runner} '{}' \"$@\"\n", binary().display());
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let options = AgentOsCreateSidecarOptions::default().runtime_dir(directory.path()).binary(script);

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-const NAMES: [(Errno, &str); 45] = [
+const NAMES: [(Errno, &str); 51] = [
     (Errno::PERM, "EPERM"),
     (Errno::NOENT, "ENOENT"),
     (Errno::SRCH, "ESRCH"),
@@ -46,6 +46,12 @@ const NAMES: [(Errno, &str); 45] = [
     (Errno::NETUNREACH, "ENETUNREACH"),
     (Errno::DQUOT, "EDQUOT"),
     (Errno::CONNRESET, "ECONNRESET"),
+    (Errno::CONNABORTED, "ECONNABORTED"),
+    (Errno::HOSTUNREACH, "EHOSTUNREACH"),
+    (Errno::NOPROTOOPT, "ENOPROTOOPT"),
+    (Errno::TIMEDOUT, "ETIMEDOUT"),
+    (Errno::ADDRNOTAVAIL, "EADDRNOTAVAIL"),
+    (Errno::HOSTDOWN, "EHOSTDOWN"),
     (Errno::NOKEY, "ENOKEY"),
     (Errno::STALE, "ESTALE"),
 ];

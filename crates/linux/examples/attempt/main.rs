@@ -17,6 +17,7 @@ mod files;
 mod kernel;
 mod mounts;
 mod namespaces;
+mod network;
 mod processes;
 mod sockets;
 mod syscall;
@@ -62,6 +63,7 @@ fn make(words: &[&str]) -> Option<Outcome> {
         .or_else(|| processes::attempt(words))
         .or_else(|| files::attempt(words))
         .or_else(|| sockets::attempt(words))
+        .or_else(|| network::attempt(words))
         .or_else(|| budgets::attempt(words))
 }
 

@@ -141,7 +141,8 @@ impl Future for Carry<'_> {
                 return Poll::Ready(if closed { End::Closed } else { End::GuestReset });
             }
             this.resume = None;
-            let passed = this.pass_out(context).and_then(|outward| Ok(this.pass_in(context)? || outward));
+            let passed =
+                this.pass_outward(context).and_then(|outward| Ok(this.pass_inward(context)? || outward));
             let progress = match passed {
                 Ok(progress) => progress,
                 Err(Break::Peer(error)) => {
@@ -213,7 +214,7 @@ impl Carry<'_> {
     }
 
     /// Guest to peer. True when something was passed on.
-    fn pass_out(&mut self, context: &mut Context<'_>) -> Result<bool, Break> {
+    fn pass_outward(&mut self, context: &mut Context<'_>) -> Result<bool, Break> {
         let mut progress = false;
         if !self.pass_gate()? {
             return Ok(false);
@@ -254,7 +255,7 @@ impl Carry<'_> {
     }
 
     /// Peer to guest. True when something was passed on.
-    fn pass_in(&mut self, context: &mut Context<'_>) -> Result<bool, Break> {
+    fn pass_inward(&mut self, context: &mut Context<'_>) -> Result<bool, Break> {
         let mut progress = false;
         while !self.peer_done && self.connection.socket().can_send() {
             let Some(allowed) = self.allowance(Direction::In) else { return Ok(progress) };

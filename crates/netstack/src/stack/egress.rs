@@ -210,21 +210,33 @@ fn flow<'a>(facts: &Facts, names: &'a [HostName]) -> Flow<'a> {
     Flow { protocol: facts.protocol, destination: facts.key.remote, names }
 }
 
-/// The address, where it is one of this host's. The kernel says so by choosing it as the source of what goes there; no
-/// packet is sent for that.
+/// Addresses that no host has: reserved for the future, and for what is thrown away (RFC 6666).
+const NOBODYS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1))];
+
+/// The address, where it is one of this host's: the kernel binds sockets to those alone. Where it is set to bind to
+/// any (ip_nonlocal_bind), it says so by choosing the address as the source of what goes there, except for the second
+/// of two in one network. No packet is sent for either.
 fn own_address(address: IpAddr) -> HostAddresses {
+    let binds = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
+    let nobodys = NOBODYS.into_iter().find(|nobodys| nobodys.is_ipv4() == address.is_ipv4());
+    let bound = binds(address) && !nobodys.is_some_and(binds);
+    if bound || source_of(address) == Some(address) {
+        HostAddresses::from_iter([address])
+    } else {
+        // An address without a route is nobody's.
+        HostAddresses::default()
+    }
+}
+
+/// Where from packets to the address would come.
+fn source_of(address: IpAddr) -> Option<IpAddr> {
     let any = match address {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
-        // Any port does.
-        socket.connect((address, 9))?;
-        socket.local_addr()
-    });
-    match source {
-        Ok(source) if source.ip() == address => HostAddresses::from_iter([address]),
-        // An address without a route is nobody's.
-        _ => HostAddresses::default(),
-    }
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Any port does.
+    socket.connect((address, 9)).ok()?;
+    socket.local_addr().ok().map(|source| source.ip())
 }

@@ -191,6 +191,10 @@ pub(super) fn datagram(key: FlowKey, payload: &[u8]) -> Option<Vec<u8>> {
         let mut packet = UdpPacket::new_unchecked(buffer);
         let fill = |buffer: &mut [u8]| buffer.copy_from_slice(payload);
         repr.emit(&mut packet, &from.into(), &to.into(), payload.len(), fill, &checksums());
+        // Over IPv6 a datagram without a checksum is dropped, whatever the device vouches for: RFC 8200, section 8.1.
+        if from.is_ipv6() {
+            packet.fill_checksum(&from.into(), &to.into());
+        }
     })
 }
 
@@ -297,4 +301,98 @@ pub(super) fn reset(key: FlowKey, segment: Segment) -> Option<Vec<u8>> {
     build((from, to), IpProtocol::Tcp, repr.buffer_len(), |buffer| {
         repr.emit(&mut TcpPacket::new_unchecked(buffer), &from.into(), &to.into(), &checksums());
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> FlowKey {
+        FlowKey { guest: "10.0.2.15:40000".parse().unwrap(), remote: "203.0.113.7:443".parse().unwrap() }
+    }
+
+    fn key_v6() -> FlowKey {
+        FlowKey { guest: "[fd00::15]:40000".parse().unwrap(), remote: "[2001:db8::7]:53".parse().unwrap() }
+    }
+
+    /// The same datagram as if the guest had sent it.
+    fn outbound(key: FlowKey, payload: &[u8]) -> Vec<u8> {
+        datagram(FlowKey { guest: key.remote, remote: key.guest }, payload).unwrap()
+    }
+
+    #[test]
+    fn a_datagram_is_read_as_it_was_written() {
+        for key in [key(), key_v6()] {
+            let packet = outbound(key, b"question");
+            assert_eq!(parse(&packet), Inbound::Udp { key, payload: b"question" });
+        }
+    }
+
+    #[test]
+    fn a_packet_in_pieces_is_dropped() {
+        let mut packet = outbound(key(), b"question");
+        Ipv4Packet::new_unchecked(&mut packet).set_more_frags(true);
+        assert_eq!(parse(&packet), Inbound::Dropped);
+        Ipv4Packet::new_unchecked(&mut packet).set_more_frags(false);
+        Ipv4Packet::new_unchecked(&mut packet).set_frag_offset(8);
+        assert_eq!(parse(&packet), Inbound::Dropped);
+    }
+
+    #[test]
+    fn an_error_quotes_what_it_answers() {
+        for key in [key(), key_v6()] {
+            let packet = outbound(key, &[7; 2_000]);
+            let error = unreachable(&packet, Unreachable::Prohibited).unwrap();
+            let quoted = &packet[..QUOTED_BYTES];
+            assert!(error.ends_with(quoted));
+            assert!(error.len() <= 40 + 8 + QUOTED_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_reset_answers_a_first_packet_in_the_numbers_it_expects() {
+        let segment = Segment {
+            opens: true,
+            resets: false,
+            sequence: TcpSeqNumber(1_000),
+            acknowledged: None,
+            length: 1,
+        };
+        let packet = reset(key(), segment).unwrap();
+        let answer = TcpPacket::new_checked(&packet[20..]).unwrap();
+        assert!(answer.rst() && answer.ack());
+        assert_eq!(answer.ack_number(), TcpSeqNumber(1_001));
+        assert_eq!((answer.src_port(), answer.dst_port()), (443, 40_000));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_guest_sends_is_read_without_harm(mut packet in proptest::collection::vec(any::<u8>(), 0..200), version in 0u8..8) {
+            if let Some(first) = packet.first_mut() {
+                // Mostly what is looked at further.
+                *first = match version { 0..4 => 0x45, 4..7 => 0x60, _ => *first };
+            }
+            let read = parse(&packet);
+            if let Inbound::Tcp { key, segment } = read {
+                prop_assert!(reset(key, segment).is_some());
+            }
+            // Never longer than the headers and what is quoted.
+            let error = unreachable(&packet, Unreachable::Port);
+            prop_assert!(error.is_none_or(|error| error.len() <= 40 + 8 + QUOTED_BYTES));
+        }
+
+        #[test]
+        fn a_datagram_with_any_byte_changed_is_still_read_or_dropped(at in 0usize..36, byte: u8) {
+            let mut packet = outbound(key(), b"question");
+            if let Some(changed) = packet.get_mut(at) {
+                *changed = byte;
+            }
+            match parse(&packet) {
+                Inbound::Udp { payload, .. } => prop_assert!(payload.len() <= packet.len()),
+                Inbound::Tcp { .. } | Inbound::Echo { .. } | Inbound::Dropped => {}
+            }
+        }
+    }
 }

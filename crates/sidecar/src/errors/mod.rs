@@ -139,7 +139,7 @@ fn kind_of_errno(errno: i32) -> ErrorKind {
         Errno::ACCESS | Errno::PERM => ErrorKind::Permission,
         Errno::ROFS => ErrorKind::ReadOnly,
         Errno::NOSPC | Errno::DQUOT => ErrorKind::NoSpace,
-        Errno::BUSY | Errno::AGAIN | Errno::TXTBSY => ErrorKind::Busy,
+        Errno::BUSY | Errno::AGAIN | Errno::TXTBSY | Errno::ADDRINUSE => ErrorKind::Busy,
         Errno::TIMEDOUT => ErrorKind::Timeout,
         Errno::NOSYS | Errno::OPNOTSUPP => ErrorKind::Unsupported,
         Errno::PIPE => ErrorKind::Closed,

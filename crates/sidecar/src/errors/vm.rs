@@ -163,6 +163,10 @@ impl From<NetworkError> for Failure {
                 Self::new(ErrorKind::Timeout, "", message).with_errno(Errno::TIMEDOUT)
             }
             NetworkError::TooManyStuck => Self::new(ErrorKind::Busy, "", message).with_errno(Errno::BUSY),
+            NetworkError::Listen { address, source } => match source.raw_os_error() {
+                Some(errno) => Self::system(errno, address.to_string(), message),
+                None => Self::new(ErrorKind::Internal, address.to_string(), message),
+            },
             NetworkError::Unavailable(error) => error.into(),
             _ => Self::new(ErrorKind::Internal, "", message),
         }

@@ -1,20 +1,42 @@
-//! HTTP exchanges with servers in a VM.
+//! Ways to servers in a VM, and which there are.
 
 use std::sync::Arc;
 
-use agentos_proto::v1::{self, fetch_request, fetch_response, network_service_server::NetworkService};
-use futures_util::StreamExt;
+use agentos_proto::v1::{
+    self, connect_port_request, connect_port_response, fetch_request, fetch_response,
+    network_service_server::NetworkService,
+};
+use agentos_vm::forward::PortForward;
+use agentos_vm::{Unavailable, Vm};
 use futures_util::stream;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::net::TcpStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_CHUNK_BYTES, Streamed};
-use crate::convert::network::{Head, response_head};
+use crate::convert::network::{self as convert, Head, response_head};
+use crate::convert::vm::port;
 use crate::errors::{Failure, of_vm};
 use crate::fetch::{self, RequestBody};
 use crate::host::Host;
+use crate::{ports, tunnel};
 
 #[derive(Debug)]
 pub(super) struct Network(pub(super) Arc<Host>);
+
+async fn connect(vm: &Vm, port: u16) -> Result<TcpStream, Status> {
+    vm.connect(port).await.map_err(of_vm(&format!("port {port}")))
+}
+
+/// The first part of a connection that stands, and then what it carries.
+fn opened<S>(head: Option<v1::FetchResponseHead>, carried: S) -> Streamed<v1::ConnectPortResponse>
+where
+    S: futures_core::Stream<Item = Result<v1::ConnectPortResponse, Status>> + Send + 'static,
+{
+    let opened = connect_port_response::Part::Opened(v1::ConnectOpened { head });
+    let opened = v1::ConnectPortResponse { part: Some(opened) };
+    Box::pin(stream::once(async { Ok(opened) }).chain(carried))
+}
 
 #[tonic::async_trait]
 impl NetworkService for Network {
@@ -31,7 +53,7 @@ impl NetworkService for Network {
         };
         let Head { vm_id, port, request } = head.try_into()?;
         let hosted = self.0.vm(&vm_id)?;
-        let stream = hosted.vm.connect(port).await.map_err(of_vm(&format!("port {port}")))?;
+        let stream = connect(&hosted.vm, port).await?;
         let body = RequestBody::new(parts, request.method()).await?;
         let mut response = fetch::exchange(stream, request.map(|()| body)).await.map_err(Failure::from)?;
 
@@ -43,5 +65,91 @@ impl NetworkService for Network {
             Ok(piece.map(|data| (message(data), body)))
         });
         Ok(Response::new(Box::pin(stream::once(async { Ok(head) }).chain(body))))
+    }
+
+    type ConnectPortStream = Streamed<v1::ConnectPortResponse>;
+
+    async fn connect_port(
+        &self,
+        request: Request<Streaming<v1::ConnectPortRequest>>,
+    ) -> Result<Response<Self::ConnectPortStream>, Status> {
+        let mut parts = request.into_inner();
+        match parts.message().await?.and_then(|first| first.part) {
+            Some(connect_port_request::Part::Target(target)) => {
+                let hosted = self.0.vm(&target.vm_id)?;
+                let stream = connect(&hosted.vm, port(target.port)?).await?;
+                Ok(Response::new(opened(None, tunnel::carry(&hosted.vm, stream, parts))))
+            }
+            Some(connect_port_request::Part::Upgrade(head)) => {
+                let Head { vm_id, port, request } = Head::of_upgrade(head)?;
+                let hosted = self.0.vm(&vm_id)?;
+                let stream = connect(&hosted.vm, port).await?;
+                let (mut response, stream) = fetch::upgrade(stream, request).await.map_err(Failure::from)?;
+                let head = convert::upgraded_head(&mut response);
+                Ok(Response::new(opened(Some(head), tunnel::carry(&hosted.vm, stream, parts))))
+            }
+            _ => Err(Failure::invalid("target", "A connection begins with where it goes").into()),
+        }
+    }
+
+    type ForwardPortStream = Streamed<v1::PortForwarded>;
+
+    async fn forward_port(
+        &self,
+        request: Request<v1::ForwardPortRequest>,
+    ) -> Result<Response<Self::ForwardPortStream>, Status> {
+        let request = request.into_inner();
+        let (port, address) = (port(request.port)?, convert::socket_address(&request.address)?);
+        let hosted = self.0.vm(&request.vm_id)?;
+        let forward = hosted.vm.forward_port(port, address).await.map_err(of_vm(&request.vm_id))?;
+        let forwarded = v1::PortForwarded { address: forward.local_addr().to_string() };
+        let disposing = |_: PortForward| Status::from(Failure::from(Unavailable::Disposing));
+        let held = hosted.forwards.add(forward).map_err(disposing)?;
+        let held = if request.keep {
+            held.keep();
+            None
+        } else {
+            Some(held)
+        };
+        let vm = hosted.vm.clone();
+        let end = stream::once(async move {
+            let reason = vm.gone().await;
+            drop(held);
+            Err(Failure::from(reason).into())
+        });
+        Ok(Response::new(Box::pin(stream::once(async { Ok(forwarded) }).chain(end))))
+    }
+
+    async fn close_forward(
+        &self,
+        request: Request<v1::CloseForwardRequest>,
+    ) -> Result<Response<v1::CloseForwardResponse>, Status> {
+        let request = request.into_inner();
+        let address = convert::socket_address(&request.address)?;
+        self.0.vm(&request.vm_id)?.forwards.close(address).await;
+        Ok(Response::new(v1::CloseForwardResponse {}))
+    }
+
+    async fn list_listening_ports(
+        &self,
+        request: Request<v1::ListListeningPortsRequest>,
+    ) -> Result<Response<v1::ListListeningPortsResponse>, Status> {
+        let vm_id = request.into_inner().vm_id;
+        let hosted = self.0.vm(&vm_id)?;
+        let ports = hosted.vm.listening_ports(true).await.map_err(of_vm(&vm_id))?;
+        let ports = ports.into_iter().map(convert::listening_port).collect();
+        Ok(Response::new(v1::ListListeningPortsResponse { ports }))
+    }
+
+    type WatchPortsStream = Streamed<v1::PortEvent>;
+
+    async fn watch_ports(
+        &self,
+        request: Request<v1::WatchPortsRequest>,
+    ) -> Result<Response<Self::WatchPortsStream>, Status> {
+        let hosted = self.0.vm(&request.into_inner().vm_id)?;
+        let changes = ports::watch(hosted.vm.clone());
+        let events = changes.map_ok(convert::port_event).map_err(|gone| Failure::from(gone).into());
+        Ok(Response::new(Box::pin(events)))
     }
 }

@@ -11,20 +11,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use agentos_guest_protocol::init::Request;
 use agentos_guest_protocol::launcher::BootFailure;
-use agentos_guest_protocol::network as addresses;
+use agentos_guest_protocol::network::{self as guest, NetworkRequest};
 use agentos_netstack::border::{Border, BorderError, Trust, TrustError};
 use agentos_netstack::dns::{Resolver, Upstream};
-use agentos_netstack::event::EventLog;
+use agentos_netstack::event::{EventLog, Owner};
 use agentos_netstack::name::HostName;
 use agentos_netstack::pins::Pins;
-use agentos_netstack::policy::EgressPolicy;
+use agentos_netstack::policy::{EgressPolicy, Protocol};
 use agentos_netstack::stack::{Addresses, Identify, NetworkStats, Stack, StackLimits, StackOptions};
 use rustix::fs::FileType;
 use tokio::sync::{mpsc, watch};
 
 use super::NetworkError;
-use crate::command::{Command, ProtocolError};
+use crate::command::{Call, Command, Completion, ProtocolError};
 use crate::spec::VmSpec;
 use crate::vm::Vm;
 
@@ -121,10 +122,10 @@ impl HostNetwork {
 /// The names that a VM's resolver knows by itself.
 fn hosts() -> Vec<(HostName, IpAddr)> {
     let known = [
-        (crate::spec::HOSTNAME, addresses::GUEST),
+        (crate::spec::HOSTNAME, guest::GUEST),
         // Where the host can be reached, on the ports that are listed.
-        ("host.agentos.internal", addresses::GATEWAY),
-        ("gateway.agentos.internal", addresses::BORDER),
+        ("host.agentos.internal", guest::GATEWAY),
+        ("gateway.agentos.internal", guest::BORDER),
     ];
     // All of them are names.
     let named = known.iter().filter_map(|(name, address)| Some((HostName::parse(name).ok()?, *address)));
@@ -159,12 +160,12 @@ impl Seed {
         let border = Border::new(Vec::new(), Vec::new(), host.nobody.clone())?;
         let options = StackOptions {
             addresses: Addresses {
-                guest: addresses::GUEST,
-                guest_v6: v6.then_some(addresses::GUEST_V6),
-                gateway: addresses::GATEWAY,
-                resolver: addresses::RESOLVER,
-                border: addresses::BORDER,
-                mtu: addresses::MTU as usize,
+                guest: guest::GUEST,
+                guest_v6: v6.then_some(guest::GUEST_V6),
+                gateway: guest::GATEWAY,
+                resolver: guest::RESOLVER,
+                border: guest::BORDER,
+                mtu: guest::MTU as usize,
             },
             policy: network.policy.clone().unwrap_or_default(),
             host_ports: spec.loopback_exempt_ports().iter().copied().collect(),
@@ -200,8 +201,24 @@ impl Seed {
 }
 
 /// Asks init whose a connection is. Holds the VM no longer than its handles do.
-fn identify(_commands: mpsc::WeakSender<Command>) -> Identify {
-    Arc::new(move |_protocol, _guest, _remote| Box::pin(async { None }))
+fn identify(commands: mpsc::WeakSender<Command>) -> Identify {
+    Arc::new(move |protocol, local, remote| {
+        let commands = commands.clone();
+        Box::pin(async move {
+            let protocol = match protocol {
+                Protocol::Tcp => guest::Protocol::Tcp,
+                Protocol::Udp => guest::Protocol::Udp,
+                // A ping has no socket that the kernel's tables show with its ends.
+                Protocol::Icmp => return None,
+            };
+            let request = Request::Network(NetworkRequest::Owner { protocol, local, remote });
+            let (completion, outcome) = Completion::new(super::parse_owner);
+            let call = Call { request, descriptors: Vec::new(), completion };
+            commands.upgrade()?.send(Command::Call(call)).await.ok()?;
+            let owner = outcome.await.ok()?.ok()??;
+            Some(Owner { pid: owner.pid, command: owner.command })
+        })
+    })
 }
 
 impl Vm {

@@ -1,0 +1,160 @@
+//! What a connection says it is for: TLS SNI, HTTP Host, or nothing. Rules by name go by it, and by the answers of names.
+
+use agentos::{AgentOs, EgressPolicy, Rule};
+
+use crate::lab::Lab;
+use crate::lab::certificates::Authority;
+use crate::lab::echo::{self, Accepted};
+use crate::lab::guest::{attempt, is_refusal, sh, with_probe};
+use crate::lab::names::Entry;
+use crate::lab::web::{Asked, Site, Web};
+use crate::support::world::World;
+
+/// Two names on one address, as behind any of the large front ends: one is permitted.
+struct Place {
+    lab: Lab,
+    world: World,
+    plain: Web,
+    secure: Web,
+    raw: Accepted,
+    authority: Authority,
+}
+
+impl Place {
+    async fn new() -> Option<Self> {
+        let lab = Lab::new()?;
+        let (names, authority) = (lab.names(), Authority::new());
+        for name in ["good.example", "bad.example"] {
+            names.set(name, Entry::addresses(&["198.51.100.80"]));
+        }
+        lab.host("front", &["198.51.100.80"]);
+        let plain = Web::serve(lab.tcp("front", "198.51.100.80:80"), Site::Text("plain"));
+        let tls = authority.server(&["good.example", "bad.example"]);
+        let secure = Web::serve_tls(lab.tcp("front", "198.51.100.80:443"), tls, Site::Text("secure"));
+        let raw = echo::echo(lab.tcp("front", "198.51.100.80:7"));
+        let world = lab.world().await;
+        Some(Self { lab, world, plain, secure, raw, authority })
+    }
+
+    async fn vm(&self, policy: EgressPolicy) -> AgentOs {
+        let vm = self.world.vm_with(with_probe(self.world.options().network(policy))).await;
+        vm.write_file("/tmp/ca.pem", self.authority.pem()).await.unwrap();
+        vm
+    }
+
+    /// A policy by name, and one that denies by name what is otherwise public.
+    async fn vms(&self) -> [AgentOs; 2] {
+        [
+            self.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await,
+            self.vm(EgressPolicy::public().deny(Rule::name("bad.example"))).await,
+        ]
+    }
+}
+
+fn hosts(asked: &[Asked]) -> Vec<&str> {
+    asked.iter().map(|asked| asked.header("host")).collect()
+}
+
+#[tokio::test]
+async fn plain_http_goes_by_its_host() {
+    let Some(place) = Place::new().await else { return };
+    let fronted = "curl -sS -m 20 -H 'Host: bad.example' http://good.example/";
+    assert_eq!(place.lab.outside(fronted).await, "plain", "the control");
+    for vm in place.vms().await {
+        assert_eq!(sh(&vm, "curl -sS http://good.example/").await, "plain");
+        let said = sh(&vm, fronted).await;
+        assert!(said.starts_with("curl: ("), "{said}");
+        let absolute = "say good.example:80 'GET http://bad.example/ HTTP/1.1\\r\\nHost: good.example\\r\\n\\r\\n'";
+        let said = attempt(&vm, absolute).await;
+        assert!(said == "end" || is_refusal(&said), "{said}");
+        let two = "say good.example:80 'GET / HTTP/1.1\\r\\nHost: good.example\\r\\nHost: bad.example\\r\\n\\r\\n'";
+        let said = attempt(&vm, two).await;
+        assert!(!said.starts_with("HTTP/1.1 200"), "{said}");
+    }
+    assert_eq!(hosts(&place.plain.asked()), ["bad.example", "good.example", "good.example"]);
+}
+
+#[tokio::test]
+async fn a_second_request_on_the_connection_is_looked_at_like_the_first() {
+    let Some(place) = Place::new().await else { return };
+    let get = |name: &str| format!("'GET / HTTP/1.1\\r\\nHost: {name}\\r\\n\\r\\n'");
+    let switching = format!("say-twice good.example:80 {} {}", get("good.example"), get("bad.example"));
+    let said = place.lab.attempt_outside(&switching).await;
+    assert_eq!(said, "HTTP/1.1 200 OK / HTTP/1.1 200 OK", "the control");
+    for vm in place.vms().await {
+        let said = attempt(&vm, &switching).await;
+        let (first, second) = said.split_once(" / ").unwrap();
+        assert_eq!(first, "HTTP/1.1 200 OK");
+        assert!(second == "end" || is_refusal(second) || second == "EPIPE", "{second}");
+        let same = format!("say-twice good.example:80 {} {}", get("good.example"), get("good.example"));
+        assert_eq!(attempt(&vm, &same).await, "HTTP/1.1 200 OK / HTTP/1.1 200 OK");
+    }
+    let asked = place.plain.asked();
+    let bad = hosts(&asked).into_iter().filter(|host| *host == "bad.example").count();
+    assert_eq!(bad, 1, "the control alone");
+}
+
+#[tokio::test]
+async fn tls_goes_by_the_name_in_its_first_message() {
+    let Some(place) = Place::new().await else { return };
+    let pem = place.lab.file("ca.pem", place.authority.pem());
+    let fronted = |pem: &str| {
+        format!("curl -sS -m 20 --cacert {pem} --connect-to bad.example:443:good.example:443 https://bad.example/")
+    };
+    assert_eq!(place.lab.outside(&fronted(pem.to_str().unwrap())).await, "secure", "the control");
+    let client = "openssl s_client -connect good.example:443 -CAfile /tmp/ca.pem -verify_return_error";
+    for vm in place.vms().await {
+        assert_eq!(sh(&vm, "curl -sS --cacert /tmp/ca.pem https://good.example/").await, "secure");
+        let said = sh(&vm, &fronted("/tmp/ca.pem")).await;
+        assert!(said.starts_with("curl: ("), "{said}");
+        let said = sh(&vm, &format!("{client} -servername good.example </dev/null")).await;
+        assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
+        let said = sh(&vm, &format!("{client} -servername bad.example </dev/null")).await;
+        assert!(!said.contains("BEGIN CERTIFICATE"), "{said}");
+    }
+    let names: Vec<_> = place.secure.asked().into_iter().filter_map(|asked| asked.server_name).collect();
+    assert_eq!(names, ["bad.example", "good.example", "good.example"], "one request outside, one from each VM");
+}
+
+#[tokio::test]
+async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
+    let Some(place) = Place::new().await else { return };
+    let vm = place.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await;
+    assert_eq!(place.lab.attempt_outside("say good.example:7 hello").await, "hello", "the control");
+    let capture = place.lab.capture();
+    for words in [
+        "say good.example:7 hello",
+        "say good.example:443 hello",
+        "say good.example:80 'SSH-2.0-x\\r\\n'",
+        "say good.example:443 'GET / HTTP/1.0\\r\\n\\r\\n'",
+    ] {
+        let said = attempt(&vm, words).await;
+        assert!(said == "end" || is_refusal(&said), "{words}: {said}");
+    }
+    let said = sh(&vm, "openssl s_client -connect good.example:443 -noservername </dev/null").await;
+    assert!(!said.contains("BEGIN CERTIFICATE"), "{said}");
+    // Not even a connection was made for them.
+    capture.settle().nothing_to("198.51.100.80");
+    assert_eq!(place.raw.count(), 1, "the control alone");
+    // Where the rule is by address, what is said doesn't matter.
+    let vm = place.vm(EgressPolicy::none().allow(Rule::network("198.51.100.80"))).await;
+    assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
+}
+
+#[tokio::test]
+async fn rules_are_read_in_order_and_the_last_match_wins() {
+    let Some(place) = Place::new().await else { return };
+    let both = EgressPolicy::none()
+        .allow(Rule::name("*.example"))
+        .deny(Rule::name("bad.example"))
+        .allow(Rule::name("bad.example").port(443));
+    let vm = place.vm(both).await;
+    assert_eq!(sh(&vm, "curl -sS http://good.example/").await, "plain");
+    assert_eq!(sh(&vm, "curl -sS --cacert /tmp/ca.pem https://bad.example/").await, "secure");
+    let said = sh(&vm, "curl -sS -m 20 http://bad.example/").await;
+    assert!(said.starts_with("curl: ("), "{said}");
+    assert_eq!(hosts(&place.plain.asked()), ["good.example"]);
+    let none = place.vm(EgressPolicy::none()).await;
+    let said = sh(&none, "curl -sS -m 20 http://good.example/").await;
+    assert!(said.starts_with("curl: (6)"), "{said}");
+}

@@ -1,0 +1,17 @@
+//! What leaves a VM, and what doesn't.
+//!
+//! The upstream hosts are network namespaces around the machine that the sidecar runs on, the clients in the VM are real,
+//! and the witness is a packet capture. Every refusal has its control: the same attempt outside of a VM, or under a policy
+//! that permits it, succeeds.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+#![allow(dead_code, reason = "until every story is told")]
+
+mod clients;
+mod connections;
+mod lab;
+mod laboratory;
+mod neighbours;
+mod public;
+#[path = "../support/mod.rs"]
+mod support;

