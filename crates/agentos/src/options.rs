@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::mount::Mount;
+use crate::secret::Secret;
 use crate::sidecar::AgentOsSidecar;
 
 /// The pool that is used where none is named.
@@ -38,6 +39,7 @@ pub struct AgentOsOptions {
     pub(crate) base: Base,
     pub(crate) root: bool,
     pub(crate) agents: BTreeMap<String, AgentConfig>,
+    pub(crate) secrets: Vec<Secret>,
 }
 
 impl AgentOsOptions {
@@ -138,6 +140,13 @@ impl AgentOsOptions {
         self.agents.insert(id.into(), agent);
         self
     }
+
+    /// Declares a secret that the VM's programs can use and never see. There can be several.
+    #[must_use]
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secrets.push(secret);
+        self
+    }
 }
 
 /// Names of variables are shown, values never: they may be secrets.
@@ -157,6 +166,7 @@ impl fmt::Debug for AgentOsOptions {
             .field("base", &self.base)
             .field("root", &self.root)
             .field("agents", &self.agents)
+            .field("secrets", &self.secrets)
             .finish()
     }
 }

@@ -21,8 +21,8 @@
 //! A request that is refused is answered with a JSON error and told to the host; not a byte of it has left. The border
 //! opens no sockets: the stack [dials](Outside::dial), after it has asked the egress policy.
 //!
-//! In reading order: `secret` and `route` are what the user declares, `authority` and `trust` the certificates of the
-//! two sides, `relay` is the life of a connection, `target` and `head` are what becomes of a request's first part,
+//! In reading order: `secret` and `route` are what the user declares, `authority`, `stores` and `trust` the
+//! certificates of the two sides, `relay` is the life of a connection, `target` and `head` are what becomes of a request's first part,
 //! `upstream` the connections outside, `body`, `scrub` and `tunnel` what follows the heads, `refusal` what can be wrong.
 
 use std::collections::BTreeSet;
@@ -60,6 +60,7 @@ mod relay;
 mod route;
 mod scrub;
 mod secret;
+mod stores;
 mod target;
 mod trust;
 mod tunnel;
@@ -69,6 +70,7 @@ pub use authority::AuthorityError;
 pub use refusal::Refusal;
 pub use route::{Route, RouteError};
 pub use secret::{Destination, HeaderScheme, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Secret, SecretError};
+pub use stores::{java_store, pem_bundle};
 pub use target::TargetError;
 pub use trust::{Trust, TrustError};
 

@@ -7,6 +7,7 @@ use agentos_proto::v1;
 use super::AnswerError;
 use super::error::RequestError;
 use crate::options::{AgentConfig, AgentOsOptions, Base, Limits, ModelChoice, absolute};
+use crate::secret::Secret;
 use crate::vm::{VmInfo, VmState};
 
 pub(crate) fn create_request(
@@ -27,6 +28,7 @@ pub(crate) fn create_request(
         base: root_base,
         root,
         agents,
+        secrets,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -44,6 +46,7 @@ pub(crate) fn create_request(
         base: Some(base(root_base)?),
         root,
         agents: agents.into_iter().map(|(id, config)| agent(id, config)).collect(),
+        secrets: secrets.into_iter().map(secret).collect(),
     })
 }
 
@@ -90,6 +93,18 @@ fn agent(id: String, config: AgentConfig) -> v1::AgentConfig {
     }
 }
 
+fn secret(secret: Secret) -> v1::Secret {
+    let Secret { name, value, placeholder_prefix, destinations } = secret;
+    let destination = |(host, header)| v1::SecretDestination { host, header };
+    let mut message = v1::Secret::default();
+    message.name = name;
+    // Wiped by the message when it has been sent.
+    message.value.push_str(&value);
+    message.placeholder_prefix = placeholder_prefix;
+    message.destinations = destinations.into_iter().map(destination).collect();
+    message
+}
+
 /// A host path as the wire has it: absolute, because the sidecar has a working directory of its own, and UTF-8.
 pub(crate) fn host_path(path: &Path) -> Result<String, RequestError> {
     let lossy = || path.display().to_string();
@@ -130,7 +145,14 @@ mod tests {
             .dispose_grace(std::time::Duration::from_millis(20))
             .base(Base::directory("/srv/root"))
             .root(true)
-            .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"));
+            .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"))
+            .secret(Secret::new("KEY", "value").header("api.example", "x-key").placeholder_prefix("sk-"));
+        let mut secret = v1::Secret::default();
+        secret.name = "KEY".into();
+        secret.value = "value".into();
+        secret.placeholder_prefix = Some("sk-".into());
+        secret.destinations =
+            vec![v1::SecretDestination { host: "api.example".into(), header: "x-key".into() }];
         let request = create_request("lease", options).unwrap();
         let expected = v1::CreateVmRequest {
             lease_id: "lease".into(),
@@ -165,6 +187,7 @@ mod tests {
                 launch_args: vec!["-x".into()],
                 default_env: [("B".into(), "2".into())].into(),
             }],
+            secrets: vec![secret],
         };
         assert_eq!(request, expected);
     }
