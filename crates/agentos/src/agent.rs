@@ -27,6 +27,20 @@ pub struct AgentRegistryEntry {
     pub version: Option<String>,
     /// The variables with keys and base URLs of models that it looks for.
     pub model_env: Vec<String>,
+    /// The providers whose keys can be [secrets](crate::Secret) without a destination, those it prefers first.
+    pub providers: Vec<AgentProvider>,
+}
+
+/// A model provider that an agent is pointed away from, so that its key can stay outside of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AgentProvider {
+    /// The variable with its key.
+    pub key: String,
+    /// The variable with another address of it.
+    pub base_url: String,
+    /// Where the key goes unless that is set.
+    pub host: String,
 }
 
 impl AgentOs {

@@ -69,6 +69,7 @@ mod ports;
 mod process;
 mod process_list;
 mod prompt;
+mod secret;
 mod session;
 mod session_events;
 mod session_options;
@@ -79,7 +80,7 @@ mod terminal;
 mod vm;
 mod vm_connection;
 
-pub use agent::{AgentRegistryEntry, InstallAgent};
+pub use agent::{AgentProvider, AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
 pub use egress::{
     DestinationStats, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkRefusal, NetworkStats,
@@ -102,6 +103,7 @@ pub use ports::{ListeningPort, PortEvent, PortEvents, PortOwner, PortProtocol};
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};
 pub use prompt::{Prompt, PromptResult, Prompting};
+pub use secret::Secret;
 pub use session::{JsonRpcResponse, ModelKind, Session, SessionInfo};
 pub use session_events::{
     PermissionReply, PermissionRequest, PermissionRequests, SessionEvent, SessionEvents,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::mount::Mount;
 use crate::policy::EgressPolicy;
+use crate::secret::Secret;
 use crate::sidecar::AgentOsSidecar;
 
 /// The pool that is used where none is named.
@@ -42,6 +43,7 @@ pub struct AgentOsOptions {
     pub(crate) agents: BTreeMap<String, AgentConfig>,
     pub(crate) network: Option<EgressPolicy>,
     pub(crate) dns_servers: Vec<SocketAddr>,
+    pub(crate) secrets: Vec<Secret>,
 }
 
 impl AgentOsOptions {
@@ -157,6 +159,13 @@ impl AgentOsOptions {
         self.agents.insert(id.into(), agent);
         self
     }
+
+    /// Declares a secret that the VM's programs can use and never see. There can be several.
+    #[must_use]
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secrets.push(secret);
+        self
+    }
 }
 
 /// Names of variables are shown, values never: they may be secrets.
@@ -178,6 +187,7 @@ impl fmt::Debug for AgentOsOptions {
             .field("agents", &self.agents)
             .field("network", &self.network)
             .field("dns_servers", &self.dns_servers)
+            .field("secrets", &self.secrets)
             .finish()
     }
 }

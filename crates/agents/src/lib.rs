@@ -1,6 +1,6 @@
 //! Agents: which there are, where their programs come from, how they are started, what a session with one is.
 //!
-//! In reading order: [`registry`] lists the agents as data; [`store`] fetches their packages from the npm registry;
+//! In reading order: [`registry`] lists the agents as data, and [`provider`] the models' providers; [`store`] fetches their packages from the npm registry;
 //! [`configuration`] tells whether an agent's own files name a provider; [`model`] decides which model a session talks
 //! to; [`plan`] turns all of that into a command line, files and mounts; [`wire`] translates an agent's own protocol to
 //! ACP's shapes without doing any I/O; [`session`] owns one running agent and its prompts; [`transcript`] keeps every
@@ -13,6 +13,7 @@ pub mod configuration;
 pub mod home;
 pub mod model;
 pub mod plan;
+pub mod provider;
 pub mod registry;
 pub mod session;
 pub mod store;

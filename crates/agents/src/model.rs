@@ -55,22 +55,58 @@ pub struct ModelRequest<'a> {
     pub agent: &'a Agent,
     /// The names in the session's environment.
     pub env_names: &'a [&'a str],
-    /// The names of the secrets declared on the VM.
-    pub declared: &'a [&'a str],
+    /// The secrets declared on the VM that the gateway knows a provider for.
+    pub declared: &'a [Declared<'a>],
+    /// Why none of them can be used, if that is so: the VM has no network.
+    pub unreachable: Option<&'a str>,
     /// Where the agent's own configuration in a mount names a provider, if it does.
     pub configured: Option<&'a str>,
     /// `AGENTOS_MODEL=provider`: the demo model is never a fallback.
     pub provider_required: bool,
 }
 
-/// A provider is required and nothing names one.
+/// A provider's key that is declared as a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Declared<'a> {
+    /// The secret's name.
+    pub name: &'a str,
+    /// Where the gateway sends it.
+    pub host: &'a str,
+}
+
+/// A provider is required and there is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no model for {agent}: AGENTOS_MODEL=provider is set and nothing names one; set one of {}", variables.join(", "))]
-pub struct NoModel {
+pub enum NoModel {
+    /// Nothing names one.
+    #[error("no model for {agent}: AGENTOS_MODEL=provider is set and nothing names one; set one of {}", variables.join(", "))]
+    Unnamed {
+        /// The agent's id.
+        agent: String,
+        /// The variables that would name one.
+        variables: Vec<&'static str>,
+    },
+    /// A secret does, and can't be used.
+    #[error(
+        "no model for {agent}: AGENTOS_MODEL=provider is set and the secret {secret} can't be used: {why}"
+    )]
+    Unreachable {
+        /// The agent's id.
+        agent: String,
+        /// The secret's name.
+        secret: String,
+        /// What stands in the way.
+        why: String,
+    },
+}
+
+impl NoModel {
     /// The agent's id.
-    pub agent: String,
-    /// The variables that would name one.
-    pub variables: Vec<&'static str>,
+    #[must_use]
+    pub fn agent(&self) -> &str {
+        match self {
+            Self::Unnamed { agent, .. } | Self::Unreachable { agent, .. } => agent,
+        }
+    }
 }
 
 /// How many variables a sentence to the user names; pi alone looks for more than thirty.
@@ -88,15 +124,24 @@ pub fn choose(request: &ModelRequest<'_>) -> Result<ModelChoice, NoModel> {
     if let Some(name) = looked_for().find(|name| request.env_names.contains(name)) {
         return Ok(provider(format!("{name} is set in the session's environment")));
     }
-    if let Some(name) = looked_for().find(|name| request.declared.contains(name)) {
-        return Ok(provider(format!("the secret {name} is declared on the VM")));
+    let keys = || looked_for().filter_map(|name| request.declared.iter().find(|secret| secret.name == *name));
+    let secret = keys().next();
+    if let (Some(Declared { name, host }), None) = (secret, request.unreachable) {
+        return Ok(provider(format!("{host}, key from {name}, kept outside the VM")));
     }
     if let Some(place) = request.configured {
         return Ok(provider(format!("{place} configures a provider")));
     }
     let variables: Vec<&'static str> = looked_for().take(NAMED_VARIABLES).copied().collect();
+    if let (Some(secret), Some(why)) = (secret, request.unreachable) {
+        if request.provider_required {
+            let (agent, secret) = (agent.id.clone(), secret.name.to_owned());
+            return Err(NoModel::Unreachable { agent, secret, why: why.to_owned() });
+        }
+        return Ok(demo(format!("the secret {} can't be used: {why}", secret.name)));
+    }
     if request.provider_required {
-        return Err(NoModel { agent: agent.id.clone(), variables });
+        return Err(NoModel::Unnamed { agent: agent.id.clone(), variables });
     }
     Ok(demo(format!(
         "nothing in the session's environment or in the configuration of {} names a provider; it looks for {} and others",
@@ -118,6 +163,8 @@ mod tests {
     use super::*;
     use crate::registry::Registry;
 
+    const DECLARED: [Declared<'_>; 1] = [Declared { name: "GEMINI_API_KEY", host: "gemini.example" }];
+
     fn check(change: impl FnOnce(&mut ModelRequest<'_>)) -> Result<ModelChoice, NoModel> {
         let registry = Registry::built_in();
         let agent = registry.find("pi").unwrap();
@@ -126,6 +173,7 @@ mod tests {
             agent,
             env_names: &[],
             declared: &[],
+            unreachable: None,
             configured: None,
             provider_required: false,
         };
@@ -145,7 +193,10 @@ mod tests {
         for (choice, evidence) in [
             (check(|r| r.env_names = &["PATH", "OPENAI_API_KEY"]), "OPENAI_API_KEY"),
             (check(|r| r.env_names = &["AZURE_OPENAI_BASE_URL"]), "AZURE_OPENAI_BASE_URL"),
-            (check(|r| r.declared = &["GEMINI_API_KEY"]), "GEMINI_API_KEY"),
+            (
+                check(|r| r.declared = &DECLARED),
+                "gemini.example, key from GEMINI_API_KEY, kept outside the VM",
+            ),
             (check(|r| r.configured = Some("/home/user/.pi/agent/models.json")), "models.json"),
         ] {
             let choice = choice.unwrap();
@@ -163,6 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_nothing_can_carry_is_no_evidence_and_says_why() {
+        let unreachable = |r: &mut ModelRequest<'_>| {
+            r.declared = &DECLARED;
+            r.unreachable = Some("VMs have no network on this host");
+        };
+        let choice = check(unreachable).unwrap();
+        assert_eq!(choice.kind, ModelKind::Demo);
+        assert_eq!(
+            choice.reason,
+            "the secret GEMINI_API_KEY can't be used: VMs have no network on this host"
+        );
+        let refused = check(|r| {
+            unreachable(r);
+            r.provider_required = true;
+        });
+        assert!(matches!(refused, Err(NoModel::Unreachable { .. })), "{refused:?}");
+    }
+
+    #[test]
     fn a_wish_wins_over_the_evidence() {
         let choice = check(|r| {
             r.wish = ModelWish::Demo;
@@ -176,7 +246,9 @@ mod tests {
     #[test]
     fn production_refuses_the_fallback_and_names_the_variables() {
         let error = check(|r| r.provider_required = true).unwrap_err();
-        assert!(error.variables.contains(&"ANTHROPIC_API_KEY"));
+        assert!(
+            matches!(&error, NoModel::Unnamed { variables, .. } if variables.contains(&"ANTHROPIC_API_KEY"))
+        );
         assert!(error.to_string().contains("OPENAI_API_KEY"), "{error}");
         assert_eq!(
             check(|r| {

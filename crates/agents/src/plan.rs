@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::model::{ModelChoice, ModelKind};
+use crate::provider::Redirect;
 use crate::registry::{Agent, Launch, UnsupportedAgent};
 use crate::session::SessionId;
 use crate::store::{Installed, Store};
@@ -122,6 +123,8 @@ pub struct PlanRequest<'a> {
     pub model: &'a ModelChoice,
     /// The demo model's address inside the VM, without a path: `http://127.0.0.1:4141`.
     pub demo_base_url: &'a str,
+    /// The providers that are reached through the gateway, with placeholders for keys.
+    pub redirects: &'a [Redirect],
     /// The tool servers.
     pub mcp_servers: &'a [McpServer],
 }
@@ -180,6 +183,11 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
         let guest_path = format!("{state}/agentos-instructions.md");
         command.extend(["--append-system-prompt".to_owned(), guest_path.clone()]);
         files.push(PlanFile { guest_path, content: request.instructions.as_bytes().to_vec() });
+    }
+    if request.model.kind == ModelKind::Provider && !request.redirects.is_empty() {
+        let guest_path = format!("{state}/agentos-gateway.mjs");
+        command.extend(["--extension".to_owned(), guest_path.clone()]);
+        files.push(PlanFile { guest_path, content: gateway_extension(request.redirects) });
     }
     if !request.mcp_servers.is_empty() {
         let guest_path = format!("{state}/agentos-mcp.mjs");
@@ -348,6 +356,20 @@ fn demo_configuration(state: &str, base_url: &str) -> [PlanFile; 2] {
         guest_path: format!("{state}/{name}"),
         content: format!("{value:#}\n").into_bytes(),
     })
+}
+
+/// An extension that points pi's providers to the gateway.
+///
+/// Pi keeps all that it knows of a provider but the address, and the user's own settings, which `models.json` in another
+/// directory would hide.
+fn gateway_extension(redirects: &[Redirect]) -> Vec<u8> {
+    let mut source = String::from("export default function (pi) {\n");
+    for Redirect { provider, gateway } in redirects {
+        let config = json!({ "baseUrl": format!("{gateway}{}", provider.path) });
+        source.push_str(&format!("  pi.registerProvider({}, {config});\n", json!(provider.id)));
+    }
+    source.push_str("}\n");
+    source.into_bytes()
 }
 
 /// An extension that registers the session's tool servers with pi, and the variables their values stand in.

@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::provider::{AgentProvider, of_key};
+
 /// One npm package to be fetched exactly as named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
@@ -96,6 +98,8 @@ pub struct Agent {
     pub keys: Vec<&'static str>,
     /// Variables with a model address that it looks for.
     pub base_urls: Vec<&'static str>,
+    /// The providers that it can be pointed away from, the first ones before the others.
+    pub providers: Vec<AgentProvider>,
 }
 
 /// An agent as a caller describes it.
@@ -284,6 +288,21 @@ const PI_KEYS: &[&str] = &[
     "AWS_BEARER_TOKEN_BEDROCK",
 ];
 
+/// Key, pi's name for its provider, and what pi's base URL has beyond the usual: from the catalogue of pi 1.5.2.
+const PI_PROVIDERS: &[(&str, &str, &str)] = &[
+    ("ANTHROPIC_API_KEY", "anthropic", ""),
+    ("OPENAI_API_KEY", "openai", ""),
+    ("GEMINI_API_KEY", "google", "/v1beta"),
+    ("OPENROUTER_API_KEY", "openrouter", ""),
+];
+
+fn known(providers: &[(&str, &'static str, &'static str)]) -> Vec<AgentProvider> {
+    let known = |(key, id, path): &(&str, &'static str, &'static str)| {
+        of_key(key).map(|provider| AgentProvider { provider, id, path })
+    };
+    providers.iter().filter_map(known).collect()
+}
+
 fn built_in_agents() -> Vec<Agent> {
     vec![
         pi(),
@@ -293,7 +312,8 @@ fn built_in_agents() -> Vec<Agent> {
             "@earendil-works/pi-coding-agent",
             InstructionChannel::AppendedSystemPrompt,
         )
-        .looking_for(PI_KEYS, &["AZURE_OPENAI_BASE_URL"]),
+        .looking_for(PI_KEYS, &["AZURE_OPENAI_BASE_URL"])
+        .knowing(PI_PROVIDERS),
         listed("opencode", "built-in", "opencode-linux-x64", InstructionChannel::InstructionPaths)
             .looking_for(&PI_KEYS[..4], &["ANTHROPIC_BASE_URL", "OPENAI_BASE_URL"]),
         listed(
@@ -358,6 +378,7 @@ fn pi() -> Agent {
         instructions: InstructionChannel::AppendedSystemPrompt,
         keys: PI_KEYS.to_vec(),
         base_urls: vec!["AZURE_OPENAI_BASE_URL"],
+        providers: known(PI_PROVIDERS),
     }
 }
 
@@ -388,6 +409,7 @@ fn listed(id: &str, acp_adapter: &str, agent_package: &str, instructions: Instru
         instructions,
         keys: Vec::new(),
         base_urls: Vec::new(),
+        providers: Vec::new(),
     }
 }
 
@@ -409,6 +431,11 @@ impl Agent {
         self.base_urls = base_urls.to_vec();
         self
     }
+
+    fn knowing(mut self, providers: &[(&str, &'static str, &'static str)]) -> Self {
+        self.providers = known(providers);
+        self
+    }
 }
 
 #[cfg(test)]
@@ -428,6 +455,16 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_can_be_pointed_away_from_has_a_key_that_it_looks_for() {
+        let registry = Registry::built_in();
+        assert_eq!(registry.find("pi").unwrap().providers.len(), PI_PROVIDERS.len());
+        for agent in registry.agents() {
+            let keys = agent.providers.iter().map(|known| known.provider.key);
+            assert!(keys.clone().all(|key| agent.keys.contains(&key)), "{}", agent.id);
+        }
+    }
+
+    #[test]
     fn an_unknown_agent_is_refused_by_the_words_of_the_contract() {
         assert_eq!(
             Registry::built_in().find("clippy").unwrap_err().to_string(),
@@ -440,6 +477,10 @@ mod tests {
         let own = AgentConfig { id: "pi".into(), agent_package: "my-pi".into(), ..AgentConfig::default() };
         let registry = Registry::with_configs(vec![own]);
         assert_eq!(registry.find("pi").unwrap().agent_package, "my-pi");
+        assert!(
+            registry.find("pi").unwrap().providers.is_empty(),
+            "how that one is pointed elsewhere is unknown"
+        );
         assert!(registry.find("pi").unwrap().launchable().is_err());
         assert_eq!(registry.agents().len(), 6);
     }

@@ -15,11 +15,14 @@
 //!  guest ◄── [TLS] ◄── secret starred out ◄── head judged ◄─────────────────────────────────────────── upstream
 //! ```
 //!
+//! Beside them, for policies by name, plain HTTP goes through here without any secret: [each request](Border::check_hosts)
+//! of a connection must be for a host that is allowed, not only the first.
+//!
 //! A request that is refused is answered with a JSON error and told to the host; not a byte of it has left. The border
 //! opens no sockets: the stack [dials](Outside::dial), after it has asked the egress policy.
 //!
-//! In reading order: `secret` and `route` are what the user declares, `authority` and `trust` the certificates of the
-//! two sides, `relay` is the life of a connection, `target` and `head` are what becomes of a request's first part,
+//! In reading order: `secret` and `route` are what the user declares, `authority`, `stores` and `trust` the
+//! certificates of the two sides, `relay` is the life of a connection, `target` and `head` are what becomes of a request's first part,
 //! `upstream` the connections outside, `body`, `scrub` and `tunnel` what follows the heads, `refusal` what can be wrong.
 
 use std::collections::BTreeSet;
@@ -44,6 +47,7 @@ use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 use crate::name::HostName;
+use crate::policy;
 use authority::Authority;
 use relay::{Relay, Side};
 use scrub::Patterns;
@@ -56,6 +60,7 @@ mod relay;
 mod route;
 mod scrub;
 mod secret;
+mod stores;
 mod target;
 mod trust;
 mod tunnel;
@@ -65,6 +70,7 @@ pub use authority::AuthorityError;
 pub use refusal::Refusal;
 pub use route::{Route, RouteError};
 pub use secret::{Destination, HeaderScheme, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Secret, SecretError};
+pub use stores::{java_store, pem_bundle};
 pub use target::TargetError;
 pub use trust::{Trust, TrustError};
 
@@ -97,12 +103,16 @@ pub struct Outside {
     pub events: Arc<dyn Fn(BorderEvent) + Send + Sync>,
 }
 
+/// Says whether a request for this host may leave, or for none where it names none.
+pub type Allowed<'a> = &'a (dyn Fn(Option<&HostName>) -> Result<(), policy::Refusal> + Send + Sync);
+
 pub type Dialing = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
-    pub name: HostName,
+    /// `None` for a plain request that names no host: then there is an address.
+    pub name: Option<HostName>,
     pub port: u16,
     /// Where the guest itself had connected to, if it was on its way there.
     pub address: Option<SocketAddr>,
@@ -139,7 +149,23 @@ pub enum BorderError {
 
 impl Upstream {
     fn pinned(name: &HostName, address: SocketAddr) -> Self {
-        Self { name: name.clone(), port: address.port(), address: Some(address) }
+        Self { name: Some(name.clone()), port: address.port(), address: Some(address) }
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.address) {
+            (Some(name), _) => write!(f, "{name}:{}", self.port),
+            (None, Some(address)) => address.fmt(f),
+            (None, None) => write!(f, "port {}", self.port),
+        }
+    }
+}
+
+impl Destination {
+    fn is(&self, upstream: &Upstream) -> bool {
+        upstream.name.as_ref() == Some(&self.host) && upstream.port == self.port
     }
 }
 
@@ -220,6 +246,20 @@ impl Border {
         }
     }
 
+    /// Serves a connection of the guest to `destination`, which begins with plain HTTP, until it ends: every request of
+    /// it must be for a host that is `allowed`. What passes goes to that very address as it is, without any secret.
+    pub async fn check_hosts<S>(
+        &self,
+        guest: S,
+        destination: SocketAddr,
+        allowed: Allowed<'_>,
+        outside: &Outside,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Relay::new(self, outside, Side::Plain { address: destination, allowed }).serve(guest).await;
+    }
+
     /// Sets the headers of a route. The names of the secrets that are now in them.
     fn set_credentials(&self, route: &Route, headers: &mut HeaderMap) -> Result<Vec<String>, Refusal> {
         let mut used = Vec::new();
@@ -238,7 +278,7 @@ impl Border {
         let mut used = Vec::new();
         for held in &self.secrets {
             let declared = held.secret.destinations().iter();
-            for destination in declared.filter(|to| to.host == upstream.name && to.port == upstream.port) {
+            for destination in declared.filter(|to| to.is(upstream)) {
                 let Entry::Occupied(mut entry) = headers.entry(&destination.header) else { continue };
                 for value in entry.iter_mut() {
                     if let Some(filled) = held.fill(value) {

@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use agentos_netstack::event::NetworkEventKind;
-use agentos_netstack::policy::{Action, Base, EgressPolicy, Rule, Target};
+use agentos_netstack::policy::{Action, Base, EgressPolicy, NamePattern, Rule, Target};
 use agentos_netstack::stack::StackLimits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
@@ -124,6 +124,34 @@ async fn a_policy_that_changes_cuts_what_it_no_longer_allows() {
     assert!(guest.is_refused().await);
     assert!(soon(host.read(&mut before)).await.map_or(true, |read| read == 0), "the outside is cut, too");
     assert!(matches!(world.events.since(0).events[0].kind, NetworkEventKind::Refused { .. }));
+}
+
+#[tokio::test]
+async fn a_denied_name_is_found_in_any_request_of_a_plain_connection() {
+    let (listener, address) = server().await;
+    let target = Target::Name(NamePattern::parse("evil.example").unwrap());
+    let deny = Rule { action: Action::Deny, target, ports: None, protocol: None, private: false };
+    let world = World::new(EgressPolicy::new(Base::None, vec![allow(Ipv4Addr::LOCALHOST), deny]));
+    let mut guest = Guest::connect(&world, address);
+    let (mut host, _) = soon(listener.accept()).await.unwrap();
+    guest.send(b"GET / HTTP/1.1\r\nHost: good.example\r\n\r\n").await;
+    let mut head = [0; 4_096];
+    let mut length = soon(host.read(&mut head)).await.unwrap();
+    while !head[..length].ends_with(b"\r\n\r\n") {
+        length += soon(host.read(&mut head[length..])).await.unwrap();
+    }
+    host.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+    guest.send(b"GET /stolen HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
+    let answers = String::from_utf8(guest.read_to_end().await).unwrap();
+    assert!(answers.contains("\r\n\r\nhiHTTP/1.1 403 "), "{answers}");
+    assert_eq!(soon(host.read(&mut head)).await.unwrap_or(0), 0, "nothing more came");
+    soon(world.events.reached(0)).await;
+    let events = world.events.since(0).events;
+    let NetworkEventKind::Refused { names, rule, process, .. } = &events[0].kind else {
+        panic!("{events:?}");
+    };
+    assert_eq!((names[0].as_str(), rule.as_deref()), ("evil.example", Some("deny evil.example")));
+    assert!(process.is_some());
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ mod leftovers;
 mod options;
 mod ports;
 mod registry;
+mod secrets;
 mod services;
 mod sessions;
 mod socket;

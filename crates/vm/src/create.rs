@@ -1,7 +1,7 @@
 //! How a VM comes to life. Each phase is a type that consumes the former and undoes itself when it is dropped:
 //!
 //! ```text
-//! Prepared ──launch──► Launched ──ready──► Vm (a driver runs) ──serve_ports──► Vm
+//! Prepared ──launch──► Launched ──ready──► Vm (a driver runs) ──trust, serve_ports──► Vm
 //! drop: ids go back    drop: VM is killed  drop: VM is killed
 //! ```
 //! The ids of a VM that is killed come back when the launcher says that nothing of it is left, not before.
@@ -14,16 +14,19 @@ use std::time::Duration;
 use agentos_guest_protocol::init::InitMessage;
 use agentos_guest_protocol::launcher::{BootFailure, BootPlan, VmNumber};
 use agentos_linux::seqpacket;
+use agentos_netstack::border::Border;
 use tokio::sync::mpsc;
 
 use crate::channel::{Channel, ReceiveError};
 use crate::command::{Command, ProtocolError};
 use crate::driver::Driver;
+use crate::filesystem::FileError;
 use crate::ids::IdLease;
 use crate::launcher::{BootedVm, Launcher, VmEnd};
 use crate::mount::{Mounted, Mounter};
-use crate::network::{BorderError, Link, Missing, NetworkError, Seed};
+use crate::network::{BorderError, Link, Missing, NetworkError, Seed, TrustError};
 use crate::spec::VmSpec;
+use crate::trust;
 use crate::vm::{GoneReason, Shared, Vm};
 
 /// A boot takes milliseconds; a host that swaps, with a thousand others under way, may need much more.
@@ -52,6 +55,14 @@ pub enum CreateError {
     Socket(#[source] std::io::Error),
     #[error("secrets of the VM can't be kept")]
     Border(#[source] BorderError),
+    #[error("secrets of the VM can't be sent anywhere: no server can be told from another")]
+    Trust(#[source] TrustError),
+    #[error("VM's own certificate authority can't be written to {path}: {source}")]
+    TrustStore {
+        path: &'static str,
+        #[source]
+        source: FileError,
+    },
     #[error("VM can't serve loopback port {port}: {source}")]
     LoopbackPort {
         port: u16,
@@ -60,9 +71,13 @@ pub enum CreateError {
     },
 }
 
-pub(crate) async fn create(launcher: &Launcher, spec: VmSpec) -> Result<Vm, CreateError> {
+pub(crate) async fn create(launcher: &Launcher, mut spec: VmSpec) -> Result<Vm, CreateError> {
+    let border = launcher.network().keep_secrets(&mut spec).await?;
     let launched = Prepared::new(launcher, &spec)?.launch(launcher).await?;
-    let vm = launched.ready(launcher, spec).await?;
+    let vm = launched.ready(launcher, spec, Arc::clone(&border)).await?;
+    if let Some(authority) = border.authority_pem() {
+        trust::install(&vm, authority).await?;
+    }
     serve_ports(&vm).await?;
     Ok(vm)
 }
@@ -103,7 +118,12 @@ impl Prepared {
 }
 
 impl Launched {
-    async fn ready(mut self, launcher: &Launcher, spec: VmSpec) -> Result<Vm, CreateError> {
+    async fn ready(
+        mut self,
+        launcher: &Launcher,
+        spec: VmSpec,
+        border: Arc<Border>,
+    ) -> Result<Vm, CreateError> {
         tokio::time::timeout(READY_TIMEOUT, self.wait())
             .await
             .unwrap_or(Err(CreateError::TimedOut { after: READY_TIMEOUT }))?;
@@ -112,10 +132,7 @@ impl Launched {
         spec.mount_targets().iter().for_each(|target| mounted.add(target.clone(), Mounter::User));
         let shared = Arc::new(Shared::new(mounted));
         let seed = match spec.no_uplink() {
-            None => {
-                let seed = Seed::new(&spec, &shared.uplink, commands.downgrade(), launcher.network());
-                Some(seed.map_err(CreateError::Border)?)
-            }
+            None => Some(Seed::new(&spec, &shared.uplink, commands.downgrade(), launcher.network(), border)),
             Some(failure) => {
                 shared.uplink.set(Link::Missing(Missing::Host(failure.clone())));
                 None

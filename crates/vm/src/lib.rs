@@ -6,7 +6,7 @@
 //!
 //! Behind the handle, `create` makes a VM and `driver`, the one task that owns its control socket, serves it: it takes a
 //! `command` from a queue or an `asks` from a drop, and decides by `state`. Bytes of processes flow past it, through
-//! `pump` into a `window` and out of `stdin`.
+//! `pump` into a `window` and out of `stdin`. Where TLS is intercepted, `trust` lets the VM's programs believe it.
 //!
 //! The guest is hostile: whatever comes over the control socket is parsed once and bounded, paths of the guest are
 //! never resolved here, and a peer that breaks the protocol loses its VM and nothing else.
@@ -36,6 +36,7 @@ mod pump;
 mod state;
 mod stdin;
 mod sync;
+mod trust;
 mod window;
 
 #[cfg(test)]

@@ -16,8 +16,10 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::command::{Answer, CallFailure, ProtocolError};
 use crate::vm::{Unavailable, Vm};
 
-pub use agentos_guest_protocol::network::Protocol;
-pub use agentos_netstack::border::{BorderError, TrustError};
+pub use agentos_guest_protocol::network::{BORDER as GATEWAY, Protocol};
+pub use agentos_netstack::border::{
+    BorderError, Destination, HeaderScheme, Route, RouteError, Secret, SecretError, TrustError,
+};
 pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
 pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
 pub(crate) use uplink::{HostNetwork, Link, Seed, Uplink};

@@ -7,6 +7,7 @@
 mod environment;
 mod limits;
 mod mounts;
+mod secrets;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -142,6 +143,7 @@ pub enum SpecField {
     DisposeGrace,
     Base,
     Network,
+    Secrets,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,6 +165,10 @@ pub enum SpecProblem {
     EnvironmentValue(String),
     #[error("environment is longer than the kernel takes")]
     EnvironmentTooLong,
+    #[error("{0} is given twice")]
+    DuplicateSecret(String),
+    #[error("{0} is in the environment already, where the VM has a placeholder in the secret's place")]
+    SecretInEnvironment(String),
     #[error("{value} is not between {min} and {max}")]
     OutOfRange { value: u64, min: u64, max: u64 },
     /// The host has no means to enforce it.
@@ -192,6 +198,7 @@ impl fmt::Display for SpecField {
             Self::DisposeGrace => "dispose_grace",
             Self::Base => "base",
             Self::Network => "network",
+            Self::Secrets => "secrets",
         })
     }
 }
@@ -211,6 +218,7 @@ impl VmSpec {
         let command_paths: Vec<Vec<u8>> = commands.iter().map(|mount| mount.target.to_vec()).collect();
         let (mounts, mount_targets) = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
         let environment = Environment::validate(options.env, &command_paths, &base, options.root)?;
+        secrets::check(&options.network.secrets, &environment)?;
         let dispose_grace = options.dispose_grace.unwrap_or(DEFAULT_DISPOSE_GRACE);
         if dispose_grace > MAX_DISPOSE_GRACE {
             let value = u64::try_from(dispose_grace.as_millis()).unwrap_or(u64::MAX);

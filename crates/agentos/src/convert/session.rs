@@ -6,7 +6,7 @@ use agentos_proto::v1;
 use serde_json::Value;
 
 use super::AnswerError;
-use crate::agent::AgentRegistryEntry;
+use crate::agent::{AgentProvider, AgentRegistryEntry};
 use crate::error::JsonRpcError;
 use crate::prompt::PromptResult;
 use crate::session::{JsonRpcResponse, ModelKind, SessionData, SessionInfo};
@@ -125,9 +125,13 @@ pub(crate) fn info(session: v1::SessionInfo) -> SessionInfo {
 }
 
 pub(crate) fn agent(entry: v1::AgentEntry) -> AgentRegistryEntry {
-    let v1::AgentEntry { id, acp_adapter, agent_package, installed, version, model_env } = entry;
+    let v1::AgentEntry { id, acp_adapter, agent_package, installed, version, model_env, providers } = entry;
+    let providers = providers
+        .into_iter()
+        .map(|provider| AgentProvider { key: provider.key, base_url: provider.base_url, host: provider.host })
+        .collect();
     let version = Some(version).filter(|version| !version.is_empty());
-    AgentRegistryEntry { id, acp_adapter, agent_package, installed, version, model_env }
+    AgentRegistryEntry { id, acp_adapter, agent_package, installed, version, model_env, providers }
 }
 
 pub(crate) fn prompt_result(reply: v1::PromptResponse) -> Result<PromptResult, AnswerError> {

@@ -7,6 +7,7 @@ use agentos_proto::v1;
 use super::AnswerError;
 use super::error::RequestError;
 use crate::options::{AgentConfig, AgentOsOptions, Base, Limits, ModelChoice, absolute};
+use crate::secret::Secret;
 use crate::vm::{VmInfo, VmState};
 
 pub(crate) fn create_request(
@@ -29,6 +30,7 @@ pub(crate) fn create_request(
         agents,
         network,
         dns_servers,
+        secrets,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -48,6 +50,7 @@ pub(crate) fn create_request(
         agents: agents.into_iter().map(|(id, config)| agent(id, config)).collect(),
         network: network.map(super::policy::egress_policy),
         dns_servers: dns_servers.iter().map(ToString::to_string).collect(),
+        secrets: secrets.into_iter().map(secret).collect(),
     })
 }
 
@@ -103,6 +106,18 @@ fn agent(id: String, config: AgentConfig) -> v1::AgentConfig {
     }
 }
 
+fn secret(secret: Secret) -> v1::Secret {
+    let Secret { name, value, placeholder_prefix, destinations } = secret;
+    let destination = |(host, header)| v1::SecretDestination { host, header };
+    let mut message = v1::Secret::default();
+    message.name = name;
+    // Wiped by the message when it has been sent.
+    message.value.push_str(&value);
+    message.placeholder_prefix = placeholder_prefix;
+    message.destinations = destinations.into_iter().map(destination).collect();
+    message
+}
+
 /// A host path as the wire has it: absolute, because the sidecar has a working directory of its own, and UTF-8.
 pub(crate) fn host_path(path: &Path) -> Result<String, RequestError> {
     let lossy = || path.display().to_string();
@@ -154,7 +169,14 @@ mod tests {
             .root(true)
             .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"))
             .network(EgressPolicy::none())
-            .dns_server("192.0.2.53:53".parse().unwrap());
+            .dns_server("192.0.2.53:53".parse().unwrap())
+            .secret(Secret::new("KEY", "value").header("api.example", "x-key").placeholder_prefix("sk-"));
+        let mut secret = v1::Secret::default();
+        secret.name = "KEY".into();
+        secret.value = "value".into();
+        secret.placeholder_prefix = Some("sk-".into());
+        secret.destinations =
+            vec![v1::SecretDestination { host: "api.example".into(), header: "x-key".into() }];
         let request = create_request("lease", options).unwrap();
         let expected = v1::CreateVmRequest {
             lease_id: "lease".into(),
@@ -193,6 +215,7 @@ mod tests {
             }],
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             dns_servers: vec!["192.0.2.53:53".into()],
+            secrets: vec![secret],
         };
         assert_eq!(request, expected);
     }

@@ -40,6 +40,7 @@ impl Case {
             instructions: "",
             model: &model,
             demo_base_url: "http://127.0.0.1:4141",
+            redirects: &[],
             mcp_servers: &[],
         };
         change(&mut request);
@@ -101,6 +102,7 @@ fn no_environment_leads_a_demo_session_to_another_configuration() {
             instructions: "",
             model: &ModelChoice { kind, reason: String::new() },
             demo_base_url: "http://127.0.0.1:4141",
+            redirects: &[],
             mcp_servers: &[],
         })
         .unwrap()
@@ -142,6 +144,7 @@ fn instructions_travel_in_a_file_and_the_users_environment_wins() {
         instructions: "",
         model: &model,
         demo_base_url: "http://127.0.0.1:4141",
+        redirects: &[],
         mcp_servers: &[],
     })
     .unwrap();
@@ -170,6 +173,7 @@ fn secrets_of_tool_servers_are_in_the_environment_and_in_no_file() {
         instructions: "",
         model: &model,
         demo_base_url: "http://127.0.0.1:4141",
+        redirects: &[],
         mcp_servers: &servers,
     })
     .unwrap();
@@ -209,4 +213,24 @@ fn a_warm_up_is_adopted_once_and_leaves_nothing_when_it_is_dropped() {
     let plan = case.plan(|_| {}, ModelKind::Demo);
     assert!(plan.env["NODE_COMPILE_CACHE"].starts_with("/opt/agentos/packages/"), "{:?}", plan.env);
     assert!(warm().adopt().is_ok(), "without a cache of its own the one that is there is fine");
+}
+
+#[test]
+fn a_provider_behind_the_gateway_keeps_everything_but_its_address() {
+    let case = Case::new();
+    let google = case.agent.providers.iter().find(|known| known.id == "google").copied().unwrap();
+    // The request that borrows it is the helper's.
+    let redirects: &'static [Redirect] =
+        Box::leak(Box::new([Redirect { provider: google, gateway: "http://10.0.2.4/gemini".to_owned() }]));
+    let plan = case.plan(|request| request.redirects = redirects, ModelKind::Provider);
+    let file = plan.files.iter().find(|file| file.guest_path.ends_with("agentos-gateway.mjs")).unwrap();
+    let source = String::from_utf8(file.content.clone()).unwrap();
+    assert!(
+        source.contains(r#"pi.registerProvider("google", {"baseUrl":"http://10.0.2.4/gemini/v1beta"});"#),
+        "{source}"
+    );
+    assert!(plan.argv.ends_with(&["--extension".to_owned(), file.guest_path.clone()]), "{:?}", plan.argv);
+    assert!(!plan.env.contains_key("PI_CODING_AGENT_DIR"), "the user's own settings stay");
+    let demo = case.plan(|request| request.redirects = redirects, ModelKind::Demo);
+    assert!(demo.files.iter().all(|file| !file.guest_path.ends_with("agentos-gateway.mjs")));
 }

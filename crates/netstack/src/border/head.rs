@@ -1,5 +1,7 @@
 //! What the border changes in the heads that it passes on.
 
+use std::net::Ipv4Addr;
+
 use http::Uri;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -22,20 +24,27 @@ const CREDENTIALS: [HeaderName; 4] = [
     HeaderName::from_static("x-goog-api-key"),
 ];
 
-/// Prepares a request's head for the upstream. What it asks for beyond one request and one answer is a WebSocket or
-/// nothing.
+/// Prepares a request's head for an upstream that may be sent a secret.
 pub(super) fn outgoing(headers: &mut HeaderMap, host: HeaderValue, websocket: bool) {
-    let wants_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    strip_hops(headers);
-    // The continuation was given by us; proxies' credentials are for us, and we want none.
-    for name in [header::EXPECT, header::PROXY_AUTHORIZATION, HTTP2_SETTINGS] {
-        headers.remove(name);
-    }
+    forwarded(headers, websocket);
+    // Proxies' credentials are for us, and we want none.
+    headers.remove(header::PROXY_AUTHORIZATION);
     // In an encoded answer nobody would see a secret that is echoed.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
     headers.insert(header::HOST, host);
+}
+
+/// Prepares a request's head for any upstream. What it asks for beyond one request and one answer is a WebSocket or
+/// nothing.
+pub(super) fn forwarded(headers: &mut HeaderMap, websocket: bool) {
+    let wants_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip_hops(headers);
+    // The continuation was given by us.
+    for name in [header::EXPECT, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
     if websocket {
-        headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
         ask_for_websocket(headers);
     } else if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -62,19 +71,32 @@ pub(super) fn incoming(
     patterns: &Patterns,
     websocket: bool,
 ) -> Result<bool, Refusal> {
-    let is_plain =
-        |token: &str| token.eq_ignore_ascii_case("chunked") || token.eq_ignore_ascii_case("identity");
-    let encodings = [header::CONTENT_ENCODING, header::TRANSFER_ENCODING];
-    if encodings.iter().any(|name| !tokens(headers, name).all(is_plain)) {
+    if !is_plain(headers, &header::CONTENT_ENCODING) {
+        return Err(Refusal::Encoded);
+    }
+    returned(headers, websocket)?;
+    // Another way to the same host, which nobody would intercept.
+    headers.remove(ALT_SVC);
+    Ok(scrub(headers, patterns))
+}
+
+/// Prepares an answer's head for the guest, where there is no secret.
+pub(super) fn returned(headers: &mut HeaderMap, websocket: bool) -> Result<(), Refusal> {
+    // The body comes to us, and goes on, in another one.
+    if !is_plain(headers, &header::TRANSFER_ENCODING) {
         return Err(Refusal::Encoded);
     }
     strip_hops(headers);
-    // Another way to the same host, which nobody would intercept.
-    headers.remove(ALT_SVC);
     if websocket {
         ask_for_websocket(headers);
     }
-    Ok(scrub(headers, patterns))
+    Ok(())
+}
+
+fn is_plain(headers: &HeaderMap, encodings: &HeaderName) -> bool {
+    let is_plain =
+        |token: &str| token.eq_ignore_ascii_case("chunked") || token.eq_ignore_ascii_case("identity");
+    tokens(headers, encodings).all(is_plain)
 }
 
 /// Stars secrets out of all values. True if there was one.
@@ -107,6 +129,36 @@ pub(super) fn check_host(uri: &Uri, headers: &HeaderMap, name: &HostName, port: 
         Ok(())
     } else {
         Err(Refusal::OtherHost)
+    }
+}
+
+/// The host that a plain request is for, by its target or its one header; `None` where that is an address, or where an
+/// old client says nothing.
+pub(super) fn plain_host(uri: &Uri, headers: &HeaderMap) -> Result<Option<HostName>, Refusal> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(host.to_str().map_err(|_| Refusal::Request)?),
+        (Some(_), Some(_)) => return Err(Refusal::Request),
+    };
+    let is_http = uri.scheme_str().is_none_or(|scheme| scheme == "http");
+    let target = uri.authority().map(|authority| authority.as_str());
+    // A server may go by either.
+    let agree = target.is_none_or(|target| host.is_some_and(|host| host.eq_ignore_ascii_case(target)));
+    if !is_http || !agree {
+        return Err(Refusal::OtherHost);
+    }
+    let Some(host) = host else { return Ok(None) };
+    let (host, port) = host.rsplit_once(':').filter(|_| !host.ends_with(']')).unwrap_or((host, ""));
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Refusal::Request);
+    }
+    let is_address = host.parse::<Ipv4Addr>().is_ok() || host.starts_with('[');
+    match HostName::parse(host) {
+        Ok(name) => Ok(Some(name)),
+        Err(_) if is_address || host.is_empty() => Ok(None),
+        // A name that only the server can read is none that could be allowed.
+        Err(_) => Err(Refusal::Request),
     }
 }
 

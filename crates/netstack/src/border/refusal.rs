@@ -11,6 +11,8 @@ use http_body_util::Full;
 use tokio_rustls::rustls;
 
 use super::target::TargetError;
+use crate::name::HostName;
+use crate::policy;
 
 /// Why the border answered a request itself.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,9 @@ pub enum Refusal {
     NoRoute { known: Vec<String> },
     #[error("the request is for another host than its connection")]
     OtherHost,
+    /// A plain request for a host that isn't allowed, or for none.
+    #[error("the request{} may not leave: {reason}", name.as_ref().map_or(String::new(), |name| format!(" for {name}")))]
+    Host { name: Option<HostName>, reason: policy::Refusal },
     #[error("the policy doesn't let the request out")]
     Policy(#[source] io::Error),
     #[error("the upstream can't be reached")]
@@ -66,7 +71,7 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Target(_) | Self::Request => StatusCode::BAD_REQUEST,
-            Self::Policy(_) => StatusCode::FORBIDDEN,
+            Self::Policy(_) | Self::Host { .. } => StatusCode::FORBIDDEN,
             Self::NoRoute { .. } => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::OtherHost => StatusCode::MISDIRECTED_REQUEST,

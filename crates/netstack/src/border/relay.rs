@@ -22,10 +22,11 @@ use super::body::{Answer, Outgoing, Relayed};
 use super::head;
 use super::refusal::Refusal;
 use super::route::{Encryption, Route};
+use super::scrub::Patterns;
 use super::target::Target;
 use super::tunnel::Tunnel;
 use super::upstream::{Connection, SendError};
-use super::{Border, BorderEvent, Outside, Upstream};
+use super::{Allowed, Border, BorderEvent, Outside, Upstream};
 use crate::name::HostName;
 
 /// From the end of an answer to the end of the next request's head. Clients keep connections for less.
@@ -36,19 +37,26 @@ const MAX_HEADERS: usize = 128;
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What the guest connected to.
-pub(super) enum Side {
+pub(super) enum Side<'a> {
     Gateway,
     /// The guest said in its TLS hello that it wants `name`.
     Intercepted {
         name: HostName,
         address: SocketAddr,
     },
+    /// It is plain HTTP, and no secret goes in.
+    Plain {
+        address: SocketAddr,
+        allowed: Allowed<'a>,
+    },
 }
 
 pub(super) struct Relay<'a> {
     border: &'a Border,
     outside: &'a Outside,
-    side: Side,
+    side: Side<'a>,
+    /// What is starred out of answers.
+    patterns: Arc<Patterns>,
     // Held to take or to put; requests of one connection come one after the other.
     connection: Mutex<Option<Connection>>,
     tunnel: Mutex<Option<Tunnel>>,
@@ -59,14 +67,26 @@ struct Plan<'a> {
     upstream: Upstream,
     encryption: Encryption,
     target: PathAndQuery,
-    host: HeaderValue,
-    /// The gateway's, if it is one of its requests.
-    route: Option<&'a Route>,
+    terms: Terms<'a>,
+}
+
+/// What becomes of a request's head, and of the answer.
+enum Terms<'a> {
+    /// A route's secrets go in.
+    Gateway { host: HeaderValue, route: &'a Route },
+    /// Secrets go in where their placeholders are.
+    Intercepted { host: HeaderValue },
+    /// It is passed on as it is.
+    Plain,
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(border: &'a Border, outside: &'a Outside, side: Side) -> Self {
-        Self { border, outside, side, connection: Mutex::default(), tunnel: Mutex::default() }
+    pub(super) fn new(border: &'a Border, outside: &'a Outside, side: Side<'a>) -> Self {
+        let patterns = match side {
+            Side::Gateway | Side::Intercepted { .. } => Arc::clone(&border.patterns),
+            Side::Plain { .. } => Arc::default(),
+        };
+        Self { patterns, border, outside, side, connection: Mutex::default(), tunnel: Mutex::default() }
     }
 
     /// Serves the guest's connection until one of the sides ends it.
@@ -87,7 +107,7 @@ impl<'a> Relay<'a> {
         }
         let tunnel = self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(tunnel) = tunnel {
-            tunnel.carry(&self.border.patterns).await;
+            tunnel.carry(&self.patterns).await;
         }
     }
 
@@ -106,11 +126,13 @@ impl<'a> Relay<'a> {
 
     /// Decides where a request goes, before a byte leaves.
     fn plan(&self, request: &Request<Incoming>) -> Result<Plan<'a>, Refusal> {
+        let is_plain = matches!(self.side, Side::Plain { .. });
         // TRACE asks for an echo of the head.
-        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        if *request.method() == Method::CONNECT || *request.method() == Method::TRACE && !is_plain {
             return Err(Refusal::Method);
         }
         match &self.side {
+            Side::Plain { address, allowed } => plan_of_plain(request, *address, *allowed),
             Side::Gateway => self.plan_of_gateway(request.uri()),
             Side::Intercepted { name, address } => plan_of_interception(request, name, *address),
         }
@@ -127,11 +149,10 @@ impl<'a> Relay<'a> {
             Encryption::Tls => 443,
         };
         Ok(Plan {
-            upstream: Upstream { name: route.host.clone(), port: route.port, address: None },
+            upstream: Upstream { name: Some(route.host.clone()), port: route.port, address: None },
             encryption: route.encryption,
             target: target.below(&route.base_path).map_err(|_| Refusal::Request)?,
-            host: head::host_value(&route.host, route.port, default_port)?,
-            route: Some(route),
+            terms: Terms::Gateway { host: head::host_value(&route.host, route.port, default_port)?, route },
         })
     }
 
@@ -140,6 +161,9 @@ impl<'a> Relay<'a> {
         match &self.side {
             Side::Gateway => None,
             Side::Intercepted { name, address } => Some(Upstream::pinned(name, *address)),
+            Side::Plain { address, .. } => {
+                Some(Upstream { name: None, port: address.port(), address: Some(*address) })
+            }
         }
     }
 
@@ -151,10 +175,18 @@ impl<'a> Relay<'a> {
         let websocket = request.method() == Method::GET && head::wants_websocket(request.headers());
         let guest = websocket.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        // Before a secret is put in: the guest may name any header as one that is not to be passed on.
-        head::outgoing(&mut parts.headers, plan.host.clone(), websocket);
-        self.put_in(plan, &mut parts.headers)?;
         let mut outgoing = Request::new(Outgoing::new(body));
+        match &plan.terms {
+            // Before a secret is put in: the guest may name any header as one that is not to be passed on.
+            Terms::Gateway { host, .. } | Terms::Intercepted { host } => {
+                head::outgoing(&mut parts.headers, host.clone(), websocket);
+                self.put_in(plan, &mut parts.headers)?;
+            }
+            Terms::Plain => {
+                head::forwarded(&mut parts.headers, websocket);
+                *outgoing.version_mut() = parts.version;
+            }
+        }
         *outgoing.method_mut() = parts.method;
         *outgoing.uri_mut() = Uri::from(plan.target.clone());
         *outgoing.headers_mut() = parts.headers;
@@ -169,12 +201,13 @@ impl<'a> Relay<'a> {
     }
 
     fn put_in(&self, plan: &Plan<'_>, headers: &mut HeaderMap) -> Result<(), Refusal> {
-        let used = match plan.route {
-            Some(route) => {
+        let used = match plan.terms {
+            Terms::Gateway { route, .. } => {
                 head::strip_claims(headers);
                 self.border.set_credentials(route, headers)?
             }
-            None => self.border.fill_placeholders(&plan.upstream, headers),
+            Terms::Intercepted { .. } => self.border.fill_placeholders(&plan.upstream, headers),
+            Terms::Plain => Vec::new(),
         };
         for secret in used {
             (self.outside.events)(BorderEvent::PutIn { secret, upstream: plan.upstream.clone() });
@@ -228,7 +261,11 @@ impl<'a> Relay<'a> {
         let (events, upstream) = (Arc::clone(&self.outside.events), plan.upstream.clone());
         let on_echo = move || events(BorderEvent::Echoed { upstream });
         let on_echo: Box<dyn FnOnce() + Send> = Box::new(on_echo);
-        let on_echo = if head::incoming(&mut parts.headers, &self.border.patterns, switches)? {
+        let has_echoed = match plan.terms {
+            Terms::Plain => head::returned(&mut parts.headers, switches).map(|()| false)?,
+            _ => head::incoming(&mut parts.headers, &self.patterns, switches)?,
+        };
+        let on_echo = if has_echoed {
             on_echo();
             None
         } else {
@@ -236,7 +273,7 @@ impl<'a> Relay<'a> {
         };
         // A new response: the reason phrase and whatever else hangs on the old one is the upstream's text too.
         let mut answer =
-            Response::new(Answer::Relayed(Box::new(Relayed::new(body, &self.border.patterns, on_echo))));
+            Response::new(Answer::Relayed(Box::new(Relayed::new(body, &self.patterns, on_echo))));
         *answer.status_mut() = parts.status;
         *answer.headers_mut() = parts.headers;
         Ok(answer)
@@ -264,7 +301,22 @@ fn plan_of_interception<'a>(
         upstream: Upstream::pinned(name, address),
         encryption: Encryption::Tls,
         target: uri.path_and_query().cloned().ok_or(Refusal::Request)?,
-        host: head::host_value(name, address.port(), 443)?,
-        route: None,
+        terms: Terms::Intercepted { host: head::host_value(name, address.port(), 443)? },
+    })
+}
+
+fn plan_of_plain<'a>(
+    request: &Request<Incoming>,
+    address: SocketAddr,
+    allowed: Allowed<'_>,
+) -> Result<Plan<'a>, Refusal> {
+    let uri = request.uri();
+    let name = head::plain_host(uri, request.headers())?;
+    allowed(name.as_ref()).map_err(|reason| Refusal::Host { name: name.clone(), reason })?;
+    Ok(Plan {
+        upstream: Upstream { name, port: address.port(), address: Some(address) },
+        encryption: Encryption::None,
+        target: uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
+        terms: Terms::Plain,
     })
 }

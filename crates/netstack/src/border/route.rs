@@ -105,6 +105,15 @@ impl Route {
         })
     }
 
+    /// The host that it leads to, with the port where that isn't the usual one.
+    pub fn upstream(&self) -> String {
+        let usual = match self.encryption {
+            Encryption::None => 80,
+            Encryption::Tls => 443,
+        };
+        if self.port == usual { self.host.to_string() } else { format!("{}:{}", self.host, self.port) }
+    }
+
     /// Sets this header to the secret of this name in every request of the route.
     ///
     /// # Errors
@@ -130,7 +139,7 @@ mod tests {
     fn a_base_url_is_taken_apart_once() {
         let route = Route::new("anthropic", "https://API.Example.com:8443/v2/").unwrap();
         assert_eq!((route.host.as_str(), route.port), ("api.example.com", 8443));
-        assert_eq!(route.base_path, "/v2");
+        assert_eq!((route.base_path.as_str(), route.upstream().as_str()), ("/v2", "api.example.com:8443"));
         let route = Route::unencrypted("local", "http://localhost").unwrap();
         assert_eq!((route.port, route.base_path.as_str()), (80, ""));
     }

@@ -24,6 +24,7 @@ const MAX_RANDOM_CHARACTERS: usize = 128;
 /// A credential of the host. The VM only ever sees the placeholder that a [`Border`](super::Border) makes for it.
 ///
 /// What is held here is wiped from memory when dropped, and is in no `Debug` output.
+#[derive(Clone)]
 pub struct Secret {
     name: String,
     value: Zeroizing<String>,

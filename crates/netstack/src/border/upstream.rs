@@ -103,7 +103,8 @@ async fn encrypted(
     config: Arc<ClientConfig>,
     stream: TcpStream,
 ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Refusal> {
-    let name = ServerName::try_from(upstream.name.as_str().to_owned());
+    let name = upstream.name.as_ref().ok_or(Refusal::OtherHost)?;
+    let name = ServerName::try_from(name.as_str().to_owned());
     let name = name.map_err(|error| Refusal::Unreachable(io::Error::other(error)))?;
     let handshake = timeout(CONNECT_DEADLINE, TlsConnector::from(config).connect(name, stream));
     let stream = handshake.await.map_err(|_| Refusal::ConnectTimeout(CONNECT_DEADLINE))?;

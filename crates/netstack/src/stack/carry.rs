@@ -67,15 +67,24 @@ pub(super) enum End {
     PeerReset,
     /// By what the guest said first.
     Refused(Refusal),
+    /// The guest speaks plain HTTP, none of which has been passed on.
+    Http,
 }
 
 /// Looks at the first bytes of the guest, all of them from the beginning. None: it needs more.
-pub(super) type GateKeeper = Box<dyn Fn(&[u8]) -> Option<Result<(), Refusal>> + Send>;
+pub(super) type GateKeeper = Box<dyn Fn(&[u8]) -> Option<Result<Passage, Refusal>> + Send>;
+
+/// How what may leave goes on.
+pub(super) enum Passage {
+    AsItIs,
+    /// Each request is looked at: see [`End::Http`].
+    Http,
+}
 
 /// Carries until both directions are closed or one side resets. Dropped, the connection is left as it is.
 pub(super) struct Carry<'a> {
     connection: &'a mut Connection,
-    peer: Peer,
+    peer: &'a mut Peer,
     counter: &'a Counter,
     throttle: &'a Throttle,
     /// Until it has let the guest's first bytes pass.
@@ -93,6 +102,7 @@ pub(super) struct Carry<'a> {
 enum Break {
     Peer(io::Error),
     Refused(Refusal),
+    Http,
 }
 
 impl From<io::Error> for Break {
@@ -104,7 +114,7 @@ impl From<io::Error> for Break {
 impl<'a> Carry<'a> {
     pub(super) fn new(
         connection: &'a mut Connection,
-        peer: Peer,
+        peer: &'a mut Peer,
         counter: &'a Counter,
         throttle: &'a Throttle,
         gate: Option<GateKeeper>,
@@ -144,6 +154,7 @@ impl Future for Carry<'_> {
                     this.peer.reset();
                     return Poll::Ready(End::Refused(refusal));
                 }
+                Err(Break::Http) => return Poll::Ready(End::Http),
             };
             this.connection.exchange();
             if this.is_over() {
@@ -194,7 +205,8 @@ impl Carry<'_> {
         match gate(bytes) {
             // What the guest ends without a name goes as it is: it has said nothing that could be denied.
             None if !full && !self.connection.has_ended() => return Ok(false),
-            None | Some(Ok(())) => {}
+            None | Some(Ok(Passage::AsItIs)) => {}
+            Some(Ok(Passage::Http)) => return Err(Break::Http),
             Some(Err(refusal)) => return Err(Break::Refused(refusal)),
         }
         self.gate = None;
@@ -209,7 +221,7 @@ impl Carry<'_> {
         }
         while self.connection.socket().can_recv() {
             let Some(allowed) = self.allowance(Direction::Out) else { return Ok(progress) };
-            let peer = &mut self.peer;
+            let peer = &mut *self.peer;
             let passed = self.connection.socket().recv(|bytes| {
                 let first = bytes.len().min(allowed);
                 match peer.poll_write(context, bytes.get(..first).unwrap_or_default()) {
@@ -247,7 +259,7 @@ impl Carry<'_> {
         let mut progress = false;
         while !self.peer_done && self.connection.socket().can_send() {
             let Some(allowed) = self.allowance(Direction::In) else { return Ok(progress) };
-            let peer = &mut self.peer;
+            let peer = &mut *self.peer;
             let passed = self.connection.socket().send(|room| {
                 let length = room.len().min(allowed);
                 let mut buffer = ReadBuf::new(room.get_mut(..length).unwrap_or_default());

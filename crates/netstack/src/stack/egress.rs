@@ -124,6 +124,12 @@ impl Shared {
         self.policy().decide_named(&flow(facts, facts.names()), &own, claimed.as_ref())
     }
 
+    /// Asks the policy about one request of a flow.
+    pub(super) fn decide_request(&self, facts: &Facts, host: Option<&HostName>) -> Result<(), Refusal> {
+        let own = own_address(facts.key.remote.ip());
+        self.policy().decide_named(&flow(facts, facts.names()), &own, host)
+    }
+
     /// Asks the policy as it is now about a flow that was allowed.
     pub(super) fn still_allows(&self, facts: &Facts) -> bool {
         if facts.inside.get().is_some() {
@@ -145,6 +151,12 @@ impl Shared {
     /// Tells the host of a refusal. The guest is told by the caller, afterwards: its process can be found as long as it
     /// waits.
     pub(super) async fn refused(&self, facts: &Facts, refusal: &Refusal) {
+        let claimed = facts.claimed.get().and_then(Option::as_ref);
+        self.request_refused(facts, claimed, refusal).await;
+    }
+
+    /// The same of one request of a flow.
+    pub(super) async fn request_refused(&self, facts: &Facts, claimed: Option<&HostName>, refusal: &Refusal) {
         self.stats.refused();
         let process = match self.lookups.try_acquire() {
             Ok(_turn) => {
@@ -155,10 +167,8 @@ impl Shared {
         };
         let policy = self.policy();
         let mut names = facts.names().to_vec();
-        if let Some(claimed) = facts.claimed.get().cloned().flatten()
-            && !names.contains(&claimed)
-        {
-            names.push(claimed);
+        if let Some(claimed) = claimed.filter(|claimed| !names.contains(claimed)) {
+            names.push(claimed.clone());
         }
         self.events.push(NetworkEventKind::Refused {
             protocol: facts.protocol,

@@ -5,6 +5,7 @@
 //!                ├─ allowed ─► connect outside ─► answer the guest ─► carry
 //!                └─ by name ─► answer the guest ─► first bytes ─► policy ─► connect outside ─► carry
 //! ```
+//! Where names matter, plain HTTP is carried request by request: each says for itself what it is for.
 //! The guest is answered when the other side has answered, so that it sees what it would see without us in between. Only
 //! where a policy goes by names does it have to speak first.
 
@@ -18,7 +19,7 @@ use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::carry::{Carry, End, Peer};
+use super::carry::{Carry, End, Passage, Peer};
 use super::connection::Connection;
 use super::egress::{Facts, Shared};
 use super::packet::{self, Inbound, Unreachable};
@@ -50,6 +51,13 @@ enum Failed {
     Connect(io::Error),
     /// The guest has given up.
     Gone,
+}
+
+/// How far a connection has been carried.
+enum Carried {
+    Whole,
+    /// Not at all: it speaks plain HTTP, whose requests are to be looked at.
+    Http,
 }
 
 impl From<Refusal> for Failed {
@@ -123,9 +131,18 @@ impl Flow {
 
     /// Connects outside, then answers the guest.
     async fn outside(&mut self, gated: bool) -> Result<(), Failed> {
-        let stream = connect(self.facts.key.remote).await?;
+        let mut peer = Peer::Host(connect(self.facts.key.remote).await?);
         self.answer();
-        self.carry(Peer::Host(stream), gated).await
+        match (self.carry(&mut peer, gated).await?, peer) {
+            (Carried::Http, Peer::Host(stream)) => self.requests(Some(stream)).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on with a connection that speaks plain HTTP: what its first request is for says nothing of the next.
+    async fn requests(&mut self, open: Option<TcpStream>) -> Result<(), Failed> {
+        let (shared, facts) = (Arc::clone(&self.shared), Arc::clone(&self.facts));
+        self.serve_inside(async move |stream| shared.check_hosts(stream, facts, open).await).await
     }
 
     /// Answers the guest, hears what it is for, then connects outside.
@@ -133,7 +150,8 @@ impl Flow {
         let connection = self.answer();
         let (name, wire) = match tokio::time::timeout(FIRST_WORDS, first_words(connection)).await {
             Ok(Some(Sniffed::Name(name, wire))) => (Some(name), Some(wire)),
-            Ok(Some(_)) | Err(_) => (None, None),
+            Ok(Some(Sniffed::Nameless(wire))) => (None, Some(wire)),
+            Ok(Some(Sniffed::Incomplete)) | Err(_) => (None, None),
             Ok(None) => return Err(Failed::Gone),
         };
         self.shared.decide_named(&self.facts, name.as_ref())?;
@@ -143,9 +161,13 @@ impl Flow {
                 let serve = async move |stream| shared.intercept(stream, remote, name).await;
                 self.serve_inside(serve).await
             }
-            _ => {
+            (_, Some(Wire::Http)) => {
                 let stream = connect(remote).await?;
-                self.carry(Peer::Host(stream), false).await
+                self.requests(Some(stream)).await
+            }
+            _ => {
+                let mut peer = Peer::Host(connect(remote).await?);
+                self.carry(&mut peer, false).await.map(drop)
             }
         }
     }
@@ -167,9 +189,9 @@ impl Flow {
         }
         match shared.host_port(remote) {
             Some(address) => {
-                let stream = connect(address).await?;
+                let mut peer = Peer::Host(connect(address).await?);
                 self.answer();
-                self.carry(Peer::Host(stream), false).await
+                self.carry(&mut peer, false).await.map(drop)
             }
             None if remote.ip() == shared.addresses.gateway => {
                 Err(Refusal { reason: Reason::OwnAddress, rule: None }.into())
@@ -190,11 +212,18 @@ impl Flow {
 
     async fn serve_inside(&mut self, serve: impl AsyncFnOnce(DuplexStream)) -> Result<(), Failed> {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        let (carried, ()) = tokio::join!(self.carry(Peer::Inside(ours), false), serve(theirs));
-        carried
+        let mut peer = Peer::Inside(ours);
+        let carry = async {
+            let carried = self.carry(&mut peer, false).await;
+            // Whoever serves sees the guest's end.
+            drop(peer);
+            carried
+        };
+        let (carried, ()) = tokio::join!(carry, serve(theirs));
+        carried.map(drop)
     }
 
-    async fn carry(&mut self, peer: Peer, gated: bool) -> Result<(), Failed> {
+    async fn carry(&mut self, peer: &mut Peer, gated: bool) -> Result<Carried, Failed> {
         let Some(connection) = &mut self.connection else { return Err(Failed::Gone) };
         let shared = Arc::clone(&self.shared);
         let counter = shared.stats.count(self.facts.key.remote.ip(), self.facts.name(), true);
@@ -202,13 +231,17 @@ impl Flow {
         let gate = gated.then(|| {
             Box::new(move |bytes: &[u8]| match sniff(bytes) {
                 Sniffed::Incomplete if bytes.len() < MAX_SNIFF_BYTES => None,
-                Sniffed::Name(name, _) => Some(shared.decide_named(&facts, Some(&name))),
-                _ => Some(shared.decide_named(&facts, None)),
+                Sniffed::Name(name, wire) => {
+                    Some(shared.decide_named(&facts, Some(&name)).map(|()| passage(wire)))
+                }
+                Sniffed::Nameless(wire) => Some(shared.decide_named(&facts, None).map(|()| passage(wire))),
+                Sniffed::Incomplete => Some(shared.decide_named(&facts, None).map(|()| Passage::AsItIs)),
             }) as super::carry::GateKeeper
         });
         match Carry::new(connection, peer, &counter, &self.shared.throttle, gate).await {
             End::Refused(refusal) => Err(refusal.into()),
-            End::Closed | End::GuestReset | End::PeerReset => Ok(()),
+            End::Http => Ok(Carried::Http),
+            End::Closed | End::GuestReset | End::PeerReset => Ok(Carried::Whole),
         }
     }
 
@@ -235,6 +268,13 @@ impl Flow {
                 }
             }
         }
+    }
+}
+
+fn passage(wire: Wire) -> Passage {
+    match wire {
+        Wire::Http => Passage::Http,
+        Wire::Tls | Wire::Unknown => Passage::AsItIs,
     }
 }
 

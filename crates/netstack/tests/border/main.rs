@@ -9,5 +9,6 @@ mod bodies;
 mod gateway;
 mod heads;
 mod interception;
+mod plain;
 mod support;
 mod websocket;

@@ -56,7 +56,7 @@ impl World {
         let (log, sink) = (Arc::clone(&dialed), Arc::clone(&events));
         let outside = Outside {
             dial: Arc::new(move |upstream| {
-                let address = hosts.get(upstream.name.as_str()).copied();
+                let address = upstream.name.as_ref().and_then(|name| hosts.get(name.as_str()).copied());
                 log.lock().unwrap().push(upstream);
                 Box::pin(
                     async move { TcpStream::connect(address.ok_or(io::ErrorKind::PermissionDenied)?).await },
@@ -109,7 +109,17 @@ impl World {
         Guest { stream: guest, served }
     }
 
-    /// The same after a TLS handshake in which the guest believes the VM's authority.
+    /// A connection of the guest that speaks plain HTTP, by a policy that knows one name.
+    pub(crate) fn connect_plain(&self, destination: SocketAddr) -> Guest<DuplexStream> {
+        let (guest, stack) = duplex(64 * 1024);
+        let (border, outside) = (Arc::clone(&self.border), self.outside.clone());
+        let served = tokio::spawn(async move {
+            border.check_hosts(stack, destination, &crate::plain::allowed, &outside).await;
+        });
+        Guest { stream: guest, served }
+    }
+
+    /// A connection to the destination after a TLS handshake in which the guest believes the VM's authority.
     pub(crate) async fn connect_tls(
         &self,
         destination: SocketAddr,

@@ -2,6 +2,7 @@
 
 use agentos_agents::model::{ModelKind, ModelWish};
 use agentos_agents::plan::McpServer;
+use agentos_agents::provider::Provider;
 use agentos_agents::store::Progress;
 use agentos_agents::transcript::Event;
 use agentos_agents::{AgentConfig, AgentEntry, Registry, Session};
@@ -77,14 +78,27 @@ pub(crate) fn agent_config(config: v1::AgentConfig) -> AgentConfig {
 }
 
 pub(crate) fn agent_entry(entry: AgentEntry, registry: &Registry) -> v1::AgentEntry {
-    let looked_for = registry.find(&entry.id).map(|agent| agent.keys.iter().chain(&agent.base_urls));
+    let agent = registry.find(&entry.id).ok();
+    let looked_for = agent.map(|agent| agent.keys.iter().chain(&agent.base_urls));
+    let providers = agent.map(|agent| agent.providers.iter()).into_iter().flatten();
     v1::AgentEntry {
+        providers: providers.map(|known| agent_provider(known.provider)).collect(),
         model_env: looked_for.into_iter().flatten().map(|name| (*name).to_owned()).collect(),
         id: entry.id,
         acp_adapter: entry.acp_adapter,
         agent_package: entry.agent_package,
         installed: entry.installed,
         version: entry.version.unwrap_or_default(),
+    }
+}
+
+fn agent_provider(provider: &Provider) -> v1::AgentProvider {
+    let host = provider.upstream.parse::<http::Uri>().ok();
+    let host = host.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    v1::AgentProvider {
+        key: provider.key.to_owned(),
+        base_url: provider.base_url.to_owned(),
+        host: host.to_owned(),
     }
 }
 
@@ -152,6 +166,11 @@ mod tests {
             installed: false,
             version: None,
         };
-        assert!(agent_entry(entry, &registry).model_env.contains(&"ANTHROPIC_API_KEY".to_owned()));
+        let entry = agent_entry(entry, &registry);
+        assert!(entry.model_env.contains(&"ANTHROPIC_API_KEY".to_owned()));
+        assert_eq!(
+            (entry.providers[0].key.as_str(), entry.providers[0].host.as_str()),
+            ("ANTHROPIC_API_KEY", "api.anthropic.com")
+        );
     }
 }

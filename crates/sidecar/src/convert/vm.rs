@@ -1,5 +1,6 @@
 //! A VM's options and state.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentos_proto::v1::{self, base::Kind};
@@ -13,21 +14,26 @@ use crate::convert::session;
 use crate::errors::Failure;
 use crate::host::{CreateVm, HostedVm};
 use crate::registry::Listed;
+use crate::secrets::{self, ProviderKey};
 use crate::sessions::SessionDefaults;
 
 impl TryFrom<v1::CreateVmRequest> for CreateVm {
     type Error = Failure;
 
     fn try_from(request: v1::CreateVmRequest) -> Result<Self, Failure> {
+        let mut env: BTreeMap<String, String> = request.env.into_iter().collect();
+        let declared = secrets::declare(request.secrets, &mut env)?;
         let sessions = SessionDefaults {
-            env: request.env.clone().into_iter().collect(),
+            // The addresses of providers behind the gateway are the VM's own matter.
+            env: without_gateway(&env, &declared.keys),
+            keys: declared.keys,
             instructions: request.additional_instructions,
             model: session::model_wish(request.model)?,
             agents: request.agents.into_iter().map(session::agent_config).collect(),
         };
         let mounts = request.mounts.into_iter().map(mount_options).collect::<Result<_, _>>()?;
         let ports = request.loopback_exempt_ports.into_iter().map(port).collect::<Result<_, _>>()?;
-        let env = request.env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes()));
+        let env = env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes()));
         let options = VmOptions {
             env: env.collect(),
             mounts,
@@ -45,10 +51,21 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
                     .map(|server| super::network::socket_address(server))
                     .collect::<Result<_, _>>()?,
                 limits: network_limits(request.limits.as_ref()),
+                secrets: declared.secrets,
+                routes: declared.routes,
             },
         };
         Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions })
     }
+}
+
+/// What sessions are told of the VM's environment.
+fn without_gateway(env: &BTreeMap<String, String>, keys: &[ProviderKey]) -> BTreeMap<String, String> {
+    let mut env = env.clone();
+    for key in keys {
+        env.remove(key.provider.base_url);
+    }
+    env
 }
 
 /// TCP ports have 16 bits; the message has room for more.

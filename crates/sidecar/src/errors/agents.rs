@@ -33,7 +33,7 @@ impl From<Malformed> for Failure {
 
 impl From<NoModel> for Failure {
     fn from(error: NoModel) -> Self {
-        Self::new(ErrorKind::NoModel, &error.agent, error.to_string())
+        Self::new(ErrorKind::NoModel, error.agent(), error.to_string())
     }
 }
 

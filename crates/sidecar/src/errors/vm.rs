@@ -194,6 +194,10 @@ impl From<CreateError> for Failure {
             CreateError::LoopbackPort { port, source } => {
                 Self { message, object: port.to_string(), ..source.into() }
             }
+            CreateError::TrustStore { path, source } => {
+                Self { message, object: path.to_owned(), ..source.into() }
+            }
+            CreateError::Trust(_) => Self::new(ErrorKind::HostUnsupported, "certificates", message),
             CreateError::Ids(source) | CreateError::Socket(source) => match source.raw_os_error() {
                 Some(errno) => Self::system(errno, "", message),
                 None => Self::new(ErrorKind::Internal, "", message),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentos_agents::configuration;
-use agentos_agents::model::{self, ModelChoice, ModelKind, ModelRequest, ModelWish};
+use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest, ModelWish};
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
 use agentos_agents::session::SessionStart;
 use agentos_agents::store::{Installed, Progress};
@@ -21,6 +21,7 @@ use super::launch::{self, Launched};
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
 use crate::host::{Host, HostedVm};
+use crate::secrets::ProviderKey;
 
 /// Running an agent once so that it leaves compiled code behind; sessions work without it, only slower.
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(20);
@@ -94,6 +95,7 @@ impl Host {
             instructions: &instructions,
             model: &choice,
             demo_base_url: &demo_base_url,
+            redirects: &ProviderKey::redirects(&hosted.sessions.defaults.keys, agent, &env),
             mcp_servers: &wish.mcp_servers,
         })?;
         let launched = launch(&hosted, &plan).await?;
@@ -212,11 +214,19 @@ async fn choose_model(
         ModelWish::Auto => configured(&hosted.vm, agent, env).await?,
         ModelWish::Demo | ModelWish::Provider => None,
     };
+    let keys = &hosted.sessions.defaults.keys;
+    let declared: Vec<Declared<'_>> =
+        keys.iter().map(|key| Declared { name: key.provider.key, host: &key.host }).collect();
+    let unreachable = match keys.as_slice() {
+        [] => None,
+        _ => hosted.vm.network_stats().await.err().map(|error| errors::chain(&error)),
+    };
     Ok(model::choose(&ModelRequest {
         wish: wanted,
         agent,
         env_names: &names,
-        declared: &[],
+        declared: &declared,
+        unreachable: unreachable.as_deref(),
         configured: configured.as_deref(),
         provider_required: wish.provider_required,
     })?)

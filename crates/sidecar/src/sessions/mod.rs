@@ -38,6 +38,7 @@ pub(crate) use guest::VmSessions;
 use crate::demo_model::DemoModel;
 use crate::errors::{self, Failure};
 use crate::options::Config;
+use crate::secrets::ProviderKey;
 use instructions::Scratch;
 
 /// Agents' modules that the user brings, looked at before the store.
@@ -53,6 +54,8 @@ pub(crate) struct SessionDefaults {
     pub(crate) instructions: String,
     pub(crate) model: ModelWish,
     pub(crate) agents: Vec<AgentConfig>,
+    /// The providers' keys among the VM's secrets.
+    pub(crate) keys: Vec<ProviderKey>,
 }
 
 /// A session on its way: whether anybody has closed it before it stood.

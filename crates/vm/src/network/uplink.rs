@@ -14,7 +14,7 @@ use std::sync::Arc;
 use agentos_guest_protocol::init::Request;
 use agentos_guest_protocol::launcher::BootFailure;
 use agentos_guest_protocol::network::{self as guest, NetworkRequest};
-use agentos_netstack::border::{Border, BorderError, Trust, TrustError};
+use agentos_netstack::border::{Border, Route, Secret, Trust, TrustError};
 use agentos_netstack::dns::{Resolver, Upstream};
 use agentos_netstack::event::{EventLog, Owner};
 use agentos_netstack::name::HostName;
@@ -22,11 +22,13 @@ use agentos_netstack::pins::Pins;
 use agentos_netstack::policy::{EgressPolicy, Protocol};
 use agentos_netstack::stack::{Addresses, Identify, NetworkStats, Stack, StackLimits, StackOptions};
 use rustix::fs::FileType;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 
 use super::NetworkError;
 use crate::command::{Call, Command, Completion, ProtocolError};
+use crate::create::CreateError;
 use crate::spec::VmSpec;
+use crate::trust;
 use crate::vm::Vm;
 
 /// A wish for a VM's network.
@@ -37,6 +39,10 @@ pub struct NetworkOptions {
     /// Asked instead of the host's own.
     pub dns_servers: Vec<SocketAddr>,
     pub limits: StackLimits,
+    /// What the border puts in on the way out. Each is a variable in the VM, with a placeholder for its value.
+    pub secrets: Vec<Secret>,
+    /// What the gateway leads to.
+    pub routes: Vec<Route>,
 }
 
 /// What a VM's handles and its owner task share of its network.
@@ -107,6 +113,8 @@ pub(crate) struct HostNetwork {
     upstream: Upstream,
     /// For VMs without secrets, which talk TLS to nobody themselves.
     nobody: Trust,
+    /// Whom the host trusts. Read for the first VM that has secrets: it takes a while.
+    trusted: OnceCell<Trust>,
 }
 
 impl HostNetwork {
@@ -115,7 +123,29 @@ impl HostNetwork {
             tracing::warn!(%error, "VMs can resolve no names");
             Upstream::servers(&[])
         });
-        Ok(Self { upstream, nobody: Trust::nobody()? })
+        Ok(Self { upstream, nobody: Trust::nobody()?, trusted: OnceCell::new() })
+    }
+
+    /// Takes a VM's secrets into its border, and leaves their placeholders in its environment.
+    pub(crate) async fn keep_secrets(&self, spec: &mut VmSpec) -> Result<Arc<Border>, CreateError> {
+        let (secrets, routes) = spec.take_secrets();
+        let trust =
+            if secrets.is_empty() && routes.is_empty() { &self.nobody } else { self.trusted().await? };
+        let border = Border::new(secrets, routes, trust.clone()).map_err(CreateError::Border)?;
+        spec.add_env(border.placeholders());
+        if border.authority_pem().is_some() {
+            spec.add_env(trust::VARIABLES);
+        }
+        Ok(Arc::new(border))
+    }
+
+    async fn trusted(&self) -> Result<&Trust, CreateError> {
+        let read = || async {
+            let read = tokio::task::spawn_blocking(Trust::system).await;
+            // A fault in there is like a host without authorities.
+            read.unwrap_or(Err(TrustError::Empty)).map_err(CreateError::Trust)
+        };
+        self.trusted.get_or_try_init(read).await
     }
 }
 
@@ -149,7 +179,8 @@ impl Seed {
         uplink: &Uplink,
         commands: mpsc::WeakSender<Command>,
         host: &HostNetwork,
-    ) -> Result<Self, BorderError> {
+        border: Arc<Border>,
+    ) -> Self {
         let network = spec.network();
         let v6 = spec.uplink().is_some_and(|uplink| uplink.v6);
         let pins = Arc::new(Pins::default());
@@ -157,7 +188,6 @@ impl Seed {
             [] => host.upstream.clone(),
             servers => Upstream::servers(servers),
         };
-        let border = Border::new(Vec::new(), Vec::new(), host.nobody.clone())?;
         let options = StackOptions {
             addresses: Addresses {
                 guest: guest::GUEST,
@@ -171,12 +201,12 @@ impl Seed {
             host_ports: spec.loopback_exempt_ports().iter().copied().collect(),
             resolver: Resolver::new(upstream, hosts(), Arc::clone(&pins)).with_ipv6(v6),
             pins,
-            border: Arc::new(border),
+            border,
             limits: network.limits,
             events: Arc::clone(&uplink.events),
             identify: identify(commands),
         };
-        Ok(Self { options })
+        Self { options }
     }
 
     /// Starts the stack on what init has passed, which must be a TUN device.

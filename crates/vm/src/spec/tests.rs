@@ -2,6 +2,7 @@ use agentos_guest_protocol::launcher::IdMode;
 use agentos_guest_protocol::launcher::PlannedMountKind;
 
 use super::*;
+use crate::network::Secret;
 
 fn host() -> Host {
     let findings = HostFindings {
@@ -120,14 +121,14 @@ fn outer_mounts_come_first_and_command_directories_lead_the_path() {
 
 #[test]
 fn the_environment_is_merged_over_the_base_and_hides_its_values() {
-    let env = vec![(b"LANG".to_vec(), b"de_DE".to_vec()), (b"TOKEN".to_vec(), b"secret".to_vec())];
+    let env = vec![(b"LANG".to_vec(), b"de_DE".to_vec()), (b"TOKEN".to_vec(), b"hidden".to_vec())];
     let spec = VmSpec::validate(VmOptions { env, ..Default::default() }, &host()).unwrap();
     let get = |name: &str| spec.environment().get(name.as_bytes()).unwrap();
     assert_eq!(get("LANG"), b"de_DE");
     assert_eq!(get("HOME"), b"/home/user");
     assert_eq!(get("HOSTNAME"), b"agentos");
     let shown = format!("{spec:?}");
-    assert!(shown.contains("TOKEN") && !shown.contains("secret"), "{shown}");
+    assert!(shown.contains("TOKEN") && !shown.contains("hidden"), "{shown}");
 
     let root = VmSpec::validate(VmOptions { root: true, ..Default::default() }, &host()).unwrap();
     assert_eq!(root.environment().get(b"USER").unwrap(), b"root");
@@ -143,6 +144,37 @@ fn environment_names_and_values_are_checked() {
     assert!(refused(b"", b"x").starts_with("env: name ''"));
     assert_eq!(refused(b"A", b"x\0y"), "env: value of 'A' contains NUL");
     assert!(refused(b"A", &vec![b'x'; 100 << 20]).contains("longer than the kernel takes"));
+}
+
+#[test]
+fn a_secret_takes_the_place_of_a_variable_that_nobody_has_set() {
+    let secret = |name: &str| Secret::new(name, "a long value".to_owned().into()).unwrap();
+    let options = |secrets: Vec<Secret>| VmOptions {
+        env: vec![(b"TAKEN".to_vec(), b"1".to_vec())],
+        network: NetworkOptions { secrets, ..Default::default() },
+        ..Default::default()
+    };
+    assert_eq!(refusal(options(vec![secret("A"), secret("A")])), "secrets: A is given twice");
+    for taken in ["TAKEN", "PATH"] {
+        let refused = refusal(options(vec![secret(taken)]));
+        assert!(refused.starts_with(&format!("secrets: {taken} is in the environment already")), "{refused}");
+    }
+    assert!(refusal(options(vec![secret("A=B")])).contains("'A=B'"));
+    let mut spec = VmSpec::validate(options(vec![secret("A")]), &host()).unwrap();
+    assert!(!format!("{spec:?}").contains("a long value"));
+    assert_eq!(spec.take_secrets().0.len(), 1);
+    assert!(spec.take_secrets().0.is_empty(), "nobody else has them");
+    spec.add_env([("A", "placeholder"), ("TAKEN", "2")]);
+    assert_eq!(spec.environment().get(b"A").unwrap(), b"placeholder");
+    assert_eq!(spec.environment().get(b"TAKEN").unwrap(), b"1", "the user's own");
+}
+
+#[test]
+fn what_somebody_mounts_is_told_from_what_the_base_has() {
+    let options = VmOptions { mounts: vec![memory("/etc/ssl"), memory("/work")], ..Default::default() };
+    let spec = VmSpec::validate(options, &host()).unwrap();
+    assert!(spec.is_mounted("/etc/ssl/certs/x.crt") && spec.is_mounted("/work"));
+    assert!(!spec.is_mounted("/etc/sslx") && !spec.is_mounted("/etc"));
 }
 
 #[test]
