@@ -46,7 +46,7 @@ pub enum ErrorKind {
     ReadOnly,
     /// The disk limit of the VM, or the disk behind a mount, is used up.
     NoSpace,
-    /// Somebody else is using it: a running prompt, a mount point.
+    /// Somebody else is using it: a running prompt, a mount point, an address of the host.
     Busy,
     /// A deadline passed.
     Timeout,

@@ -54,6 +54,7 @@ mod bytes_in;
 mod connection;
 mod convert;
 mod discovery;
+mod egress;
 mod error;
 mod feed;
 mod filesystem;
@@ -63,6 +64,7 @@ mod mount;
 mod network;
 mod options;
 mod output;
+mod policy;
 mod ports;
 mod process;
 mod process_list;
@@ -80,6 +82,9 @@ mod vm_connection;
 
 pub use agent::{AgentProvider, AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
+pub use egress::{
+    DestinationStats, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkRefusal, NetworkStats,
+};
 pub use error::{Error, ErrorKind, JsonRpcError, Result};
 pub use filesystem::{
     BatchReadResult, BatchWriteEntry, BatchWriteResult, Delete, DirEntry, FileType, Mkdir, ReaddirRecursive,
@@ -93,6 +98,7 @@ pub use options::{
     AgentOsSidecarConfig, Base, Limits, ModelChoice,
 };
 pub use output::OutputStream;
+pub use policy::{EgressPolicy, Protocol, Rule};
 pub use ports::{ListeningPort, PortEvent, PortEvents, PortOwner, PortProtocol};
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};

@@ -192,7 +192,8 @@ impl std::fmt::Debug for Body {
 
 impl AgentOs {
     /// Sends a request to the server listening on a port inside the VM and returns when its response has begun. The
-    /// URL's host is ignored; redirects are not followed. Bodies are streamed.
+    /// URL's host is ignored; redirects are not followed. Bodies are streamed. For WebSockets see
+    /// [`upgrade`](Self::upgrade).
     ///
     /// # Errors
     ///

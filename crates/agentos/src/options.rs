@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::mount::Mount;
+use crate::policy::EgressPolicy;
 use crate::secret::Secret;
 use crate::sidecar::AgentOsSidecar;
 
@@ -40,6 +42,8 @@ pub struct AgentOsOptions {
     pub(crate) root: bool,
     pub(crate) agents: BTreeMap<String, AgentConfig>,
     pub(crate) secrets: Vec<Secret>,
+    pub(crate) network: Option<EgressPolicy>,
+    pub(crate) dns_servers: Vec<SocketAddr>,
 }
 
 impl AgentOsOptions {
@@ -134,6 +138,21 @@ impl AgentOsOptions {
         self
     }
 
+    /// What may leave the VM; [`EgressPolicy::public`] by default.
+    #[must_use]
+    pub fn network(mut self, policy: EgressPolicy) -> Self {
+        self.network = Some(policy);
+        self
+    }
+
+    /// A DNS server that is asked instead of the host's own; several are asked in the order given. The VM reaches it by
+    /// its own resolver alone, so the policy need not allow it.
+    #[must_use]
+    pub fn dns_server(mut self, server: SocketAddr) -> Self {
+        self.dns_servers.push(server);
+        self
+    }
+
     /// Describes an agent; it wins over a built-in one of the same id.
     #[must_use]
     pub fn agent(mut self, id: impl Into<String>, agent: AgentConfig) -> Self {
@@ -167,6 +186,8 @@ impl fmt::Debug for AgentOsOptions {
             .field("root", &self.root)
             .field("agents", &self.agents)
             .field("secrets", &self.secrets)
+            .field("network", &self.network)
+            .field("dns_servers", &self.dns_servers)
             .finish()
     }
 }
@@ -192,6 +213,8 @@ pub struct Limits {
     pub(crate) processes: Option<u32>,
     pub(crate) open_files: Option<u32>,
     pub(crate) disk_bytes: Option<u64>,
+    pub(crate) connections: Option<u32>,
+    pub(crate) bandwidth_bytes: Option<u64>,
 }
 
 impl Limits {
@@ -227,6 +250,20 @@ impl Limits {
     #[must_use]
     pub fn disk_bytes(mut self, bytes: u64) -> Self {
         self.disk_bytes = Some(bytes);
+        self
+    }
+
+    /// TCP connections out of the VM at a time; 4,096 by default. The next one is refused.
+    #[must_use]
+    pub fn connections(mut self, count: u32) -> Self {
+        self.connections = Some(count);
+        self
+    }
+
+    /// Bytes of payload that may leave the VM in a second, and as many that may come in. There is no limit by default.
+    #[must_use]
+    pub fn bandwidth_bytes(mut self, bytes_per_second: u64) -> Self {
+        self.bandwidth_bytes = Some(bytes_per_second);
         self
     }
 }

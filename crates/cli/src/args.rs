@@ -7,6 +7,7 @@ use crate::daemon::SidecarArgs;
 use crate::demo_model::DemoModelArgs;
 use crate::doctor::DoctorArgs;
 use crate::exec::ExecArgs;
+use crate::net_log::NetCommandArgs;
 use crate::ports::{ForwardArgs, PortsArgs};
 use crate::run::RunArgs;
 use crate::shell::ShellArgs;
@@ -60,6 +61,8 @@ pub(crate) enum Command {
     Ports(PortsArgs),
     /// Show ports of a kept VM on this host
     Forward(ForwardArgs),
+    /// Show what a kept VM may not reach and what it has reached, or change it
+    Net(NetCommandArgs),
     /// List and install agents
     Agents(AgentsArgs),
     /// Say what this host can and can't do for VMs, and the cure

@@ -42,6 +42,7 @@ Examples:
   agentos exec -- sh -c 'id; ls /'
   agentos exec --project . -- grep -rn main .
   tar c src | agentos exec -- sha256sum
+  agentos exec --allow registry.npmjs.org:443 -- npm view left-pad version
   agentos exec --keep=box -- touch hello
   agentos exec --publish 8080:3000 --project . -- npm run dev
   agentos exec --vm box --timeout 10 -- ls -l")]

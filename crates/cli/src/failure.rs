@@ -41,6 +41,8 @@ pub(crate) enum Failure {
     OutDir { path: PathBuf, source: io::Error },
     #[error("--out {} is not a directory", .path.display())]
     OutIsFile { path: PathBuf },
+    #[error("a policy is needed: --net, --allow or both")]
+    NoPolicy,
     #[error("cannot start")]
     Runtime(#[source] io::Error),
     #[error("cannot watch for signals")]
@@ -83,7 +85,7 @@ impl Failure {
                 _ => OTHER,
             },
             Self::Provider(_) => AGENT,
-            Self::OutIsFile { .. } => USAGE,
+            Self::OutIsFile { .. } | Self::NoPolicy => USAGE,
             Self::OutputClosed => SIGNALED + SIGPIPE,
             Self::Interrupted { signal } => SIGNALED + signal,
             _ => OTHER,

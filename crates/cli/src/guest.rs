@@ -15,6 +15,7 @@ use clap::Args;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
+use crate::net::NetArgs;
 use crate::ports;
 use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec, PublishSpec};
 use crate::terminal::notice;
@@ -46,13 +47,15 @@ pub(crate) struct VmArgs {
     /// Keep the VM afterwards, under this name or one that is made up and printed
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
     pub(crate) keep: Option<Option<String>>,
+    #[command(flatten)]
+    pub(crate) net: NetArgs,
 }
 
 /// For commands that can also work in a VM that was kept.
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Work in this kept VM instead of a new one
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "keep"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "keep", "net", "allow"])]
     pub(crate) vm: Option<String>,
 }
 
@@ -78,6 +81,9 @@ impl VmArgs {
             let mount = Mount::host_dir(&spec.host);
             let mount = if spec.writable { mount.read_write() } else { mount };
             options = options.mount(&spec.guest, mount);
+        }
+        if let Some(policy) = self.net.policy() {
+            options = options.network(policy);
         }
         options.envs(self.env.iter().map(|env| (&env.name, &env.value)))
     }

@@ -20,6 +20,8 @@ mod exec;
 mod failure;
 mod guest;
 mod install;
+mod net;
+mod net_log;
 mod output;
 mod ports;
 mod read_only;
@@ -73,6 +75,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Dispose(args) => vms::dispose(args).await,
         Command::Ports(args) => ports::list(args).await,
         Command::Forward(args) => ports::forward(args).await,
+        Command::Net(args) => net_log::run(args).await,
         Command::DemoModel(args) => demo_model::run(args).await,
     }
 }

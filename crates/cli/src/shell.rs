@@ -15,6 +15,7 @@ use crate::signals::SIGTERM;
 Examples:
   agentos shell
   agentos shell --project .:rw
+  agentos shell --net public --allow 10.0.0.5:5432
   agentos shell --vm box
   agentos shell --project . -- vim README.md")]
 pub(crate) struct ShellArgs {

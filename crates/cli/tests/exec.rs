@@ -29,6 +29,9 @@ fn failures_of_ours_have_codes_of_their_own_and_say_what_was_wrong() {
         &["exec", "--mount", "here", "--", "true"],
         &["exec", "--env", "SURELY_NOT_SET", "--", "true"],
         &["exec", "--vm", "x", "--project", ".", "--", "true"],
+        &["exec", "--vm", "x", "--net", "none", "--", "true"],
+        &["exec", "--net", "no-such-policy.toml", "--", "true"],
+        &["exec", "--allow", "10.0.0.1/8", "--", "true"],
         &["exec", "--timeout", "0", "--", "true"],
         &["no-such-command"],
     ] {

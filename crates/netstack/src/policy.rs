@@ -238,7 +238,8 @@ impl fmt::Display for Rule {
             Action::Deny => "deny ",
         })?;
         match &self.target {
-            Target::Any => f.write_str("any")?,
+            // As policy files have it: a host may well be called "any".
+            Target::Any => f.write_str("*")?,
             Target::Name(pattern) => pattern.fmt(f)?,
             Target::Network(network) => network.fmt(f)?,
         }

@@ -254,7 +254,9 @@ impl Host {
                 other => return Err(Failure::from(other)),
             },
         };
-        Ok(table(&Facts::collect(isolation)))
+        let no_uplink = self.launchers.get().await.ok();
+        let no_uplink = no_uplink.and_then(|launcher| launcher.findings().no_uplink.as_ref().map(refused));
+        Ok(table(&Facts::collect(isolation, no_uplink)))
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry<Arc<HostedVm>>> {

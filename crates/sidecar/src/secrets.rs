@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use agentos_agents::Agent;
 use agentos_agents::provider::{self, KeyScheme, Provider, Redirect};
 use agentos_proto::v1;
-use agentos_vm::network::name::HostName;
+use agentos_vm::name::HostName;
 use agentos_vm::network::{Destination, GATEWAY, HeaderScheme, Route, RouteError, Secret};
 use http::Uri;
 use http::header::HeaderName;

@@ -43,6 +43,8 @@ mod window;
 mod tests;
 
 pub use agentos_guest_protocol::launcher::{BootFailure, HostFindings, IdMode};
+/// The words of a VM's egress policy; what carries it out stays behind the VM.
+pub use agentos_netstack::{address, name, policy};
 pub use exec::{Exec, ExecEvent, ExecExit, ExecSpec};
 pub use launcher::{Launcher, LauncherDeath, LauncherError};
 pub use path::{GuestPath, PathError};

@@ -22,12 +22,15 @@ pub use agentos_netstack::border::{
 };
 pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
 pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
-pub use agentos_netstack::{name, policy};
 pub(crate) use uplink::{HostNetwork, Link, Seed, Uplink};
 pub use uplink::{Missing, NetworkOptions};
 
 /// A command line is cut here; an honest init has cut it before.
 const MAX_COMMAND_BYTES: usize = 256;
+
+/// Look-ups of sockets at a time; the next wait. Init has threads for a few such things only, and a guest that has a
+/// thousand connections looked up must not keep its VM from being asked anything else.
+pub(crate) const MAX_LOOKUPS: usize = 4;
 
 /// An address that a server in the VM listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,8 +140,7 @@ impl Vm {
     /// The TCP addresses that the VM's processes listen on, each once, in order; at most 4,096. Looking for `owners`
     /// costs as much as the VM has descriptors.
     pub async fn listening_ports(&self, owners: bool) -> Result<Vec<ListeningPort>, NetworkError> {
-        let request = Request::Network(NetworkRequest::Listeners { owners });
-        Ok(self.call(request, Vec::new(), parse_listeners).await?)
+        self.look_up(NetworkRequest::Listeners { owners }, parse_listeners).await
     }
 
     /// The process that holds this connection, or sends and receives its datagrams. `local` is the VM's end.
@@ -148,8 +150,17 @@ impl Vm {
         local: SocketAddr,
         remote: SocketAddr,
     ) -> Result<Option<SocketOwner>, NetworkError> {
-        let request = Request::Network(NetworkRequest::Owner { protocol, local, remote });
-        Ok(self.call(request, Vec::new(), parse_owner).await?)
+        self.look_up(NetworkRequest::Owner { protocol, local, remote }, parse_owner).await
+    }
+
+    async fn look_up<T: Send + 'static>(
+        &self,
+        request: NetworkRequest,
+        parse: fn(Answer) -> Result<T, ProtocolError>,
+    ) -> Result<T, NetworkError> {
+        // Never closed; and without a permit the call is only one too many.
+        let _permit = self.shared().lookups.acquire().await.ok();
+        Ok(self.call(Request::Network(request), Vec::new(), parse).await?)
     }
 }
 

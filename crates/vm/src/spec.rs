@@ -28,6 +28,7 @@ pub(crate) use mounts::{MountRefusal, plan_mount};
 use crate::launcher::Launcher;
 use crate::network::NetworkOptions;
 use crate::path::{GuestPath, PathError};
+use agentos_netstack::policy::EgressPolicy;
 
 /// Every VM's; agents and scripts may rely on it.
 pub const HOSTNAME: &str = "agentos";
@@ -142,6 +143,7 @@ pub enum SpecField {
     DisposeGrace,
     Base,
     Secrets,
+    Network,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -196,6 +198,7 @@ impl fmt::Display for SpecField {
             Self::DisposeGrace => "dispose_grace",
             Self::Base => "base",
             Self::Secrets => "secrets",
+            Self::Network => "network",
         })
     }
 }
@@ -222,6 +225,7 @@ impl VmSpec {
             let max = MAX_DISPOSE_GRACE.as_millis() as u64;
             return Err(SpecField::DisposeGrace.refuse(SpecProblem::OutOfRange { value, min: 0, max }));
         }
+        check_network(&options.network, host)?;
         let loopback_exempt_ports = validate_ports(options.loopback_exempt_ports)?;
         Ok(Self {
             environment,
@@ -312,6 +316,16 @@ fn validate_base(base: BaseOptions) -> Result<Base, SpecError> {
             Ok(Base::Directory { path: Bytes::from(path.as_bytes().to_vec()) })
         }
     }
+}
+
+/// A VM without a way out keeps every promise of a policy but that something may leave.
+fn check_network(network: &NetworkOptions, host: &Host) -> Result<(), SpecError> {
+    let nothing_leaves = network.policy.as_ref().is_none_or(|policy| *policy == EgressPolicy::none());
+    if nothing_leaves || host.findings.no_uplink.is_none() {
+        return Ok(());
+    }
+    let missing = "VMs have no network here, because /dev/net/tun can't be opened; see `agentos doctor`";
+    Err(SpecField::Network.refuse(SpecProblem::NotEnforceable { missing }))
 }
 
 fn validate_ports(ports: Vec<u16>) -> Result<Vec<u16>, SpecError> {

@@ -7,3 +7,4 @@ mod life;
 mod network;
 mod processes;
 mod shells;
+mod uplinks;

@@ -11,13 +11,13 @@ use std::time::Duration;
 use agentos_guest_protocol::init::Request;
 use agentos_guest_protocol::launcher::{BootFailure, VmNumber};
 use agentos_guest_protocol::process::Status;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::asks::Asks;
 use crate::command::{Answer, Call, CallFailure, Command, Completion, Outcome, ProtocolError};
 use crate::launcher::{Launcher, LauncherDeath, VmEnd};
 use crate::mount::Mounted;
-use crate::network::Uplink;
+use crate::network::{MAX_LOOKUPS, Uplink};
 use crate::process::records::Records;
 use crate::shell::Shells;
 use crate::spec::VmSpec;
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     /// Held for one look-up or change.
     pub(crate) mounted: Mutex<Mounted>,
     pub(crate) uplink: Uplink,
+    /// A permit per look-up of sockets that is under way.
+    pub(crate) lookups: Semaphore,
 }
 
 impl Shared {
@@ -70,6 +72,7 @@ impl Shared {
             records: Mutex::default(),
             shells: Mutex::default(),
             uplink: Uplink::default(),
+            lookups: Semaphore::new(MAX_LOOKUPS),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The host's side: the same work without a VM, and what memory is used.
 
 use crate::Failure;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,9 +40,16 @@ fn timed(command: &mut Command) -> Result<f64, Failure> {
     Ok(milliseconds(took))
 }
 
-fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|program| program.is_file())
+}
+
+/// Opens as many files as this process may: what it is given may be fewer, for the sake of programs that use `select`.
+pub(crate) fn open_files_to_the_most() -> Result<(), Failure> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 /// What the kernel could give to new programs without swapping.

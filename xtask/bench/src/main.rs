@@ -1,12 +1,14 @@
 //! Measures the figures this project promises, as a user of the SDK gets them.
 //!
 //! The bench is one client of one private sidecar, over its socket. A VM is made only when it is asked for. What a
-//! figure is compared with (the same command on the host, bubblewrap where it is installed, a bare agent) is measured
-//! in the same run and in turns with it, so that a slow moment of the machine hits both.
+//! figure is compared with (the same command on the host, bubblewrap where it is installed, a bare agent, other networks
+//! in user space) is measured in the same run and in turns with it, so that a slow moment of the machine hits both.
 //!
 //! - [`figure`]: a row of the table: samples, what they are compared with, what they may be at most
 //! - [`report`]: the table and the JSON
 //! - [`host`]: the host's side: baselines, memory, who is who in `/proc`
+//! - [`peer`], [`names`]: both ends of the connections that are measured, and a DNS server
+//! - [`rivals`]: other programs that do what a VM's network does
 //! - [`rows`]: what is measured, one file per subject
 //!
 //! Started by `cargo xtask bench`, which builds the sidecar and this program in release mode and gives them a private
@@ -17,7 +19,10 @@
 
 mod figure;
 mod host;
+mod names;
+mod peer;
 mod report;
+mod rivals;
 mod rows;
 
 use agentos::{AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSidecar};
@@ -103,16 +108,35 @@ impl Bench {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // In a VM this program is the server whose answers are timed.
-    if std::env::args().nth(1).as_deref() == Some(rows::fetch::SERVE) {
-        rows::fetch::serve();
-        return ExitCode::FAILURE;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        // In a VM this program is the server whose answers are timed.
+        Some(rows::fetch::SERVE) => {
+            rows::fetch::serve();
+            return ExitCode::FAILURE;
+        }
+        Some(peer::PEER) => return near_end(words.get(1..).unwrap_or_default()),
+        _ => {}
     }
     match run().await {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("bench: {failure}");
             ExitCode::from(2)
+        }
+    }
+}
+
+/// This program as what the bench starts elsewhere to measure from there.
+fn near_end(words: &[String]) -> ExitCode {
+    match peer::run(words) {
+        Ok(numbers) => {
+            numbers.iter().for_each(|number| println!("{number}"));
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The table for people and the JSON for programs.
 
 use crate::Failure;
-use crate::figure::{Figure, Limit, MEDIAN, P99, Quantile, Unit, at};
+use crate::figure::{Figure, Limit, MEDIAN, Other, P99, Quantile, Unit, at};
 use serde_json::json;
 
-const HEADINGS: [&str; 9] = ["figure", "n", "best", "median", "p99", "limit", "host", "bubblewrap", ""];
+const HEADINGS: [&str; 9] = ["figure", "n", "best", "median", "p99", "limit", "host", "others", ""];
 
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
@@ -35,19 +35,30 @@ fn row(figure: &Figure) -> [String; 9] {
         (false, false) => "ok",
         (false, true) => "OVER",
     };
+    // The other end of the samples is where the good ones are, if more is better.
+    let (best, worst) =
+        if figure.unit.more_is_better() { (Quantile(100), Quantile(1)) } else { (Quantile(0), P99) };
     let limits: Vec<String> =
         figure.limits.iter().map(|(quantile, limit)| show_limit(figure, *quantile, *limit)).collect();
     [
         figure.name.to_owned(),
         figure.samples.len().to_string(),
-        number(at(&figure.samples, Quantile(0)), figure.unit),
+        number(at(&figure.samples, best), figure.unit),
         number(at(&figure.samples, MEDIAN), figure.unit),
-        number(at(&figure.samples, P99), figure.unit),
+        number(at(&figure.samples, worst), figure.unit),
         limits.join(", "),
         number(at(&figure.host, MEDIAN), figure.unit),
-        number(at(&figure.bubblewrap, MEDIAN), figure.unit),
+        show_others(figure),
         verdict.to_owned(),
     ]
+}
+
+fn show_others(figure: &Figure) -> String {
+    let show = |other: &Other| match at(&other.samples, MEDIAN) {
+        median if median.is_nan() => format!("no {}", other.name),
+        median => format!("{} {}", other.name, number(median, figure.unit)),
+    };
+    figure.others.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
 fn show_limit(figure: &Figure, quantile: Quantile, limit: Limit) -> String {
@@ -55,6 +66,8 @@ fn show_limit(figure: &Figure, quantile: Quantile, limit: Limit) -> String {
     let why = match limit {
         Limit::AtMost(_) => String::new(),
         Limit::AtLeast(_) => return format!("at least {bound}"),
+        Limit::NotBelow(name) if bound.is_empty() => return format!("at least {name}, not measured"),
+        Limit::NotBelow(name) => return format!("at least {bound} ({name})"),
         Limit::OverHost(extra) => format!(" (host + {extra})"),
         Limit::TimesHost(factor) => format!(" (host x {factor})"),
     };
@@ -88,13 +101,15 @@ pub(crate) fn json(figures: &[Figure]) -> Result<String, Failure> {
                 .limits
                 .iter()
                 .map(|(quantile, limit)| {
-                    let kind = if matches!(limit, Limit::AtLeast(_)) { "at_least" } else { "at_most" };
+                    let kind = if limit.is_floor() { "at_least" } else { "at_most" };
                     json!({"percent": quantile.0, kind: figure.bound(*quantile, *limit)})
                 })
                 .collect();
+            let others: serde_json::Map<_, _> =
+                figure.others.iter().map(|other| (other.name.to_owned(), json!(other.samples))).collect();
             json!({
                 "name": figure.name, "unit": figure.unit.name(), "limits": limits, "over": figure.is_over(),
-                "samples": figure.samples, "host": figure.host, "bubblewrap": figure.bubblewrap,
+                "samples": figure.samples, "host": figure.host, "others": others,
             })
         })
         .collect();
@@ -126,6 +141,22 @@ mod tests {
         assert_eq!(
             words.join(" "),
             "create 3 1.00 ms 2.00 ms 3.00 ms 2.50 ms (host + 1), p99 15.0 ms 1.50 ms ok"
+        );
+    }
+
+    #[test]
+    fn the_table_names_the_others_and_shows_rates_from_their_better_end() {
+        let figure = Figure::new("stream", Unit::GigabitsPerSecond, vec![4.0, 6.0, 5.0])
+            .other("rival", vec![4.5])
+            .other("absent", vec![])
+            .limit(MEDIAN, Limit::NotBelow("rival"))
+            .limit(MEDIAN, Limit::NotBelow("absent"));
+        let table = table(&[figure]);
+        let words: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(
+            words.join(" "),
+            "stream 3 6.00 Gbit/s 5.00 Gbit/s 4.00 Gbit/s at least 4.50 Gbit/s (rival), at least absent, not \
+             measured rival 4.50 Gbit/s, no absent OVER"
         );
     }
 

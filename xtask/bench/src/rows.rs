@@ -7,6 +7,7 @@ mod dispose;
 mod exec;
 pub(crate) mod fetch;
 mod filesystem;
+mod network;
 
 use crate::{Bench, Failure};
 
@@ -21,6 +22,7 @@ pub(crate) async fn all(bench: &mut Bench) -> Result<(), Failure> {
     exec::measure(bench).await?;
     filesystem::measure(bench).await?;
     fetch::measure(bench).await?;
+    network::measure(bench).await?;
     dispose::measure(bench).await?;
     density::sidecar(bench).await?;
     create::burst(bench).await?;

@@ -12,6 +12,7 @@ use crate::connection::{Connection, DialError};
 use crate::discovery::DiscoverError;
 use crate::error::{Error, ErrorKind, JsonRpcError};
 use crate::launch::{LaunchError, log_tail};
+use crate::policy::{FileError, TargetError};
 use crate::terminal::TerminalError;
 
 /// A call failed.
@@ -224,6 +225,18 @@ impl From<RequestError> for Error {
             RequestError::HostAddr { text } => new.with_errno("EINVAL").with_object(text),
             RequestError::Cpu { .. } => new.with_errno("EINVAL").with_object("limits.cpu"),
         }
+    }
+}
+
+impl From<TargetError> for Error {
+    fn from(error: TargetError) -> Self {
+        Error::new(ErrorKind::InvalidInput, error.to_string())
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        Error::new(ErrorKind::InvalidInput, error.to_string()).with_object(format!("line {}", error.line))
     }
 }
 

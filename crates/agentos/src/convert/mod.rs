@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(crate) mod egress;
 pub(crate) mod error;
 pub(crate) mod filesystem;
 pub(crate) mod mount;
 pub(crate) mod network;
+pub(crate) mod policy;
 pub(crate) mod process;
 pub(crate) mod session;
 pub(crate) mod shell;

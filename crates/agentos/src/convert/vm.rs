@@ -29,6 +29,8 @@ pub(crate) fn create_request(
         root,
         agents,
         secrets,
+        network,
+        dns_servers,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -47,6 +49,8 @@ pub(crate) fn create_request(
         root,
         agents: agents.into_iter().map(|(id, config)| agent(id, config)).collect(),
         secrets: secrets.into_iter().map(secret).collect(),
+        network: network.map(super::policy::egress_policy),
+        dns_servers: dns_servers.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -60,9 +64,18 @@ pub(crate) fn model_choice(model: Option<ModelChoice>) -> v1::ModelChoice {
 }
 
 fn limits(limits: Limits) -> Result<v1::Limits, RequestError> {
-    let Limits { memory_bytes, cpu, processes, open_files, disk_bytes } = limits;
+    let Limits { memory_bytes, cpu, processes, open_files, disk_bytes, connections, bandwidth_bytes } =
+        limits;
     let cpu_millis = cpu.map(cpu_millis).transpose()?;
-    Ok(v1::Limits { memory_bytes, cpu_millis, processes, open_files, disk_bytes })
+    Ok(v1::Limits {
+        memory_bytes,
+        cpu_millis,
+        processes,
+        open_files,
+        disk_bytes,
+        connections,
+        bandwidth_bytes,
+    })
 }
 
 /// Thousandths of a CPU, at least one.
@@ -129,7 +142,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::Mount;
+    use crate::{EgressPolicy, Mount};
 
     #[test]
     fn every_option_reaches_the_request() {
@@ -140,12 +153,23 @@ mod tests {
             .loopback_exempt_port(8080)
             .additional_instructions("be brief")
             .model(ModelChoice::Demo)
-            .limits(Limits::default().memory_bytes(1).cpu(1.5).processes(2).open_files(3).disk_bytes(4))
+            .limits(
+                Limits::default()
+                    .memory_bytes(1)
+                    .cpu(1.5)
+                    .processes(2)
+                    .open_files(3)
+                    .disk_bytes(4)
+                    .connections(5)
+                    .bandwidth_bytes(6),
+            )
             .detached("kept")
             .dispose_grace(std::time::Duration::from_millis(20))
             .base(Base::directory("/srv/root"))
             .root(true)
             .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"))
+            .network(EgressPolicy::none())
+            .dns_server("192.0.2.53:53".parse().unwrap())
             .secret(Secret::new("KEY", "value").header("api.example", "x-key").placeholder_prefix("sk-"));
         let mut secret = v1::Secret::default();
         secret.name = "KEY".into();
@@ -176,6 +200,8 @@ mod tests {
                 processes: Some(2),
                 open_files: Some(3),
                 disk_bytes: Some(4),
+                connections: Some(5),
+                bandwidth_bytes: Some(6),
             }),
             dispose_grace_ms: Some(20),
             base: Some(v1::Base { kind: Some(v1::base::Kind::Directory("/srv/root".into())) }),
@@ -188,6 +214,8 @@ mod tests {
                 default_env: [("B".into(), "2".into())].into(),
             }],
             secrets: vec![secret],
+            network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
+            dns_servers: vec!["192.0.2.53:53".into()],
         };
         assert_eq!(request, expected);
     }

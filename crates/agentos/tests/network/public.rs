@@ -63,7 +63,10 @@ async fn what_is_public_is_reached_by_address_and_by_name() {
     let vm = place.vm().await;
     assert_eq!(sh(&vm, "curl -sS http://198.51.100.80/").await, "the public site");
     assert_eq!(sh(&vm, "curl -sS http://web.example/").await, "the public site");
+    sh(&vm, "curl -sS -d 'what is posted' http://web.example/post").await;
     let asked = place.site.asked();
+    assert_eq!((asked[2].method.as_str(), asked[2].target.as_str()), ("POST", "/post"));
+    assert_eq!(asked[2].body, "what is posted");
     assert_eq!((asked[0].header("host"), asked[1].header("host")), ("198.51.100.80", "web.example"));
     assert_eq!(place.names.asked()[0], "web.example");
 }

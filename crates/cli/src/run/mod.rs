@@ -44,6 +44,7 @@ Examples:
   agentos run pi \"Explain this project\" --project .
   agentos run pi \"Fix the failing test\" --project .:rw
   agentos run pi \"Summarize the notes\" --mount ~/notes:/notes --json
+  agentos run pi \"Clean up without the internet\" --project .:rw --net none
   agentos run pi \"Try it\" --model demo --keep=box")]
 pub(crate) struct RunArgs {
     /// The agent, as `agentos agents list` shows it

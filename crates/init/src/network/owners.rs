@@ -81,14 +81,17 @@ mod tests {
     #[test]
     fn a_command_line_is_one_line_of_bounded_length() {
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read line", &"x".repeat(1000)])
+            .args(["-c", "echo here; read line", &"x".repeat(1000)])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // For a moment after its exec a process has no command line yet.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let command = command(child.id() as i32);
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert!(command.starts_with(b"sh -c read line xxx"), "{command:?}");
+        assert!(command.starts_with(b"sh -c echo here; read line xxx"), "{command:?}");
         assert_eq!(command.len() as u64, MAX_COMMAND_BYTES);
     }
 }

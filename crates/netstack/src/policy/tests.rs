@@ -322,7 +322,7 @@ fn refusals_and_rules_are_said_in_words() {
     assert_eq!(policy.describe_rule(1), "allow 10.0.0.0/8, private addresses too");
     assert_eq!(policy.describe_rule(2), "no rule");
     let ports = Rule { ports: Some(1..=9), ..deny("any") };
-    assert_eq!(ports.to_string(), "deny any, ports 1-9");
+    assert_eq!(ports.to_string(), "deny *, ports 1-9");
     let text = |reason, rule| Refusal { reason, rule }.to_string();
     assert_eq!(text(Reason::Rule, Some(0)), "rule 1 denies it");
     let metadata = Reason::Private { class: AddressClass::Metadata };

@@ -21,7 +21,7 @@ use crate::pins::Pins;
 use crate::policy::{Decision, EgressPolicy, Flow, Protocol, Refusal};
 
 /// Processes that are looked for at a time; a flood of refusals is told without them.
-const LOOKUPS: usize = 8;
+const LOOKUPS: usize = 2;
 
 /// A VM that doesn't say by then whose connection it was keeps the guest waiting no longer.
 const LOOKUP_DEADLINE: Duration = Duration::from_millis(250);

@@ -224,6 +224,8 @@ impl Guest {
         let port = world.next_port.fetch_add(1, Ordering::Relaxed);
         let target = IpEndpoint::new(remote.ip().into(), remote.port());
         let socket = sockets.get_mut::<Socket<'_>>(handle);
+        // What a test sends is on its way when the call returns.
+        socket.set_nagle_enabled(false);
         socket.connect(interface.context(), target, port).unwrap();
         let epoch = std::time::Instant::now();
         let mut guest = Self { interface, sockets, handle, wire, packets, epoch, icmp: None, port };

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentos_proto::v1::{self, base::Kind};
-use agentos_vm::network::NetworkOptions;
+use agentos_vm::network::{NetworkOptions, StackLimits};
 use agentos_vm::spec::{BaseOptions, LimitOptions};
 use agentos_vm::{VmOptions, VmState};
 
 use crate::convert::mount::mount_options;
+use crate::convert::policy::egress_policy;
 use crate::convert::session;
 use crate::errors::Failure;
 use crate::host::{CreateVm, HostedVm};
@@ -43,9 +44,15 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             base: base(request.base),
             root: request.root,
             network: NetworkOptions {
+                policy: request.network.map(egress_policy).transpose()?,
+                dns_servers: request
+                    .dns_servers
+                    .iter()
+                    .map(|server| super::network::socket_address(server))
+                    .collect::<Result<_, _>>()?,
+                limits: network_limits(request.limits.as_ref()),
                 secrets: declared.secrets,
                 routes: declared.routes,
-                ..Default::default()
             },
         };
         Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions })
@@ -69,6 +76,15 @@ pub(crate) fn port(port: u32) -> Result<u16, Failure> {
         }
         Ok(port) => Ok(port),
     }
+}
+
+fn network_limits(limits: Option<&v1::Limits>) -> StackLimits {
+    let mut found = StackLimits::default();
+    if let Some(connections) = limits.and_then(|limits| limits.connections) {
+        found.connections = connections as usize;
+    }
+    found.bandwidth_bytes = limits.and_then(|limits| limits.bandwidth_bytes);
+    found
 }
 
 fn limits(limits: v1::Limits) -> LimitOptions {
@@ -106,6 +122,8 @@ pub(crate) fn vm_info(listed: Listed<std::sync::Arc<HostedVm>>) -> v1::VmInfo {
 
 #[cfg(test)]
 mod tests {
+    use agentos_vm::policy::EgressPolicy;
+
     use super::*;
 
     #[test]
@@ -121,11 +139,15 @@ mod tests {
             limits: Some(v1::Limits {
                 memory_bytes: Some(1 << 30),
                 processes: Some(64),
+                connections: Some(5),
+                bandwidth_bytes: Some(6),
                 ..Default::default()
             }),
+            dns_servers: vec!["192.0.2.53:53".into()],
             dispose_grace_ms: Some(250),
             base: Some(v1::Base { kind: Some(Kind::Directory("/srv/root".into())) }),
             root: true,
+            network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             ..Default::default()
         };
         let wish = CreateVm::try_from(request).unwrap();
@@ -139,8 +161,19 @@ mod tests {
         assert_eq!(wish.options.dispose_grace, Some(Duration::from_millis(250)));
         assert!(matches!(&wish.options.base, BaseOptions::Directory(path) if path == b"/srv/root"));
         assert!(wish.options.root);
+        let network = wish.options.network;
+        assert_eq!(network.policy, Some(EgressPolicy::none()));
+        assert_eq!(network.dns_servers, ["192.0.2.53:53".parse().unwrap()]);
+        assert_eq!((network.limits.connections, network.limits.bandwidth_bytes), (5, Some(6)));
         assert_eq!(wish.sessions.instructions, "be brief");
         assert_eq!(wish.sessions.env.get("A").map(String::as_str), Some("1"));
+    }
+
+    #[test]
+    fn without_a_policy_a_vm_has_the_public_internet() {
+        let wish = CreateVm::try_from(v1::CreateVmRequest::default()).unwrap();
+        // Which is what none means where there is a network at all.
+        assert_eq!(wish.options.network.policy, None);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct Facts {
     pub(crate) container: Container,
     /// What came of trying.
     pub(crate) isolation: Isolation,
+    /// Why VMs have nothing but loopback.
+    pub(crate) no_uplink: Option<RefusedCall>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub(crate) struct RefusedCall {
 
 impl Facts {
     /// Reads the host. Files that are absent say something too, so nothing here fails.
-    pub(crate) fn collect(isolation: Isolation) -> Self {
+    pub(crate) fn collect(isolation: Isolation, no_uplink: Option<RefusedCall>) -> Self {
         let status = read("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
@@ -74,6 +76,7 @@ impl Facts {
             proc_overmounts: proc_overmounts(&read("/proc/self/mountinfo").unwrap_or_default()),
             container: Container::detect(),
             isolation,
+            no_uplink,
         }
     }
 }
@@ -145,11 +148,10 @@ mod tests {
 
     #[test]
     fn this_host_can_be_read() {
-        let facts = Facts::collect(Isolation::Refused(RefusedCall {
-            step: "clone3".into(),
-            object: String::new(),
-            errno: 1,
-        }));
+        let facts = Facts::collect(
+            Isolation::Refused(RefusedCall { step: "clone3".into(), object: String::new(), errno: 1 }),
+            None,
+        );
         assert!(!facts.kernel_release.is_empty());
     }
 }

@@ -58,6 +58,7 @@ pub(crate) fn table(facts: &Facts) -> Vec<Facility> {
         overlay(facts),
         seccomp(facts),
         ids(facts),
+        network(facts),
         cgroup(
             facts,
             "memory limit",
@@ -208,6 +209,29 @@ fn ids(facts: &Facts) -> Facility {
     }
 }
 
+fn network(facts: &Facts) -> Facility {
+    let name = "network";
+    let Some(call) = &facts.no_uplink else {
+        return match facts.isolation {
+            Isolation::Works { .. } => Facility::ok(name, "a TUN device for every VM"),
+            Isolation::Refused(_) => Facility::ok(name, "not tried"),
+        };
+    };
+    let remedy = match facts.container {
+        Container::Docker | Container::Other => "docker run --device /dev/net/tun ...",
+        Container::Kubernetes => "In the pod: securityContext.privileged: true",
+        Container::None if is(call, Errno::ACCESS) => "sudo chmod 0666 /dev/net/tun",
+        Container::None => "sudo modprobe tun",
+    };
+    Facility {
+        name,
+        state: State::Degraded,
+        finding: refused(call),
+        cost: "VMs have their loopback and nothing else; policies that let something out are refused.",
+        remedy: remedy.to_owned(),
+    }
+}
+
 struct Found {
     memory: bool,
     cpu: bool,
@@ -291,6 +315,7 @@ mod tests {
                 cgroup_cpu: true,
                 cgroup_processes: true,
             },
+            no_uplink: None,
         }
     }
 
@@ -404,6 +429,7 @@ mod tests {
                 cgroup_cpu: true,
                 cgroup_processes: false,
             },
+            no_uplink: None,
             ..healthy()
         };
         let degraded: Vec<_> =
@@ -415,5 +441,27 @@ mod tests {
             "{degraded:#?}"
         );
         assert_eq!(unsupported(&facts), None);
+    }
+
+    #[test]
+    fn a_host_without_tun_devices_has_vms_without_a_network() {
+        let call = |errno: Errno| RefusedCall {
+            step: "open".into(),
+            object: "/dev/net/tun".into(),
+            errno: errno.raw_os_error(),
+        };
+        let network = |facts: &Facts| table(facts).into_iter().find(|line| line.name == "network").unwrap();
+        assert_eq!(network(&healthy()).state, State::Ok);
+        for (errno, container, cure) in [
+            (Errno::ACCESS, Container::None, "chmod"),
+            (Errno::NOENT, Container::None, "modprobe"),
+            (Errno::NOENT, Container::Docker, "--device /dev/net/tun"),
+        ] {
+            let facts = Facts { no_uplink: Some(call(errno)), container, ..healthy() };
+            let line = network(&facts);
+            assert_eq!(line.state, State::Degraded);
+            assert!(line.finding.contains("/dev/net/tun") && line.remedy.contains(cure), "{line:?}");
+            assert_eq!(unsupported(&facts), None);
+        }
     }
 }

@@ -167,6 +167,7 @@ impl From<NetworkError> for Failure {
                 Some(errno) => Self::system(errno, address.to_string(), message),
                 None => Self::new(ErrorKind::Internal, address.to_string(), message),
             },
+            NetworkError::Missing(_) => Self::new(ErrorKind::HostUnsupported, "network", message),
             NetworkError::Unavailable(error) => error.into(),
             _ => Self::new(ErrorKind::Internal, "", message),
         }
@@ -225,7 +226,7 @@ fn boot(failure: &BootFailure, message: String) -> Failure {
         return Failure::system(failure.errno, object, message);
     }
     let call = RefusedCall { step: failure.step.clone(), object: object.clone(), errno: failure.errno };
-    match doctor::unsupported(&Facts::collect(Isolation::Refused(call))) {
+    match doctor::unsupported(&Facts::collect(Isolation::Refused(call), None)) {
         // A refusal without a known cause, about a path the caller named, is about that path.
         Some(line) if !object.is_empty() && !line.is_explained() => {
             Failure::system(failure.errno, object, message)

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_CHUNK_BYTES, Streamed};
+use crate::convert::egress;
 use crate::convert::network::{self as convert, Head, response_head};
 use crate::convert::vm::port;
 use crate::errors::{Failure, of_vm};
@@ -36,6 +37,36 @@ where
     let opened = connect_port_response::Part::Opened(v1::ConnectOpened { head });
     let opened = v1::ConnectPortResponse { part: Some(opened) };
     Box::pin(stream::once(async { Ok(opened) }).chain(carried))
+}
+
+/// The events of a VM's network as a stream. A reader that falls behind is told how many it has missed.
+fn watch_network(vm: Vm, past_only: bool) -> Streamed<v1::NetworkEvent> {
+    let log = vm.network_events();
+    let events = stream::try_unfold(0, move |next| {
+        let (vm, log) = (vm.clone(), Arc::clone(&log));
+        async move {
+            if !past_only {
+                // What is there already is told before the VM's end is.
+                tokio::select! {
+                    biased;
+                    () = log.reached(next) => {}
+                    reason = vm.gone() => return Err(Status::from(Failure::from(reason))),
+                }
+            } else if next > 0 {
+                return Ok(None);
+            }
+            let found = log.since(next);
+            let Some(last) = found.events.last().map(|event| event.sequence) else { return Ok(None) };
+            let missed = (found.missed > 0).then(|| egress::missed(found.missed, next + found.missed));
+            let messages: Vec<Result<v1::NetworkEvent, Status>> = missed
+                .into_iter()
+                .chain(found.events.iter().map(|event| egress::event(event)))
+                .map(Ok)
+                .collect();
+            Ok(Some((stream::iter(messages), last + 1)))
+        }
+    });
+    Box::pin(events.try_flatten())
 }
 
 #[tonic::async_trait]
@@ -151,5 +182,39 @@ impl NetworkService for Network {
         let changes = ports::watch(hosted.vm.clone());
         let events = changes.map_ok(convert::port_event).map_err(|gone| Failure::from(gone).into());
         Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn set_network_policy(
+        &self,
+        request: Request<v1::SetNetworkPolicyRequest>,
+    ) -> Result<Response<v1::SetNetworkPolicyResponse>, Status> {
+        let request = request.into_inner();
+        // None would be the widest there is: nobody gets it by leaving something out.
+        let policy = request.policy.ok_or_else(|| Failure::invalid("policy", "A policy is needed"))?;
+        let policy = crate::convert::policy::egress_policy(policy)?;
+        let hosted = self.0.vm(&request.vm_id)?;
+        hosted.vm.set_network_policy(policy).await.map_err(of_vm(&request.vm_id))?;
+        Ok(Response::new(v1::SetNetworkPolicyResponse {}))
+    }
+
+    type WatchNetworkStream = Streamed<v1::NetworkEvent>;
+
+    async fn watch_network(
+        &self,
+        request: Request<v1::WatchNetworkRequest>,
+    ) -> Result<Response<Self::WatchNetworkStream>, Status> {
+        let request = request.into_inner();
+        let hosted = self.0.vm(&request.vm_id)?;
+        Ok(Response::new(watch_network(hosted.vm.clone(), request.past_only)))
+    }
+
+    async fn get_network_stats(
+        &self,
+        request: Request<v1::GetNetworkStatsRequest>,
+    ) -> Result<Response<v1::NetworkStats>, Status> {
+        let vm_id = request.into_inner().vm_id;
+        let hosted = self.0.vm(&vm_id)?;
+        let stats = hosted.vm.network_stats().await.map_err(of_vm(&vm_id))?;
+        Ok(Response::new(egress::stats(stats)))
     }
 }

@@ -8,7 +8,7 @@ use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::filesystem::{FileRequest, FileResponse};
 use agentos_guest_protocol::init::{Event, Failure, InitMessage, InitRequest, Request, RequestId, Response};
 use agentos_guest_protocol::launcher::{
-    HostFindings, IdMode, IdRange, LauncherEvent, LauncherRequest, VmNumber,
+    BootFailure, HostFindings, IdMode, IdRange, LauncherEvent, LauncherRequest, VmNumber,
 };
 use agentos_guest_protocol::process::{SpawnRequest, Status, Stdio};
 use agentos_linux::seqpacket;
@@ -48,12 +48,25 @@ pub(super) struct World {
     pub(super) handle: Launcher,
 }
 
+/// A host on which VMs owe nothing but answers.
 pub(super) fn findings() -> HostFindings {
-    HostFindings { ids: IdMode::Range, max_open_files: 65_536, ..HostFindings::default() }
+    let step = "open".to_owned();
+    let no_uplink = BootFailure { step, object: Bytes::from(b"/dev/net/tun".to_vec()), errno: 2 };
+    let ids = IdMode::Range;
+    HostFindings { ids, max_open_files: 65_536, no_uplink: Some(no_uplink), ..HostFindings::default() }
+}
+
+/// A host whose VMs have a network.
+pub(super) fn findings_with_uplink() -> HostFindings {
+    HostFindings { no_uplink: None, ..findings() }
 }
 
 pub(super) fn spec(options: VmOptions) -> VmSpec {
-    VmSpec::validate(options, &Host { findings: findings(), memory_bytes: 1 << 30, has_ipv6: false }).unwrap()
+    spec_on(findings(), options)
+}
+
+fn spec_on(findings: HostFindings, options: VmOptions) -> VmSpec {
+    VmSpec::validate(options, &Host { findings, memory_bytes: 1 << 30, has_ipv6: false }).unwrap()
 }
 
 impl World {
@@ -65,6 +78,18 @@ impl World {
         let (handle, launcher) = FakeLauncher::start().await;
         let (vm, init) = launcher.create(&handle, options).await;
         Self { vm, init, launcher, handle }
+    }
+}
+
+impl World {
+    /// A VM that waits for its network.
+    pub(super) async fn with_uplink() -> Self {
+        let found = findings_with_uplink();
+        let (handle, launcher) = FakeLauncher::start_with(LauncherEvent::Started(found.clone())).await;
+        let handle = handle.unwrap();
+        let spec = spec_on(found, VmOptions::default());
+        let (vm, init) = soon(async { tokio::join!(Vm::create(&handle, spec), launcher.boot_ready()) }).await;
+        Self { vm: vm.unwrap(), init, launcher, handle }
     }
 }
 

@@ -2,15 +2,17 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use agentos_guest_protocol::filesystem::FileResponse;
 use agentos_guest_protocol::init::{Failure, Request, Response};
 use agentos_guest_protocol::launcher::{BootFailure, LauncherEvent};
 use agentos_guest_protocol::network::{ListenerEntry, NetworkRequest, Protocol, SocketOwner};
 use agentos_guest_protocol::process::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
-use super::fake::{World, bytes, soon};
-use crate::network::NetworkError;
+use super::fake::{World, bytes, file, soon};
+use crate::network::{MAX_LOOKUPS, NetworkError};
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -90,4 +92,33 @@ async fn what_listens_and_whose_it_is_comes_as_init_says_it() {
         init.answer(id, Response::Owner(Some(SocketOwner { pid: 9, command: bytes("dig") })), Vec::new());
     });
     assert_eq!(found.unwrap().unwrap().pid, 9);
+}
+
+#[tokio::test]
+async fn a_flood_of_look_ups_waits_outside_of_the_vm() {
+    let World { vm, init, launcher: _launcher, .. } = World::new().await;
+    let mut asking = JoinSet::new();
+    for _ in 0..50 {
+        let vm = vm.clone();
+        asking.spawn(async move { vm.owner(Protocol::Tcp, ANY, ANY).await });
+    }
+    let mut under_way = Vec::new();
+    for _ in 0..MAX_LOOKUPS {
+        under_way.push(init.request().await.0);
+    }
+    // What else is asked comes next, not behind them.
+    let stat = tokio::spawn(async move { vm.exists(b"/").await });
+    let (id, _) = init.file_request().await;
+    init.answer(id, file(FileResponse::Exists(true)), Vec::new());
+    assert!(soon(stat).await.unwrap().unwrap());
+    for _ in 0..50 {
+        let next = match under_way.pop() {
+            Some(id) => id,
+            None => init.request().await.0,
+        };
+        init.answer(next, Response::Owner(None), Vec::new());
+    }
+    while let Some(answer) = soon(asking.join_next()).await {
+        assert_eq!(answer.unwrap().unwrap(), None);
+    }
 }

@@ -35,7 +35,7 @@ pub(crate) async fn measure(bench: &mut Bench) -> Result<(), Failure> {
             host.push(host::shell("echo hello")?);
             bubblewrap.extend(host::bubblewrap("echo hello"));
         }
-        let figure = Figure::milliseconds(name, samples).host(host).bubblewrap(bubblewrap);
+        let figure = Figure::milliseconds(name, samples).host(host).other("bubblewrap", bubblewrap);
         bench.record(figure.limit(MEDIAN, Limit::AtMost(7.0)));
     }
     Ok(())

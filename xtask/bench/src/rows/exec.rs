@@ -31,7 +31,7 @@ pub(crate) async fn measure(bench: &mut Bench) -> Result<(), Failure> {
             host.push(host::shell(row.command)?);
             bubblewrap.extend(host::bubblewrap(row.command));
         }
-        let figure = Figure::milliseconds(row.name, samples).host(host).bubblewrap(bubblewrap);
+        let figure = Figure::milliseconds(row.name, samples).host(host).other("bubblewrap", bubblewrap);
         bench.record(figure.limit(MEDIAN, Limit::OverHost(row.extra_ms)));
     }
     vm.dispose().await?;

@@ -1,9 +1,10 @@
 //! HTTP to a server in a VM: this program itself, so that it is our way to it that is measured.
 
+use super::network::with_program;
 use crate::figure::{Figure, Limit, MEDIAN};
 use crate::host::milliseconds;
 use crate::{Bench, Failure};
-use agentos::{AgentOs, AgentOsOptions, Body, Mount};
+use agentos::{AgentOs, AgentOsOptions, Body};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
@@ -56,13 +57,10 @@ fn http_get(path: &str) -> Result<http::Request<Body>, Failure> {
     Ok(http::Request::get(path).body(Body::empty())?)
 }
 
-/// A VM that shows this program and runs it.
+/// A VM that runs this program.
 async fn server(options: AgentOsOptions) -> Result<AgentOs, Failure> {
-    let program = std::env::current_exe()?;
-    let directory = program.parent().ok_or("this program is in no directory")?;
-    let name = program.file_name().ok_or("this program has no name")?;
-    let vm = AgentOs::create(options.mount("/bench", Mount::host_dir(directory))).await?;
-    vm.spawn(std::path::Path::new("/bench").join(name), [SERVE]).await?;
+    let (vm, program) = with_program(options).await?;
+    vm.spawn(program, [SERVE]).await?;
     vm.wait_for_port(PORT).await?;
     Ok(vm)
 }

@@ -7,13 +7,20 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-/// How many connections a server was given.
+/// How many connections a server was given, and how many of them are over.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Accepted(Arc<AtomicUsize>);
+pub(crate) struct Accepted {
+    begun: Arc<AtomicUsize>,
+    ended: Arc<AtomicUsize>,
+}
 
 impl Accepted {
     pub(crate) fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
     }
 }
 
@@ -59,8 +66,12 @@ fn serve<F: Future<Output = ()> + Send + 'static>(
     let count = accepted.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            count.0.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(converse(stream));
+            count.begun.fetch_add(1, Ordering::SeqCst);
+            let (conversation, ended) = (converse(stream), Arc::clone(&count.ended));
+            tokio::spawn(async move {
+                conversation.await;
+                ended.fetch_add(1, Ordering::SeqCst);
+            });
         }
     });
     accepted
@@ -73,7 +84,7 @@ pub(crate) fn echo_datagrams(socket: UdpSocket) -> Accepted {
     tokio::spawn(async move {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            count.0.fetch_add(1, Ordering::SeqCst);
+            count.begun.fetch_add(1, Ordering::SeqCst);
             let _ = socket.send_to(&buffer[..length], from).await;
         }
     });

@@ -85,9 +85,14 @@ impl Lab {
 
     /// The server of names that the machine asks, with no name in it.
     pub(crate) fn names(&self) -> Names {
-        self.host("names", &[NAME_SERVER]);
-        let address = format!("{NAME_SERVER}:53");
-        Names::serve(self.udp("names", &address), self.tcp("names", &address))
+        self.names_at("names", NAME_SERVER)
+    }
+
+    /// Another server of names, on a host of its own.
+    pub(crate) fn names_at(&self, host: &str, address: &str) -> Names {
+        self.host(host, &[address]);
+        let address = format!("{address}:53");
+        Names::serve(self.udp(host, &address), self.tcp(host, &address))
     }
 
     /// A host behind a device of its own. It answers echo requests, and refuses connections to where nobody listens.

@@ -1,11 +1,11 @@
 //! A DNS server whose answers the test changes while it runs.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -17,7 +17,6 @@ pub(crate) struct Entry {
     /// Given one after the other to those who ask for addresses of the first one's family; the last stays.
     turns: Vec<IpAddr>,
     alias: Option<String>,
-    text: Option<String>,
     failure: Option<ResponseCode>,
     ttl_s: u32,
 }
@@ -39,17 +38,8 @@ impl Entry {
         Self { alias: Some(name.to_owned()), ttl_s: 60, ..Self::default() }
     }
 
-    pub(crate) fn text(text: &str) -> Self {
-        Self { text: Some(text.to_owned()), ttl_s: 60, ..Self::default() }
-    }
-
     pub(crate) fn failure(code: ResponseCode) -> Self {
         Self { failure: Some(code), ..Self::default() }
-    }
-
-    pub(crate) fn ttl_s(mut self, ttl_s: u32) -> Self {
-        self.ttl_s = ttl_s;
-        self
     }
 }
 
@@ -146,29 +136,10 @@ impl Names {
             };
             records.push(Record::from_rdata(own.clone(), entry.ttl_s, data));
         }
-        if let Some(text) = entry.text.clone().filter(|_| kind == RecordType::TXT) {
-            records.push(Record::from_rdata(own, entry.ttl_s, RData::TXT(TXT::new(vec![text]))));
-        }
         ResponseCode::NoError
     }
 }
 
 fn is_kind(address: IpAddr, kind: RecordType) -> bool {
     kind == if address.is_ipv4() { RecordType::A } else { RecordType::AAAA }
-}
-
-/// One query and the code and addresses of its answer, without the sidecar between: the server's own control.
-pub(crate) async fn ask(socket: &UdpSocket, server: SocketAddr, name: &str) -> (ResponseCode, Vec<IpAddr>) {
-    let mut query = Message::new(7, MessageType::Query, OpCode::Query);
-    let name = Name::from_ascii(format!("{name}.")).unwrap();
-    query.queries.push(hickory_proto::op::Query::query(name, RecordType::A));
-    socket.send_to(&query.to_vec().unwrap(), server).await.unwrap();
-    let mut buffer = vec![0; 4096];
-    let (length, _) = socket.recv_from(&mut buffer).await.unwrap();
-    let answer = Message::from_vec(&buffer[..length]).unwrap();
-    let addresses = answer.answers.iter().filter_map(|record| match &record.data {
-        RData::A(address) => Some(IpAddr::V4(address.0)),
-        _ => None,
-    });
-    (answer.metadata.response_code, addresses.collect())
 }

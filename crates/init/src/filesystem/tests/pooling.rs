@@ -107,12 +107,13 @@ fn what_only_looks_at_memory_is_done_at_once() {
     std::fs::write(dir.path().join("file"), "content").unwrap();
     std::os::unix::fs::symlink("/file", dir.path().join("link")).unwrap();
     let files = FileSystem::new(root_at(dir.path()), Some(root_at(dir.path()).at_once().unwrap()));
-    // A first look leaves in the kernel's cache what there is to know, and the time at which the link was followed.
-    // Anybody's mount meanwhile makes the kernel look again.
+    // A look leaves in the kernel's cache what there is to know, and the time at which the link was followed, which has
+    // to be later than the link: within one tick of the kernel's clock it isn't. Anybody's mount meanwhile makes the
+    // kernel look again, too.
     let at_once = |request| {
-        files.handle(&request, &Progress::default()).unwrap();
         let deadline = Instant::now() + 30 * SECOND;
         loop {
+            files.handle(&request, &Progress::default()).unwrap();
             match files.handle_at_once(&request) {
                 Some(outcome) => return outcome.response,
                 None => assert!(Instant::now() < deadline, "never at hand: {request:?}"),

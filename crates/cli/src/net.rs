@@ -1,0 +1,197 @@
+//! What the VM may reach: `--net none|public|POLICY.toml` and `--allow HOST[:PORT]`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use agentos::{EgressPolicy, Rule};
+use clap::Args;
+use thiserror::Error;
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct NetArgs {
+    /// What the VM may reach: nothing, the public internet, or what a policy file says [default: public, or none with
+    /// --allow]
+    #[arg(long, value_name = "none|public|POLICY.toml")]
+    pub(crate) net: Option<NetSpec>,
+    /// Let the VM reach a name, *.DOMAIN, an address or a network, in addition to --net; IPv6 in brackets
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) allow: Vec<AllowSpec>,
+}
+
+impl NetArgs {
+    /// None where the flags say nothing. Whoever names a host without a word on the rest means that host, and no other.
+    pub(crate) fn policy(&self) -> Option<EgressPolicy> {
+        let base = match &self.net {
+            Some(spec) => spec.0.clone(),
+            None if self.allow.is_empty() => return None,
+            None => EgressPolicy::none(),
+        };
+        Some(self.allow.iter().fold(base, |policy, spec| policy.allow(spec.0.clone())))
+    }
+}
+
+#[derive(Debug, Error)]
+pub(crate) enum NetError {
+    #[error("it is neither `none` nor `public`, nor a policy file that can be read: {source}")]
+    Read { source: std::io::Error },
+    #[error("{}: {source}", .path.display())]
+    Policy { path: PathBuf, source: agentos::Error },
+    #[error("{0}")]
+    Host(agentos::Error),
+    #[error("an IPv6 address or network stands in brackets, such as [2001:db8::1]:443")]
+    Brackets,
+    #[error("a host is needed and not a URL, such as example.com:443")]
+    Url,
+    #[error("port must be between 1 and 65535")]
+    Port,
+}
+
+/// A policy file is read where its name is, so that what is wrong with it is wrong usage.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct NetSpec(pub(crate) EgressPolicy);
+
+impl FromStr for NetSpec {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let policy = match text {
+            "none" => EgressPolicy::none(),
+            "public" => EgressPolicy::public(),
+            path => {
+                let content = std::fs::read_to_string(path).map_err(|source| NetError::Read { source })?;
+                EgressPolicy::from_toml(&content)
+                    .map_err(|source| NetError::Policy { path: path.into(), source })?
+            }
+        };
+        Ok(Self(policy))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AllowSpec(pub(crate) Rule);
+
+impl FromStr for AllowSpec {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let (host, port) = split_port(text)?;
+        let rule: Rule = host.parse().map_err(NetError::Host)?;
+        let Some(port) = port else { return Ok(Self(rule)) };
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        match port.parse() {
+            Ok(port @ 1..=u16::MAX) if digits => Ok(Self(rule.port(port))),
+            _ => Err(NetError::Port),
+        }
+    }
+}
+
+fn split_port(text: &str) -> Result<(&str, Option<&str>), NetError> {
+    if text.contains("://") {
+        return Err(NetError::Url);
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, after) = rest.split_once(']').ok_or(NetError::Brackets)?;
+        // Brackets are for what has colons: around a name they would hide a typing error.
+        if !host.contains(':') {
+            return Err(NetError::Brackets);
+        }
+        return match after.strip_prefix(':') {
+            None if after.is_empty() => Ok((host, None)),
+            None => Err(NetError::Brackets),
+            Some(port) => Ok((host, Some(port))),
+        };
+    }
+    match text.split_once(':') {
+        None => Ok((text, None)),
+        Some((_, rest)) if rest.contains(':') => Err(NetError::Brackets),
+        Some((host, port)) => Ok((host, Some(port))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        net: NetArgs,
+    }
+
+    fn policy(flags: &[&str]) -> Option<EgressPolicy> {
+        let line = <Line as clap::Parser>::parse_from(["x"].iter().chain(flags));
+        line.net.policy()
+    }
+
+    fn refusal(flags: &[&str]) -> String {
+        <Line as clap::Parser>::try_parse_from(["x"].iter().chain(flags)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_said_leaves_the_default_to_the_vm() {
+        assert_eq!(policy(&[]), None);
+        assert_eq!(policy(&["--net", "none"]), Some(EgressPolicy::none()));
+        assert_eq!(policy(&["--net", "public"]), Some(EgressPolicy::public()));
+    }
+
+    #[test]
+    fn who_allows_a_host_and_says_no_more_allows_that_host_alone() {
+        let one = EgressPolicy::none().allow(Rule::name("a.example").port(443));
+        assert_eq!(policy(&["--allow", "a.example:443"]), Some(one));
+        let more = EgressPolicy::public().allow(Rule::network("10.0.0.5")).allow(Rule::name("*.b.example"));
+        assert_eq!(policy(&["--net", "public", "--allow", "10.0.0.5", "--allow", "*.b.example"]), Some(more));
+    }
+
+    #[test]
+    fn hosts_are_names_addresses_and_networks() {
+        for (text, rule) in [
+            ("a.example", Rule::name("a.example")),
+            ("*.a.example:80", Rule::name("*.a.example").port(80)),
+            ("192.0.2.7:80", Rule::network("192.0.2.7").port(80)),
+            ("10.0.0.0/8:5432", Rule::network("10.0.0.0/8").port(5432)),
+            ("[2001:db8::1]", Rule::network("2001:db8::1")),
+            ("[2001:db8::1]:443", Rule::network("2001:db8::1").port(443)),
+            ("[2001:db8::/32]:443", Rule::network("2001:db8::/32").port(443)),
+            ("*:443", Rule::any().port(443)),
+        ] {
+            assert_eq!(text.parse::<AllowSpec>().unwrap().0, rule, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused_with_the_reason() {
+        for (text, reason) in [
+            ("", "it is empty"),
+            (":443", "it is empty"),
+            ("a.example:", "between 1 and 65535"),
+            ("a.example:0", "between 1 and 65535"),
+            ("a.example:65536", "between 1 and 65535"),
+            ("a.example:+80", "between 1 and 65535"),
+            ("https://a.example", "not a URL"),
+            ("2001:db8::1", "in brackets"),
+            ("[2001:db8::1", "in brackets"),
+            ("[2001:db8::1]443", "in brackets"),
+            ("[a.example]:443", "in brackets"),
+            ("10.0.0.1/8", "beyond /8"),
+            ("10.0.0.300:80", "ends in a number"),
+        ] {
+            let message = refusal(&["--allow", text]);
+            assert!(message.contains(reason), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_policy_file_is_read_or_refused_with_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        let path = path.to_str().unwrap();
+        std::fs::write(path, "base = \"none\"\n[[rule]]\nallow = \"a.example\"\n").unwrap();
+        let expected = EgressPolicy::none().allow(Rule::name("a.example"));
+        assert_eq!(policy(&["--net", path]), Some(expected));
+        std::fs::write(path, "base = \"none\"\n[[rule]]\nalow = \"a.example\"\n").unwrap();
+        let message = refusal(&["--net", path]);
+        assert!(message.contains("policy.toml: policy, line 3: unknown field `alow`"), "{message}");
+        let message = refusal(&["--net", "pubic"]);
+        assert!(message.contains("neither `none` nor `public`"), "{message}");
+    }
+}

@@ -1,0 +1,198 @@
+//! `agentos net`: what a kept VM was refused, how much went where, and another policy for it.
+
+use agentos::{AgentOs, NetworkEvent, NetworkEventKind, NetworkStats, Protocol};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::net::NetArgs;
+use crate::signals::Signals;
+use crate::terminal::{harmless_line, json_line, print, table};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  agentos net log --vm box --follow
+  agentos net stats --vm box
+  agentos net set --vm box --net none")]
+pub(crate) struct NetCommandArgs {
+    #[command(subcommand)]
+    command: NetCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NetCommand {
+    /// Show what did not leave the VM, by which rule, and which process tried
+    #[command(after_help = "Examples:
+  agentos net log --vm box
+  agentos net log --vm box --follow --json")]
+    Log {
+        /// The name of a kept VM
+        #[arg(long, value_name = "NAME")]
+        vm: String,
+        /// Go on until interrupted, or the VM ends
+        #[arg(long, short)]
+        follow: bool,
+        /// One JSON object per event and line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how much went where
+    Stats {
+        /// The name of a kept VM
+        #[arg(long, value_name = "NAME")]
+        vm: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give the VM another policy; connections that it doesn't allow are cut
+    #[command(after_help = "Examples:
+  agentos net set --vm box --net none
+  agentos net set --vm box --net public --allow 10.1.2.3:5432")]
+    Set {
+        /// The name of a kept VM
+        #[arg(long, value_name = "NAME")]
+        vm: String,
+        #[command(flatten)]
+        net: NetArgs,
+    },
+}
+
+pub(crate) async fn run(args: NetCommandArgs) -> Result<u8, Failure> {
+    match args.command {
+        NetCommand::Log { vm, follow, json } => log(&vm, follow, json).await,
+        NetCommand::Stats { vm, json } => {
+            let stats = AgentOs::attach(&vm).await?.network_stats().await?;
+            print(&if json { json_line(&stats_json(&stats)) } else { stats_table(&stats) })?;
+            Ok(0)
+        }
+        NetCommand::Set { vm, net } => {
+            let policy = net.policy().ok_or(Failure::NoPolicy)?;
+            AgentOs::attach(&vm).await?.set_network_policy(policy).await?;
+            Ok(0)
+        }
+    }
+}
+
+async fn log(name: &str, follow: bool, json: bool) -> Result<u8, Failure> {
+    let mut signals = Signals::watch()?;
+    let vm = AgentOs::attach(name).await?;
+    let mut events = if follow { vm.network_events() } else { vm.past_network_events() };
+    loop {
+        let event = tokio::select! {
+            signal = signals.next() => return Err(Failure::Interrupted { signal }),
+            event = events.next() => event,
+        };
+        let Some(event) = event else { return Ok(0) };
+        let event = event?;
+        print(&if json { json_line(&event_json(&event)) } else { format!("{}\n", line(&event)) })?;
+    }
+}
+
+/// One event for people.
+fn line(event: &NetworkEvent) -> String {
+    let text = match &event.kind {
+        NetworkEventKind::Refused(refusal) => {
+            let names = if refusal.names.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", refusal.names.join(", "))
+            };
+            let process = refusal.process.as_ref();
+            let process = process
+                .map(|process| format!(", by {} [{}]", process.command, process.pid))
+                .unwrap_or_default();
+            let protocol = protocol(refusal.protocol);
+            format!("refused {protocol} {}{names}: {}{process}", refusal.destination, refusal.reason)
+        }
+        NetworkEventKind::QueryRefused { name, reason } => format!("refused query for {name}: {reason}"),
+        NetworkEventKind::Border { destination, reason } => format!("border {destination}: {reason}"),
+        NetworkEventKind::Ended { reason } => format!("network ended: {reason}"),
+        NetworkEventKind::Missed(count) => format!("{count} earlier events are no longer kept"),
+        other => format!("{other:?}"),
+    };
+    harmless_line(&text)
+}
+
+fn event_json(event: &NetworkEvent) -> Value {
+    let since = event.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (kind, detail) = match &event.kind {
+        NetworkEventKind::Refused(refusal) => {
+            let process = refusal.process.as_ref();
+            let detail = json!({
+                "protocol": protocol(refusal.protocol),
+                "destination": refusal.destination.to_string(),
+                "names": refusal.names,
+                "reason": refusal.reason,
+                "rule": refusal.rule,
+                "pid": process.map(|process| process.pid),
+                "command": process.map(|process| &process.command),
+            });
+            ("refused", detail)
+        }
+        NetworkEventKind::QueryRefused { name, reason } => {
+            ("query_refused", json!({ "name": name, "reason": reason }))
+        }
+        NetworkEventKind::Border { destination, reason } => {
+            ("border", json!({ "destination": destination, "reason": reason }))
+        }
+        NetworkEventKind::Ended { reason } => ("ended", json!({ "reason": reason })),
+        NetworkEventKind::Missed(count) => ("missed", json!({ "count": count })),
+        _ => ("unknown", Value::Null),
+    };
+    let at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    json!({ "sequence": event.sequence, "at_ms": at_ms, "event": kind, "detail": detail })
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Icmp => "icmp",
+        _ => "other",
+    }
+}
+
+fn stats_json(stats: &NetworkStats) -> Value {
+    let destinations: Vec<Value> = stats
+        .destinations
+        .iter()
+        .map(|one| {
+            json!({
+                "address": one.address.to_string(),
+                "name": one.name,
+                "sent_bytes": one.sent_bytes,
+                "received_bytes": one.received_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "sent_bytes": stats.sent_bytes,
+        "received_bytes": stats.received_bytes,
+        "connections": stats.connections,
+        "open_connections": stats.open_connections,
+        "refused": stats.refused,
+        "dropped_packets": stats.dropped_packets,
+        "destinations": destinations,
+    })
+}
+
+fn stats_table(stats: &NetworkStats) -> String {
+    let mut rows = vec![["ADDRESS", "NAME", "SENT", "RECEIVED"].map(str::to_owned)];
+    for one in &stats.destinations {
+        rows.push([
+            one.address.to_string(),
+            harmless_line(one.name.as_deref().unwrap_or("-")),
+            one.sent_bytes.to_string(),
+            one.received_bytes.to_string(),
+        ]);
+    }
+    let total =
+        ["total".to_owned(), "-".to_owned(), stats.sent_bytes.to_string(), stats.received_bytes.to_string()];
+    rows.push(total);
+    let counts = format!(
+        "{} connections, {} open, {} refused, {} packets dropped\n",
+        stats.connections, stats.open_connections, stats.refused, stats.dropped_packets
+    );
+    table(&rows) + &counts
+}
