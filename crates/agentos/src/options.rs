@@ -41,9 +41,9 @@ pub struct AgentOsOptions {
     pub(crate) base: Base,
     pub(crate) root: bool,
     pub(crate) agents: BTreeMap<String, AgentConfig>,
+    pub(crate) secrets: Vec<Secret>,
     pub(crate) network: Option<EgressPolicy>,
     pub(crate) dns_servers: Vec<SocketAddr>,
-    pub(crate) secrets: Vec<Secret>,
 }
 
 impl AgentOsOptions {
@@ -185,9 +185,9 @@ impl fmt::Debug for AgentOsOptions {
             .field("base", &self.base)
             .field("root", &self.root)
             .field("agents", &self.agents)
+            .field("secrets", &self.secrets)
             .field("network", &self.network)
             .field("dns_servers", &self.dns_servers)
-            .field("secrets", &self.secrets)
             .finish()
     }
 }

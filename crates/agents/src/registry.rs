@@ -315,23 +315,27 @@ fn built_in_agents() -> Vec<Agent> {
         .looking_for(PI_KEYS, &["AZURE_OPENAI_BASE_URL"])
         .knowing(PI_PROVIDERS),
         listed("opencode", "built-in", "opencode-linux-x64", InstructionChannel::InstructionPaths)
-            .looking_for(&PI_KEYS[..4], &["ANTHROPIC_BASE_URL", "OPENAI_BASE_URL"]),
+            .looking_for(&PI_KEYS[..4], &["ANTHROPIC_BASE_URL", "OPENAI_BASE_URL"])
+            .knowing(PI_PROVIDERS),
         listed(
             "claude",
             "@agentclientprotocol/claude-agent-acp",
             "@agentclientprotocol/claude-agent-acp",
             InstructionChannel::AppendedSystemPrompt,
         )
-        .looking_for(&["ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"], &["ANTHROPIC_BASE_URL"]),
+        .looking_for(&["ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"], &["ANTHROPIC_BASE_URL"])
+        .knowing(&[("ANTHROPIC_API_KEY", "anthropic", "")]),
         listed(
             "codex",
             "@agentclientprotocol/codex-acp",
             "@openai/codex-linux-x64",
             InstructionChannel::DeveloperInstructions,
         )
-        .looking_for(&["OPENAI_API_KEY"], &["OPENAI_BASE_URL"]),
+        .looking_for(&["OPENAI_API_KEY"], &["OPENAI_BASE_URL"])
+        .knowing(&[("OPENAI_API_KEY", "openai", "")]),
         listed("gemini", "@google/gemini-cli", "@google/gemini-cli", InstructionChannel::ContextFile)
-            .looking_for(&["GEMINI_API_KEY"], &["GOOGLE_GEMINI_BASE_URL"]),
+            .looking_for(&["GEMINI_API_KEY"], &["GOOGLE_GEMINI_BASE_URL"])
+            .knowing(&[("GEMINI_API_KEY", "gemini", "")]),
     ]
 }
 

@@ -111,8 +111,8 @@ impl Failure {
                 _ => None,
             },
             Self::Provider(_) => Some(
-                "the network of a VM is its loopback device, so that no provider on the internet can be reached from \
-                 it yet; `--model demo` needs none",
+                "`agentos net log` tells what a kept VM was refused, `agentos doctor` whether VMs have a network here; \
+                 `--model demo` needs no provider",
             ),
             Self::OutIsFile { .. } => Some("name a directory; it is made where it is missing"),
             _ => None,

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::failure::Failure;
 use crate::net::NetArgs;
 use crate::ports;
-use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec, PublishSpec};
+use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec, PublishSpec, SecretSpec};
 use crate::terminal::notice;
 
 const DISPOSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +40,10 @@ pub(crate) struct VmArgs {
     /// Set a variable; NAME alone takes its value from here
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<EnvSpec>,
+    /// Let the VM use a credential that it never sees: the variable NAME of your environment, sent to HOST in HEADER
+    /// [default: authorization]; the key of a known provider needs no HOST
+    #[arg(long, value_name = "NAME[=HOST[:HEADER]]")]
+    pub(crate) secret: Vec<SecretSpec>,
     /// Show a port of the VM at one of the host, of 127.0.0.1 and the same number unless it says otherwise; with --keep
     /// as long as the VM lives
     #[arg(long, value_name = "[[ADDRESS:]HOST:]GUEST")]
@@ -55,7 +59,7 @@ pub(crate) struct VmArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Work in this kept VM instead of a new one
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "keep", "net", "allow"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "secret", "keep", "net", "allow"])]
     pub(crate) vm: Option<String>,
 }
 
@@ -85,6 +89,9 @@ impl VmArgs {
         if let Some(policy) = self.net.policy() {
             options = options.network(policy);
         }
+        for spec in &self.secret {
+            options = options.secret(spec.secret.clone());
+        }
         options.envs(self.env.iter().map(|env| (&env.name, &env.value)))
     }
 }
@@ -107,7 +114,15 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) async fn create(args: &VmArgs) -> Result<Self, Failure> {
-        let options = args.options();
+        Self::create_with(args, |options| options).await
+    }
+
+    /// As its flags say, and more.
+    pub(crate) async fn create_with(
+        args: &VmArgs,
+        more: impl FnOnce(AgentOsOptions) -> AgentOsOptions,
+    ) -> Result<Self, Failure> {
+        let options = more(args.options());
         let name = args.keep.as_ref().map(|name| name.clone().unwrap_or_else(make_up_name));
         let (options, fate) = match name {
             None => (options, Fate::Dispose),

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use agentos::Secret;
 use thiserror::Error;
 
 /// Where a project is shown in the VM.
@@ -27,6 +28,10 @@ pub(crate) enum SpecError {
     NoHost,
     #[error("it must be NAME=VALUE, or NAME to take the value from here")]
     NoName,
+    #[error("it must be NAME, NAME=HOST or NAME=HOST:HEADER, with the value in the variable NAME")]
+    NoSecretName,
+    #[error("it must be NAME=HOST, NAME=HOST:HEADER or NAME=HOST:PORT:HEADER")]
+    NoDestination,
     #[error("{name} is not set here")]
     NotSet { name: String },
     #[error("the value of {name} here is not UTF-8")]
@@ -109,12 +114,7 @@ impl FromStr for EnvSpec {
         if let Some((name, value)) = text.split_once('=') {
             return Ok(Self { name: name.to_owned(), value: value.to_owned() });
         }
-        let name = text.to_owned();
-        match std::env::var(text) {
-            Ok(value) => Ok(Self { name, value }),
-            Err(std::env::VarError::NotPresent) => Err(SpecError::NotSet { name }),
-            Err(std::env::VarError::NotUnicode(_)) => Err(SpecError::NotText { name }),
-        }
+        Ok(Self { name: text.to_owned(), value: own_variable(text)? })
     }
 }
 
@@ -140,6 +140,55 @@ impl FromStr for PublishSpec {
             Some((host, guest)) => (loopback(port(host)?), port(guest)?),
         };
         if guest == 0 { Err(SpecError::NoPort) } else { Ok(Self { guest, host }) }
+    }
+}
+
+/// A secret: its value is taken from here, and never given to the VM.
+#[derive(Debug, Clone)]
+pub(crate) struct SecretSpec {
+    pub(crate) name: String,
+    pub(crate) secret: Secret,
+}
+
+impl FromStr for SecretSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (name, destination) = match text.split_once('=') {
+            Some((name, destination)) => (name, Some(destination)),
+            None => (text, None),
+        };
+        if name.is_empty() {
+            return Err(SpecError::NoSecretName);
+        }
+        let secret = Secret::new(name, own_variable(name)?);
+        let secret = match destination {
+            None => secret,
+            Some(destination) => {
+                let (host, header) = split_destination(destination).ok_or(SpecError::NoDestination)?;
+                secret.header(host, header)
+            }
+        };
+        Ok(Self { name: name.to_owned(), secret })
+    }
+}
+
+/// `HOST[:PORT][:HEADER]`, in two parts. No header is a number.
+fn split_destination(text: &str) -> Option<(&str, &str)> {
+    let is_port = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (host, header) = match text.rsplit_once(':') {
+        Some((host, last)) if !is_port(last) => (host, last),
+        _ => (text, "authorization"),
+    };
+    (!host.is_empty() && !header.is_empty()).then_some((host, header))
+}
+
+/// The value of a variable here.
+fn own_variable(name: &str) -> Result<String, SpecError> {
+    match std::env::var(name) {
+        Ok(value) => Ok(value),
+        Err(std::env::VarError::NotPresent) => Err(SpecError::NotSet { name: name.to_owned() }),
+        Err(std::env::VarError::NotUnicode(_)) => Err(SpecError::NotText { name: name.to_owned() }),
     }
 }
 
@@ -231,6 +280,28 @@ mod tests {
         let unset = "AGENTOS_SURELY_UNSET".parse::<EnvSpec>();
         assert_eq!(unset, Err(SpecError::NotSet { name: "AGENTOS_SURELY_UNSET".into() }));
         assert_eq!("=x".parse::<EnvSpec>(), Err(SpecError::NoName));
+    }
+
+    #[test]
+    fn a_secret_goes_to_a_host_in_a_header() {
+        for (text, parts) in [
+            ("api.example", Some(("api.example", "authorization"))),
+            ("api.example:x-api-key", Some(("api.example", "x-api-key"))),
+            ("api.example:8443", Some(("api.example:8443", "authorization"))),
+            ("api.example:8443:x-api-key", Some(("api.example:8443", "x-api-key"))),
+            (":x-api-key", None),
+            ("api.example:", None),
+            ("", None),
+        ] {
+            assert_eq!(split_destination(text), parts, "{text}");
+        }
+        let spec: SecretSpec = "PATH=api.example:x-key".parse().unwrap();
+        let shown = format!("{spec:?}");
+        assert!(shown.contains("PATH") && shown.contains("x-key"), "{shown}");
+        assert!(!shown.contains(&std::env::var("PATH").unwrap()), "{shown}");
+        let unset = "AGENTOS_SURELY_UNSET=api.example".parse::<SecretSpec>();
+        assert_eq!(unset.unwrap_err(), SpecError::NotSet { name: "AGENTOS_SURELY_UNSET".into() });
+        assert_eq!("=api.example".parse::<SecretSpec>().unwrap_err(), SpecError::NoSecretName);
     }
 
     #[test]

@@ -142,8 +142,8 @@ pub enum SpecField {
     DiskLimit,
     DisposeGrace,
     Base,
-    Network,
     Secrets,
+    Network,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -197,8 +197,8 @@ impl fmt::Display for SpecField {
             Self::DiskLimit => "limits.disk_bytes",
             Self::DisposeGrace => "dispose_grace",
             Self::Base => "base",
-            Self::Network => "network",
             Self::Secrets => "secrets",
+            Self::Network => "network",
         })
     }
 }

@@ -28,9 +28,9 @@ pub(crate) fn create_request(
         base: root_base,
         root,
         agents,
+        secrets,
         network,
         dns_servers,
-        secrets,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -48,9 +48,9 @@ pub(crate) fn create_request(
         base: Some(base(root_base)?),
         root,
         agents: agents.into_iter().map(|(id, config)| agent(id, config)).collect(),
+        secrets: secrets.into_iter().map(secret).collect(),
         network: network.map(super::policy::egress_policy),
         dns_servers: dns_servers.iter().map(ToString::to_string).collect(),
-        secrets: secrets.into_iter().map(secret).collect(),
     })
 }
 
@@ -213,9 +213,9 @@ mod tests {
                 launch_args: vec!["-x".into()],
                 default_env: [("B".into(), "2".into())].into(),
             }],
+            secrets: vec![secret],
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             dns_servers: vec!["192.0.2.53:53".into()],
-            secrets: vec![secret],
         };
         assert_eq!(request, expected);
     }

@@ -24,11 +24,10 @@ use crate::guest::{Guest, VmArgs};
 use crate::install::Progress;
 use crate::read_only::ReadOnly;
 use crate::run::changes::Snapshot;
-use crate::run::model::{Found, ModelArg};
+use crate::run::model::{Keys, ModelArg};
 use crate::run::out::OutDir;
 use crate::run::report::{Ending, Output, texts};
 use crate::signals::Signals;
-use crate::spec::EnvSpec;
 use crate::terminal::{harmless_line, notice};
 
 /// The events of a session that is closed are all there; this is for a sidecar that has died.
@@ -82,11 +81,16 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
 async fn whole(args: &RunArgs, output: &mut Output) -> Result<u8, Failure> {
     let out = args.out.as_deref().map(|path| OutDir::prepare(path, args.force)).transpose()?;
     let mut signals = Signals::watch()?;
-    let guest = tokio::select! {
-        guest = Guest::create(&args.vm) => guest?,
+    let create = async {
+        let keys = Keys::find(&args.agent, args.model, &args.vm).await?;
+        let guest = Guest::create_with(&args.vm, |options| keys.declare(options)).await?;
+        Ok::<_, Failure>((keys, guest))
+    };
+    let (keys, guest) = tokio::select! {
+        created = create => created?,
         signal = signals.next() => return Err(Failure::Interrupted { signal }),
     };
-    let work = Work { args, guest: &guest, out };
+    let work = Work { args, keys, guest: &guest, out };
     let outcome = work.run(&mut signals, output).await;
     guest.leave(outcome).await
 }
@@ -100,6 +104,7 @@ struct Turn {
 
 struct Work<'a> {
     args: &'a RunArgs,
+    keys: Keys,
     guest: &'a Guest,
     out: Option<OutDir>,
 }
@@ -140,20 +145,7 @@ impl Work<'_> {
     async fn open_session(&self, output: &Output) -> Result<Session, Failure> {
         let RunArgs { agent, vm: vm_args, model, .. } = self.args;
         let vm = &self.guest.vm;
-        let Found { taken, left } = model::find(vm, agent, *model, vm_args).await?;
-        let names = |found: &[EnvSpec]| {
-            let names: Vec<&str> = found.iter().map(|env| env.name.as_str()).collect();
-            names.join(", ")
-        };
-        if !taken.is_empty() {
-            notice(&format!("giving the agent {} of your environment (--model demo: none)", names(&taken)));
-        }
-        if !left.is_empty() {
-            notice(&format!(
-                "not using {} of your environment: no provider can be reached from a VM yet (--model provider: all the same)",
-                names(&left)
-            ));
-        }
+        self.keys.tell();
         let json = output.is_json();
         let mut progress = Progress::new();
         let create = vm
@@ -161,7 +153,7 @@ impl Work<'_> {
             .cwd(vm_args.cwd())
             .permission_policy(PermissionPolicy::AllowAll)
             .model((*model).into())
-            .envs(taken.iter().map(|env| (&env.name, &env.value)))
+            .envs(self.keys.given())
             .on_install_progress(move |step| {
                 progress.show(&step);
                 if json {
@@ -169,7 +161,9 @@ impl Work<'_> {
                 }
             });
         let session = create.await?;
-        notice(&format!("{} model: {}", session.model(), harmless_line(session.model_reason())));
+        if session.model() != ModelKind::Provider || !self.keys.tell_provider() {
+            notice(&format!("{} model: {}", session.model(), harmless_line(session.model_reason())));
+        }
         Ok(session)
     }
 
