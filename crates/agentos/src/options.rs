@@ -253,7 +253,7 @@ impl Limits {
         self
     }
 
-    /// TCP connections out of the VM at a time; 4,096 by default. The next one is refused.
+    /// TCP connections out of the VM at a time; 2,048 by default. The next one is refused.
     #[must_use]
     pub fn connections(mut self, count: u32) -> Self {
         self.connections = Some(count);

@@ -41,7 +41,7 @@ pub(crate) enum Failure {
     OutDir { path: PathBuf, source: io::Error },
     #[error("--out {} is not a directory", .path.display())]
     OutIsFile { path: PathBuf },
-    #[error("a policy is needed: --net, --allow or both")]
+    #[error("a policy is needed: --net, and --allow for what is added to it")]
     NoPolicy,
     #[error("cannot start")]
     Runtime(#[source] io::Error),

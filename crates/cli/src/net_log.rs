@@ -67,7 +67,8 @@ pub(crate) async fn run(args: NetCommandArgs) -> Result<u8, Failure> {
             Ok(0)
         }
         NetCommand::Set { vm, net } => {
-            let policy = net.policy().ok_or(Failure::NoPolicy)?;
+            // Here `--allow` alone would read like an addition to what the VM has, and take away the rest.
+            let policy = net.net.is_some().then(|| net.policy()).flatten().ok_or(Failure::NoPolicy)?;
             AgentOs::attach(&vm).await?.set_network_policy(policy).await?;
             Ok(0)
         }
@@ -103,7 +104,8 @@ fn line(event: &NetworkEvent) -> String {
                 .map(|process| format!(", by {} [{}]", process.command, process.pid))
                 .unwrap_or_default();
             let protocol = protocol(refusal.protocol);
-            format!("refused {protocol} {}{names}: {}{process}", refusal.destination, refusal.reason)
+            let rule = refusal.rule.as_ref().map(|rule| format!(" ({rule})")).unwrap_or_default();
+            format!("refused {protocol} {}{names}: {}{rule}{process}", refusal.destination, refusal.reason)
         }
         NetworkEventKind::QueryRefused { name, reason } => format!("refused query for {name}: {reason}"),
         NetworkEventKind::Border { destination, reason } => format!("border {destination}: {reason}"),

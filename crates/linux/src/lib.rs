@@ -10,6 +10,7 @@
 pub mod clone;
 pub mod credentials;
 pub mod label;
+pub mod memory;
 pub mod mount;
 pub mod network;
 pub mod seccomp;

@@ -129,7 +129,7 @@ fn look_up(address: IpAddr) -> AddressClass {
 }
 
 /// The IPv4 addresses that an IPv6 address carries, where a machine on the way may take it for one of them.
-fn carried(address: IpAddr) -> impl Iterator<Item = Ipv4Addr> {
+pub(crate) fn carried(address: IpAddr) -> impl Iterator<Item = Ipv4Addr> {
     let none: [Option<Ipv4Addr>; 2] = [None, None];
     let found = match address {
         IpAddr::V4(_) => none,

@@ -52,7 +52,7 @@ pub enum NetworkEventKind {
 pub struct Owner {
     /// In the VM's own numbers.
     pub pid: i32,
-    /// Its executable's or script's name, as the guest gives it.
+    /// The beginning of its command line, as the guest gives it.
     pub command: String,
 }
 

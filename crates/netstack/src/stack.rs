@@ -32,7 +32,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::connection::QUEUED_PACKETS;
@@ -60,7 +60,7 @@ const COPIED_BYTES: usize = 16 * 1024;
 const QUEUED_COMMANDS: usize = 8;
 
 /// Datagrams that wait for the task of their flow.
-const QUEUED_DATAGRAMS: usize = 256;
+const QUEUED_DATAGRAMS: usize = 32;
 
 /// Addresses in the VM.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +87,7 @@ pub struct StackLimits {
 
 impl Default for StackLimits {
     fn default() -> Self {
-        Self { connections: 4_096, datagram_flows: 1_024, bandwidth_bytes: None }
+        Self { connections: 2_048, datagram_flows: 1_024, bandwidth_bytes: None }
     }
 }
 
@@ -108,6 +108,8 @@ pub struct StackOptions {
     pub pins: Arc<Pins>,
     pub border: Arc<Border>,
     pub limits: StackLimits,
+    /// One permit for each socket that all stacks together may have open.
+    pub sockets: Arc<Semaphore>,
     pub events: Arc<EventLog>,
     pub identify: Identify,
 }
@@ -181,7 +183,9 @@ impl Drop for Stack {
 async fn answer_nothing(tun: &Tun) {
     let mut buffer = vec![0; PACKET_BYTES];
     while let Ok(mut ready) = tun.readable().await {
-        while let Some(Ok(length)) = ready.try_read(&mut buffer) {
+        while let Some(read) = ready.try_read(&mut buffer) {
+            // A device that can't be read has nothing more to say.
+            let Ok(length) = read else { return };
             let packet = buffer.get(HEADER_BYTES..length).unwrap_or_default();
             if let Some(answer) = packet::unreachable(packet, packet::Unreachable::Network) {
                 tun.write_packet(&answer);
@@ -197,6 +201,9 @@ struct Flows {
     commands: mpsc::Receiver<Recheck>,
     connections: HashMap<FlowKey, Connected>,
     datagrams: HashMap<FlowKey, Datagrams>,
+    /// Flows by kind that have not ended, in the order of [`Kind`].
+    counts: [usize; 3],
+    next_number: u64,
     tasks: JoinSet<Done>,
     buffer: Vec<u8>,
 }
@@ -204,19 +211,32 @@ struct Flows {
 struct Connected {
     packets: mpsc::Sender<Vec<u8>>,
     facts: Arc<Facts>,
-    cut: Option<oneshot::Sender<()>>,
+    cut: Option<oneshot::Sender<Cut>>,
 }
 
 struct Datagrams {
     payloads: mpsc::Sender<Vec<u8>>,
     facts: Arc<Facts>,
-    task: AbortHandle,
+    cut: Option<oneshot::Sender<Cut>>,
+    /// Which of several flows of the same ends, one after the other.
+    number: u64,
+}
+
+/// The word to end a flow; answered when nothing of it leaves any more.
+type Cut = oneshot::Sender<()>;
+
+/// What is counted apart: many queries must not keep datagrams from leaving, nor the other way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Query,
+    Datagram,
+    Ping,
 }
 
 /// A flow that is over.
 enum Done {
     Connection(FlowKey),
-    Datagrams(FlowKey),
+    Datagrams(FlowKey, Kind, u64),
 }
 
 enum Wake {
@@ -232,6 +252,8 @@ impl Flows {
             commands,
             connections: HashMap::new(),
             datagrams: HashMap::new(),
+            counts: [0; 3],
+            next_number: 0,
             tasks: JoinSet::new(),
             buffer: Vec::new(),
         }
@@ -254,11 +276,7 @@ impl Flows {
                     return format!("fault in the VM's network stack: {fault}");
                 }
                 Wake::Done(Err(_)) => {}
-                Wake::Recheck(done) => {
-                    self.recheck();
-                    // Whoever asked may have gone.
-                    let _ = done.send(());
-                }
+                Wake::Recheck(done) => self.recheck(done),
             }
         }
     }
@@ -309,19 +327,24 @@ impl Flows {
     }
 
     fn segment(&mut self, key: FlowKey, segment: Segment, packet: Vec<u8>) {
-        if let Some(flow) = self.connections.get(&key) {
-            if flow.packets.try_send(packet).is_err() {
-                self.shared.stats.dropped();
-            }
-            return;
-        }
-        if segment.opens && self.connections.len() < self.shared.limits.connections {
+        let packet = match self.connections.get(&key) {
+            Some(flow) => match flow.packets.try_send(packet) {
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full(_)) => return self.shared.stats.dropped(),
+                // Its task has ended, and is about to be forgotten.
+                Err(mpsc::error::TrySendError::Closed(packet)) => packet,
+            },
+            None => packet,
+        };
+        let room = segment.opens && self.connections.len() < self.shared.limits.connections;
+        if let Some(socket) = room.then(|| self.socket()).flatten() {
             let (packets, queue) = mpsc::channel(QUEUED_PACKETS);
             let (cut, wait) = oneshot::channel();
             let facts = Arc::new(Facts::new(Protocol::Tcp, key));
             let flow = tcp::Flow::new(Arc::clone(&self.shared), Arc::clone(&facts), packet, queue);
             self.tasks.spawn(async move {
                 flow.serve(wait).await;
+                drop(socket);
                 Done::Connection(key)
             });
             self.connections.insert(key, Connected { packets, facts, cut: Some(cut) });
@@ -345,41 +368,73 @@ impl Flows {
             },
             None => payload,
         };
-        if self.tasks.len() >= self.flows() {
-            return self.shared.stats.dropped();
-        }
+        let resolver = key.remote.ip() == IpAddr::V4(self.shared.addresses.resolver);
+        let kind = if resolver { Kind::Query } else { Kind::Datagram };
+        let Some((number, socket)) = self.begin(kind, &packet) else { return };
         let (payloads, queue) = mpsc::channel(QUEUED_DATAGRAMS);
+        let (cut, wait) = oneshot::channel::<Cut>();
         let facts = Arc::new(Facts::new(Protocol::Udp, key));
         let flow = udp::Flow::new(Arc::clone(&self.shared), Arc::clone(&facts), packet, queue);
-        let task = self.tasks.spawn(async move {
-            flow.serve(payload).await;
-            Done::Datagrams(key)
+        self.tasks.spawn(async move {
+            let cut = tokio::select! {
+                biased;
+                cut = wait => cut.ok(),
+                () = flow.serve(payload) => None,
+            };
+            // Whoever has changed the policy may have gone.
+            let _ = cut.map(|done| done.send(()));
+            drop(socket);
+            Done::Datagrams(key, kind, number)
         });
-        self.datagrams.insert(key, Datagrams { payloads, facts, task });
+        self.datagrams.insert(key, Datagrams { payloads, facts, cut: Some(cut), number });
     }
 
     fn ping(&mut self, request: echo::Request, packet: Vec<u8>) {
-        if self.tasks.len() >= self.flows() {
-            return self.shared.stats.dropped();
-        }
+        let Some((number, socket)) = self.begin(Kind::Ping, &packet) else { return };
         let shared = Arc::clone(&self.shared);
         let key = request.key();
         self.tasks.spawn(async move {
             echo::serve(shared, request, packet).await;
-            Done::Datagrams(key)
+            drop(socket);
+            Done::Datagrams(key, Kind::Ping, number)
         });
     }
 
-    fn flows(&self) -> usize {
-        self.connections.len() + self.shared.limits.datagram_flows
+    /// Makes room for a flow that begins with this packet, or tells the guest that there is none.
+    fn begin(&mut self, kind: Kind, packet: &[u8]) -> Option<(u64, OwnedSemaphorePermit)> {
+        let limit = self.shared.limits.datagram_flows;
+        let socket = self.socket();
+        let count = self.counts.get_mut(kind as usize).filter(|count| **count < limit);
+        let (Some(count), Some(socket)) = (count, socket) else {
+            self.shared.stats.dropped();
+            if let Some(error) = packet::unreachable(packet, packet::Unreachable::Host) {
+                self.shared.tun.write_packet(&error);
+            }
+            return None;
+        };
+        *count += 1;
+        self.next_number += 1;
+        Some((self.next_number, socket))
+    }
+
+    /// Leave to open a socket, of which all VMs together have as many as the sidecar has descriptors to spare.
+    fn socket(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.shared.sockets).try_acquire_owned().ok()
     }
 
     fn forget(&mut self, done: Done) {
         match done {
-            Done::Connection(key) => drop(self.connections.remove(&key)),
-            Done::Datagrams(key) => {
-                // A flow that ended may have been followed by another of the same ends.
-                if self.datagrams.get(&key).is_some_and(|flow| flow.task.is_finished()) {
+            Done::Connection(key) => {
+                // A connection that ended may have been followed by another of the same ends.
+                if self.connections.get(&key).is_some_and(|flow| flow.packets.is_closed()) {
+                    self.connections.remove(&key);
+                }
+            }
+            Done::Datagrams(key, kind, number) => {
+                if let Some(count) = self.counts.get_mut(kind as usize) {
+                    *count = count.saturating_sub(1);
+                }
+                if self.datagrams.get(&key).is_some_and(|flow| flow.number == number) {
                     self.datagrams.remove(&key);
                 }
             }
@@ -387,21 +442,26 @@ impl Flows {
     }
 
     /// Ends every flow that the policy no longer allows.
-    fn recheck(&mut self) {
-        for flow in self.connections.values_mut() {
-            if !self.shared.still_allows(&flow.facts)
-                && let Some(cut) = flow.cut.take()
+    fn recheck(&mut self, done: Recheck) {
+        let connections = self.connections.values_mut().map(|flow| (&flow.facts, &mut flow.cut));
+        let datagrams = self.datagrams.values_mut().map(|flow| (&flow.facts, &mut flow.cut));
+        let mut ends = Vec::new();
+        for (facts, cut) in connections.chain(datagrams) {
+            if !self.shared.still_allows(facts)
+                && let Some(cut) = cut.take()
             {
-                // A connection that has just ended is cut.
-                let _ = cut.send(());
+                let (said, heard) = oneshot::channel();
+                // A flow that has just ended is cut.
+                let _ = cut.send(said);
+                ends.push(heard);
             }
         }
-        self.datagrams.retain(|_, flow| {
-            let allowed = self.shared.still_allows(&flow.facts);
-            if !allowed {
-                flow.task.abort();
+        tokio::spawn(async move {
+            for end in ends {
+                let _ = end.await;
             }
-            allowed
+            // Whoever asked may have gone.
+            let _ = done.send(());
         });
     }
 }

@@ -357,6 +357,7 @@ impl Driver {
                 };
                 if let Link::Missing(missing) = &link {
                     tracing::warn!(%missing, vm = self.booted.number().0, "VM has no network");
+                    self.shared.uplink.tell_end(missing);
                 }
                 self.shared.uplink.set(link);
                 Ok(())

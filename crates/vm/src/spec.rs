@@ -318,8 +318,34 @@ fn validate_base(base: BaseOptions) -> Result<Base, SpecError> {
     }
 }
 
+/// More connections than one address has ports.
+const MAX_CONNECTIONS: u64 = 65_535;
+
+/// Less than this is no network; 0 would be one that hangs.
+const MIN_BANDWIDTH: u64 = 1_024;
+
+/// As many as resolvers take: each further one is asked after a longer silence.
+const MAX_DNS_SERVERS: u64 = 3;
+
 /// A VM without a way out keeps every promise of a policy but that something may leave.
 fn check_network(network: &NetworkOptions, host: &Host) -> Result<(), SpecError> {
+    let out_of_range = |value: u64, min: u64, max: u64| {
+        Err(SpecField::Network.refuse(SpecProblem::OutOfRange { value, min, max }))
+    };
+    let connections = network.limits.connections as u64;
+    if !(1..=MAX_CONNECTIONS).contains(&connections) {
+        return out_of_range(connections, 1, MAX_CONNECTIONS);
+    }
+    if let Some(bandwidth) = network.limits.bandwidth_bytes.filter(|bandwidth| *bandwidth < MIN_BANDWIDTH) {
+        return out_of_range(bandwidth, MIN_BANDWIDTH, u64::MAX);
+    }
+    let servers = network.dns_servers.len() as u64;
+    if servers > MAX_DNS_SERVERS {
+        return out_of_range(servers, 0, MAX_DNS_SERVERS);
+    }
+    if network.dns_servers.iter().any(|server| server.port() == 0) {
+        return Err(SpecField::Network.refuse(SpecProblem::PortZero));
+    }
     let nothing_leaves = network.policy.as_ref().is_none_or(|policy| *policy == EgressPolicy::none());
     if nothing_leaves || host.findings.no_uplink.is_none() {
         return Ok(());

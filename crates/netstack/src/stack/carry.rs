@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 use super::connection::{BUFFER_BYTES, Connection};
 use super::stats::Counter;
 use super::throttle::{Direction, Throttle};
-use crate::policy::Refusal;
+use crate::policy::{Reason, Refusal};
 use crate::sniff::MAX_SNIFF_BYTES;
 
 /// Whoever the guest talks to.
@@ -93,6 +93,14 @@ pub(super) struct Carry<'a> {
     peer_done: bool,
     /// The guest has, and the peer knows.
     guest_done: bool,
+    /// The guest has said that it is through.
+    guest_ended: bool,
+    /// The peer takes nothing more. What it has said before is still owed to the guest.
+    deaf: bool,
+    /// The peer is gone. What it has said is passed on before the guest is reset.
+    broken: bool,
+    /// Nothing is left to be told to the peer.
+    finished: bool,
     /// When the bandwidth has room again.
     resume: Option<std::time::Instant>,
     timer: Pin<Box<Sleep>>,
@@ -100,14 +108,16 @@ pub(super) struct Carry<'a> {
 
 /// What ends a connection at once.
 enum Break {
-    Peer(io::Error),
     Refused(Refusal),
     Http,
 }
 
-impl From<io::Error> for Break {
-    fn from(error: io::Error) -> Self {
-        Self::Peer(error)
+/// A connection that did not end well outside must not look as if it had.
+impl Drop for Carry<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.peer.reset();
+        }
     }
 }
 
@@ -120,8 +130,21 @@ impl<'a> Carry<'a> {
         gate: Option<GateKeeper>,
     ) -> Self {
         let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
-        let (peer_done, guest_done, resume) = (false, false, None);
-        Self { connection, peer, counter, throttle, gate, peer_done, guest_done, resume, timer }
+        Self {
+            connection,
+            peer,
+            counter,
+            throttle,
+            gate,
+            peer_done: false,
+            guest_done: false,
+            guest_ended: false,
+            deaf: false,
+            broken: false,
+            finished: false,
+            resume: None,
+            timer,
+        }
     }
 }
 
@@ -133,31 +156,31 @@ impl Future for Carry<'_> {
         // Each turn may make room for the next; the runtime's budget ends it for the sake of others.
         loop {
             let _ = this.connection.poll_packets(context);
-            if this.connection.is_gone() {
-                let closed = this.guest_done && this.peer_done;
-                if !closed {
-                    this.peer.reset();
-                }
-                return Poll::Ready(if closed { End::Closed } else { End::GuestReset });
+            let gone = this.connection.is_gone();
+            this.guest_ended |= !gone && this.connection.has_ended();
+            // Both have closed; what the guest said last may still have to be passed on.
+            let closing = gone && this.guest_ended && this.peer_done && !this.broken;
+            if gone && !closing {
+                return Poll::Ready(End::GuestReset);
             }
             this.resume = None;
             let passed =
                 this.pass_outward(context).and_then(|outward| Ok(this.pass_inward(context)? || outward));
             let progress = match passed {
                 Ok(progress) => progress,
-                Err(Break::Peer(error)) => {
-                    tracing::trace!(%error, "connection of a guest");
-                    this.connection.abort();
-                    return Poll::Ready(End::PeerReset);
+                Err(Break::Refused(refusal)) => return Poll::Ready(End::Refused(refusal)),
+                Err(Break::Http) => {
+                    this.finished = true;
+                    return Poll::Ready(End::Http);
                 }
-                Err(Break::Refused(refusal)) => {
-                    this.peer.reset();
-                    return Poll::Ready(End::Refused(refusal));
-                }
-                Err(Break::Http) => return Poll::Ready(End::Http),
             };
             this.connection.exchange();
+            if this.broken && this.connection.socket().send_queue() == 0 {
+                this.connection.abort();
+                return Poll::Ready(End::PeerReset);
+            }
             if this.is_over() {
+                this.finished = true;
                 return Poll::Ready(End::Closed);
             }
             if !progress {
@@ -202,9 +225,13 @@ impl Carry<'_> {
         let socket = self.connection.socket();
         let full = socket.recv_queue() >= MAX_SNIFF_BYTES;
         let bytes = socket.peek(MAX_SNIFF_BYTES).unwrap_or_default();
+        let bytes_empty = bytes.is_empty();
         match gate(bytes) {
-            // What the guest ends without a name goes as it is: it has said nothing that could be denied.
             None if !full && !self.connection.has_ended() => return Ok(false),
+            // Half a greeting is none: what it would have named is not known.
+            None if !bytes_empty => {
+                return Err(Break::Refused(Refusal { reason: Reason::NoName, rule: None }));
+            }
             None | Some(Ok(Passage::AsItIs)) => {}
             Some(Ok(Passage::Http)) => return Err(Break::Http),
             Some(Err(refusal)) => return Err(Break::Refused(refusal)),
@@ -219,7 +246,7 @@ impl Carry<'_> {
         if !self.pass_gate()? {
             return Ok(false);
         }
-        while self.connection.socket().can_recv() {
+        while !self.deaf && self.connection.socket().can_recv() {
             let Some(allowed) = self.allowance(Direction::Out) else { return Ok(progress) };
             let peer = &mut *self.peer;
             let passed = self.connection.socket().recv(|bytes| {
@@ -231,12 +258,16 @@ impl Carry<'_> {
                     Poll::Pending => (0, Ok(None)),
                 }
             });
-            match passed.unwrap_or(Ok(None))? {
-                Some(written) => {
+            match passed.unwrap_or(Ok(None)) {
+                Ok(Some(written)) => {
                     self.counter.sent(written);
                     self.throttle.take(Direction::Out, written);
                 }
-                None => return Ok(progress),
+                Ok(None) => return Ok(progress),
+                Err(error) => {
+                    tracing::trace!(%error, "connection of a guest, outward");
+                    (self.deaf, self.guest_done) = (true, true);
+                }
             }
             progress = true;
         }
@@ -269,16 +300,20 @@ impl Carry<'_> {
                     Poll::Pending => (0, Ok(None)),
                 }
             });
-            match passed.unwrap_or(Ok(None))? {
-                Some(0) => {
+            match passed.unwrap_or(Ok(None)) {
+                Ok(Some(0)) if !self.deaf => {
                     self.peer_done = true;
                     self.connection.socket().close();
                 }
-                Some(read) => {
+                Ok(Some(read)) if read > 0 => {
                     self.counter.received(read);
                     self.throttle.take(Direction::In, read);
                 }
-                None => return Ok(progress),
+                Ok(None) => return Ok(progress),
+                ended => {
+                    tracing::trace!(?ended, "connection of a guest, inward");
+                    (self.peer_done, self.broken) = (true, true);
+                }
             }
             progress = true;
         }

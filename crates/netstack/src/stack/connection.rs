@@ -11,7 +11,7 @@ use std::time::Instant;
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
-use smoltcp::time::Instant as StackInstant;
+use smoltcp::time::{Duration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use tokio::sync::mpsc;
 
@@ -19,7 +19,14 @@ use super::packet::{self, FlowKey};
 use super::tun::{HEADER_BYTES, Tun};
 
 /// What one direction holds: several of the largest segments, so that sender and receiver need not take turns.
-pub(super) const BUFFER_BYTES: usize = 512 * 1024;
+pub(super) const BUFFER_BYTES: usize = 256 * 1024;
+
+/// A guest's kernel forgets a connection whose process has gone, and says so only when it is asked.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// A guest that answers nothing for so long is not there any more. Its kernel answers also while its programs are stopped,
+/// or don't read.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Packets that wait for their connection's task. A sender fills its window with fewer; the rest of a flood is lost.
 pub(super) const QUEUED_PACKETS: usize = 64;
@@ -63,6 +70,8 @@ impl Connection {
         let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        socket.set_timeout(Some(TIMEOUT));
         socket.set_ack_delay(None);
         let endpoint = IpEndpoint::new(address, key.remote.port());
         if let Err(error) = socket.listen(endpoint) {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
 use super::packet::FlowKey;
@@ -12,7 +13,7 @@ use super::stats::Stats;
 use super::throttle::Throttle;
 use super::tun::Tun;
 use super::{Addresses, Identify, StackLimits, StackOptions};
-use crate::address::HostAddresses;
+use crate::address::{HostAddresses, carried};
 use crate::border::Border;
 use crate::dns::Resolver;
 use crate::event::{EventLog, NetworkEventKind};
@@ -33,6 +34,7 @@ pub(super) struct Shared {
     pub resolver: Resolver,
     pub border: Arc<Border>,
     pub limits: StackLimits,
+    pub sockets: Arc<Semaphore>,
     pub events: Arc<EventLog>,
     pub stats: Stats,
     pub throttle: Throttle,
@@ -92,6 +94,7 @@ impl Shared {
             resolver: options.resolver,
             border: options.border,
             limits: options.limits,
+            sockets: options.sockets,
             events: options.events,
             stats: Stats::default(),
             throttle: Throttle::new(options.limits.bandwidth_bytes),
@@ -135,16 +138,21 @@ impl Shared {
         if facts.inside.get().is_some() {
             return true;
         }
+        // One that has not asked yet will ask the new policy.
+        facts.names.get().is_none() || self.refusal_now(facts).is_none()
+    }
+
+    /// What the policy as it is now has against a flow, which may have said what it is for.
+    pub(super) fn refusal_now(&self, facts: &Facts) -> Option<Refusal> {
         let own = own_address(facts.key.remote.ip());
-        let flow = flow(facts, facts.names());
-        match self.policy().decide(&flow, &own) {
-            Decision::Allow => true,
-            Decision::Refuse(_) => false,
-            Decision::Gate(_) => match facts.claimed.get() {
-                Some(claimed) => self.policy().decide_named(&flow, &own, claimed.as_ref()).is_ok(),
-                // It was never asked what it is for, and what it has said since is gone.
-                None => false,
-            },
+        let (policy, flow) = (self.policy(), flow(facts, facts.names()));
+        match policy.decide(&flow, &own) {
+            Decision::Allow => None,
+            Decision::Refuse(refusal) => Some(refusal),
+            Decision::Gate(_) => {
+                let claimed = facts.claimed.get().and_then(Option::as_ref);
+                policy.decide_named(&flow, &own, claimed).err()
+            }
         }
     }
 
@@ -214,18 +222,31 @@ fn flow<'a>(facts: &Facts, names: &'a [HostName]) -> Flow<'a> {
 const NOBODYS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1))];
 
-/// The address, where it is one of this host's: the kernel binds sockets to those alone. Where it is set to bind to
-/// any (ip_nonlocal_bind), it says so by choosing the address as the source of what goes there, except for the second
-/// of two in one network. No packet is sent for either.
+/// The address and those it carries, where they are this host's: the kernel binds sockets to those alone. Where it is set
+/// to bind to any (ip_nonlocal_bind), it says so by choosing the address as the source of what goes there, except for
+/// the second of two in one network. No packet is sent for either.
 fn own_address(address: IpAddr) -> HostAddresses {
-    let binds = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
+    let spellings = std::iter::once(address).chain(carried(address).map(IpAddr::V4));
+    HostAddresses::from_iter(spellings.filter(|address| is_own(*address)))
+}
+
+fn is_own(address: IpAddr) -> bool {
+    let binds = |address: IpAddr| may_be_own(UdpSocket::bind((address, 0)).map(drop));
     let nobodys = NOBODYS.into_iter().find(|nobodys| nobodys.is_ipv4() == address.is_ipv4());
-    let bound = binds(address) && !nobodys.is_some_and(binds);
-    if bound || source_of(address) == Some(address) {
-        HostAddresses::from_iter([address])
-    } else {
-        // An address without a route is nobody's.
-        HostAddresses::default()
+    let any_binds = nobodys.is_some_and(|nobodys| UdpSocket::bind((nobodys, 0)).is_ok());
+    // An address without a route is nobody's.
+    (binds(address) && !any_binds) || source_of(address) == Some(address)
+}
+
+/// What the answer to binding says of an address. A host without descriptors or ports can't say that the address is
+/// another's, and so it may be its own: what is not known is refused.
+fn may_be_own(bound: std::io::Result<()>) -> bool {
+    match bound {
+        Ok(()) => true,
+        Err(error) => {
+            let elsewhere = [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT, Errno::INVAL];
+            !Errno::from_io_error(&error).is_some_and(|errno| elsewhere.contains(&errno))
+        }
     }
 }
 
@@ -239,4 +260,22 @@ fn source_of(address: IpAddr) -> Option<IpAddr> {
     // Any port does.
     socket.connect((address, 9)).ok()?;
     socket.local_addr().ok().map(|source| source.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_another_s_only_where_the_kernel_says_so() {
+        let answer = |errno: Errno| Err(std::io::Error::from(errno));
+        assert!(!may_be_own(answer(Errno::ADDRNOTAVAIL)));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::ADDRINUSE, Errno::ACCESS] {
+            assert!(may_be_own(answer(errno)), "{errno}");
+        }
+        assert!(may_be_own(Ok(())));
+        assert!(own_address(IpAddr::V4(Ipv4Addr::LOCALHOST)).contains(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let foreign = IpAddr::from([203, 0, 113, 7]);
+        assert!(!own_address(foreign).contains(foreign));
+    }
 }

@@ -105,6 +105,8 @@ fn parse_v6(packet: &[u8]) -> Option<Inbound<'_>> {
 
 fn transport(protocol: IpProtocol, guest: IpAddr, remote: IpAddr, payload: &[u8]) -> Option<Inbound<'_>> {
     match protocol {
+        // A connection is between two, and the stack takes nothing else for an address.
+        IpProtocol::Tcp if remote.is_multicast() || remote.is_unspecified() || is_broadcast(remote) => None,
         IpProtocol::Tcp => {
             let segment = TcpPacket::new_checked(payload).ok()?;
             let key = flow(guest, segment.src_port(), remote, segment.dst_port())?;
@@ -124,6 +126,10 @@ fn transport(protocol: IpProtocol, guest: IpAddr, remote: IpAddr, payload: &[u8]
         }
         _ => None,
     }
+}
+
+fn is_broadcast(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_broadcast())
 }
 
 /// Nobody is port 0.

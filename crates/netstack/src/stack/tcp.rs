@@ -19,6 +19,7 @@ use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::Cut;
 use super::carry::{Carry, End, Passage, Peer};
 use super::connection::Connection;
 use super::egress::{Facts, Shared};
@@ -77,12 +78,18 @@ impl Flow {
     }
 
     /// Serves the connection until it ends or is cut.
-    pub(super) async fn serve(mut self, cut: oneshot::Receiver<()>) {
+    pub(super) async fn serve(mut self, cut: oneshot::Receiver<Cut>) {
         let outcome = tokio::select! {
             biased;
-            Ok(()) = cut => Err(Failed::Refused(self.now_refused())),
-            outcome = self.run() => outcome,
+            Ok(done) = cut => Err(done),
+            outcome = self.run() => Ok(outcome),
         };
+        // What was under way is dropped by now: nothing of it leaves any more.
+        let outcome = outcome.unwrap_or_else(|done| {
+            // Whoever has changed the policy may have gone.
+            let _ = done.send(());
+            Err(Failed::Refused(self.now_refused()))
+        });
         match outcome {
             Ok(()) => {}
             Err(Failed::Refused(refusal)) => {
@@ -103,10 +110,9 @@ impl Flow {
 
     /// Why a connection that was allowed is not any more.
     fn now_refused(&self) -> Refusal {
-        match self.shared.decide(&self.facts) {
-            Decision::Refuse(refusal) => refusal,
-            _ => Refusal { reason: Reason::NoName, rule: None },
-        }
+        let refusal = self.shared.refusal_now(&self.facts);
+        // The policy may have changed once more since.
+        refusal.unwrap_or(Refusal { reason: Reason::Base, rule: None })
     }
 
     async fn run(&mut self) -> Result<(), Failed> {

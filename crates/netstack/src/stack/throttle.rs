@@ -49,7 +49,7 @@ impl Throttle {
             return Ok(wanted.min(tokens as usize));
         }
         // Not for a single byte: for as many as make the way worth while.
-        let missing = (MIN_BURST_BYTES / 4.0).min(wanted as f64) - tokens;
+        let missing = (MIN_BURST_BYTES / 4.0).min(wanted.max(1) as f64) - tokens;
         Err(now + Duration::from_secs_f64((missing / rate).clamp(0.001, 1.0)))
     }
 

@@ -47,7 +47,9 @@ pub(super) struct Ready<'a> {
 impl Ready<'_> {
     /// Reads the next packet with its header; None: there is none now.
     pub(super) fn try_read(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
-        self.guard.try_io(|device| Ok(rustix::io::read(device, &mut *buffer)?)).ok()
+        self.guard
+            .try_io(|device| Ok(rustix::io::retry_on_intr(|| rustix::io::read(device, &mut *buffer))?))
+            .ok()
     }
 }
 

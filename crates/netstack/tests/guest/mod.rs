@@ -84,6 +84,7 @@ impl World {
             pins,
             border: Arc::new(Border::new(Vec::new(), Vec::new(), Trust::nobody().unwrap()).unwrap()),
             limits,
+            sockets: Arc::new(tokio::sync::Semaphore::new(1_000)),
             events: Arc::clone(&events),
             identify: Arc::new(|_, _, _| {
                 Box::pin(async { Some(Owner { pid: 42, command: "client".to_owned() }) })

@@ -16,13 +16,13 @@ use agentos_guest_protocol::launcher::BootFailure;
 use agentos_guest_protocol::network::{self as guest, NetworkRequest};
 use agentos_netstack::border::{Border, Route, Secret, Trust, TrustError};
 use agentos_netstack::dns::{Resolver, Upstream};
-use agentos_netstack::event::{EventLog, Owner};
+use agentos_netstack::event::{EventLog, NetworkEventKind, Owner};
 use agentos_netstack::name::HostName;
 use agentos_netstack::pins::Pins;
 use agentos_netstack::policy::{EgressPolicy, Protocol};
 use agentos_netstack::stack::{Addresses, Identify, NetworkStats, Stack, StackLimits, StackOptions};
 use rustix::fs::FileType;
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
 
 use super::NetworkError;
 use crate::command::{Call, Command, Completion, ProtocolError};
@@ -84,6 +84,11 @@ impl Uplink {
         self.link.send_replace(link);
     }
 
+    /// Tells whoever watches the network that there is none.
+    pub(crate) fn tell_end(&self, missing: &Missing) {
+        self.events.push(NetworkEventKind::Ended { reason: missing.to_string() });
+    }
+
     /// Ends the stack, once those who use it now are through.
     pub(crate) fn end(&self) {
         self.link.send_if_modified(|link| {
@@ -115,6 +120,18 @@ pub(crate) struct HostNetwork {
     nobody: Trust,
     /// Whom the host trusts. Read for the first VM that has secrets: it takes a while.
     trusted: OnceCell<Trust>,
+    /// Sockets that all VMs together may have on the host.
+    sockets: Arc<Semaphore>,
+}
+
+/// Descriptors of the sidecar that guests' sockets never take: for pipes, control sockets and clients.
+const RESERVED_DESCRIPTORS: u64 = 4_096;
+
+/// Sockets that guests may have, where the sidecar may have so many descriptors. Half of a small number stays for the rest.
+fn socket_count(descriptors: Option<u64>) -> usize {
+    let descriptors = descriptors.unwrap_or(u64::from(u32::MAX));
+    let spare = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2);
+    usize::try_from(spare).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
 }
 
 impl HostNetwork {
@@ -123,7 +140,10 @@ impl HostNetwork {
             tracing::warn!(%error, "VMs can resolve no names");
             Upstream::servers(&[])
         });
-        Ok(Self { upstream, nobody: Trust::nobody()?, trusted: OnceCell::new() })
+        agentos_linux::memory::keep_large_blocks_apart();
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let sockets = Arc::new(Semaphore::new(socket_count(descriptors)));
+        Ok(Self { upstream, nobody: Trust::nobody()?, trusted: OnceCell::new(), sockets })
     }
 
     /// Takes a VM's secrets into its border, and leaves their placeholders in its environment.
@@ -203,6 +223,7 @@ impl Seed {
             pins,
             border,
             limits: network.limits,
+            sockets: Arc::clone(&host.sockets),
             events: Arc::clone(&uplink.events),
             identify: identify(commands),
         };
@@ -273,5 +294,17 @@ impl Vm {
             Missing::Ended => NetworkError::Unavailable(self.unavailable()),
             missing => NetworkError::Missing(missing),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_leave_the_sidecar_descriptors_of_its_own() {
+        assert_eq!(socket_count(Some(20_000)), 20_000 - 4_096);
+        assert_eq!(socket_count(Some(1_024)), 512);
+        assert!(socket_count(None) > 1 << 20);
     }
 }
