@@ -112,7 +112,9 @@ impl Resolver {
             if self.local.ipv6 { &[RecordType::A, RecordType::AAAA] } else { &[RecordType::A] };
         let mut addresses = Vec::new();
         for kind in kinds {
-            let written = Name::from_ascii(name.as_str()).map_err(io::Error::other)?;
+            // Absolute, as the guest's are: it is no name to be searched for.
+            let mut written = Name::from_ascii(name.as_str()).map_err(io::Error::other)?;
+            written.set_fqdn(true);
             let question = Query::query(written, *kind);
             let local = self.local.reply(name, &question);
             let reply = match local {

@@ -51,6 +51,9 @@ pub(crate) fn declare(
         let refused = |problem: &dyn std::fmt::Display| {
             Failure::invalid(&wish.name, format!("Secret {}: {problem}", wish.name))
         };
+        if declared.secrets.iter().any(|other| other.name() == wish.name) {
+            return Err(refused(&"it is given twice"));
+        }
         let provider = provider::of_key(&wish.name).filter(|provider| leads_to(&wish, provider));
         let prefix = provider.map_or("", |provider| provider.key_prefix);
         let prefix = wish.placeholder_prefix.as_deref().unwrap_or(prefix);

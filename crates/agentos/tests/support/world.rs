@@ -71,7 +71,7 @@ impl World {
 }
 
 /// The binary the SDK would find.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     std::env::var_os("AGENTOS_SIDECAR").map_or_else(
         || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("agentos"),
         PathBuf::from,

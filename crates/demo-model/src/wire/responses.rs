@@ -28,6 +28,10 @@ pub(super) fn parse(body: &Value) -> Result<Conversation, BadRequest> {
         Value::String(text) => conversation.turns.push(Turn::User(vec![text.clone()])),
         Value::Array(items) if !items.is_empty() => {
             for item in items {
+                // Tools may also come with an item of their own (`additional_tools`), for the turns after it.
+                for tool in optional_array(item, "tools")? {
+                    add_tool(&mut conversation.tools, tool, None)?;
+                }
                 one(&mut conversation, item);
             }
         }

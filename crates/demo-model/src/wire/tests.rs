@@ -256,6 +256,11 @@ fn responses_reach_custom_tools_and_namespaces() {
         let item = &Wire::Responses.whole(&grouped, &meta())["output"][0];
         assert_eq!((&item["name"], &item["namespace"]), (&json!("probe_tool"), &json!("mcp__probe")));
     }
+    let late = json!({"input": [
+        {"type": "additional_tools", "role": "developer", "tools": [{"type": "custom", "name": "late"}]},
+        said("hi"),
+    ]});
+    assert_eq!(Wire::Responses.parse(&late).unwrap().tools[0].name, "late");
     let text = Wire::Responses.parse(&json!({"input": "hi"})).unwrap();
     assert_eq!(text.turns, [Turn::User(vec!["hi".into()])]);
 }

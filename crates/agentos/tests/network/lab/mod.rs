@@ -83,6 +83,13 @@ impl Lab {
         World::started_by(&self.enter()).await
     }
 
+    /// A sidecar on the machine, with these variables in its environment.
+    pub(crate) async fn world_with(&self, variables: &[(&str, &Path)]) -> World {
+        let set: String =
+            variables.iter().map(|(name, value)| format!(" {name}='{}'", value.display())).collect();
+        World::started_by(&format!("{} env{set}", self.enter())).await
+    }
+
     /// The server of names that the machine asks, with no name in it.
     pub(crate) fn names(&self) -> Names {
         self.names_at("names", NAME_SERVER)

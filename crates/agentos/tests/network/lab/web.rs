@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -42,6 +44,8 @@ pub(crate) enum Site {
     Pages(HashMap<String, Vec<u8>>),
     /// The files under a directory.
     Files(PathBuf),
+    /// Another one, for those who give this user and password.
+    Locked(String, Box<Site>),
 }
 
 impl Site {
@@ -51,6 +55,14 @@ impl Site {
             Self::Text(text) => Some(text.as_bytes().to_vec()),
             Self::Redirect(to) => {
                 let head = Response::builder().status(302).header("location", to);
+                return head.body(Full::default()).unwrap();
+            }
+            Self::Locked(password, site) => {
+                let basic = format!("Basic {}", STANDARD.encode(password));
+                if asked.header("authorization") == basic {
+                    return site.answer(asked);
+                }
+                let head = Response::builder().status(401).header("www-authenticate", "Basic realm=\"it\"");
                 return head.body(Full::default()).unwrap();
             }
             Self::Pages(pages) => pages.get(path).cloned(),
