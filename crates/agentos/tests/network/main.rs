@@ -10,6 +10,7 @@ mod claims;
 mod clients;
 mod connections;
 mod host;
+#[allow(dead_code, reason = "the tests of secrets use the rest")]
 mod lab;
 mod laboratory;
 mod names;
