@@ -6,7 +6,7 @@ mod support;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{World, eventually, random_word};
+use support::{Running, World, eventually, random_word};
 
 /// What the offline model was asked, one line per request.
 fn requests(world: &World) -> Vec<Value> {
@@ -218,31 +218,100 @@ fn an_interrupt_cancels_the_turn_and_the_files_come_all_the_same() {
     assert!(out.join("early.txt").exists());
 }
 
+/// A provider on this host's loopback device: the offline model, over HTTP.
+struct Provider {
+    running: Running,
+    url: String,
+}
+
+impl Provider {
+    fn start(world: &World) -> Self {
+        let mut running = world.start(["demo-model", "--exit-with-stdin", "--listen", "tcp:127.0.0.1:0"]);
+        let url = running.line().trim().replace("127.0.0.1", "localhost");
+        Self { running, url }
+    }
+
+    fn host(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// It ends with its input, whose other end is ours.
+    fn end(mut self) {
+        drop(self.running.stdin.take());
+        self.running.finish().expect(0);
+    }
+}
+
+const KEY: &str = "sk-ant-api03-secret-of-the-test";
+
+/// A run in an environment with a key, and one of a provider that no gateway knows.
+fn run_with_keys(world: &World, provider: &Provider, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = world.command(arguments);
+    command.env("ANTHROPIC_API_KEY", KEY).env("ANTHROPIC_BASE_URL", &provider.url);
+    let output = command.env("GROQ_API_KEY", "given-when-asked").env("UNRELATED_KEY", KEY).output().unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(!text.contains(KEY), "{text}");
+    (output.status.code(), text)
+}
+
 #[test]
-fn keys_of_the_caller_are_taken_only_when_the_agent_looks_for_them_and_it_is_said() {
+fn a_key_of_the_caller_is_used_without_the_vm_having_it() {
     let world = World::with_agents();
-    let run = |flags: &[&str]| {
-        let mut command = world.command(["run", "pi", "demo:say hello"].iter().chain(flags));
-        command.env("ANTHROPIC_API_KEY", "sk-secret-of-the-test").env("UNRELATED_KEY", "x");
-        let output = command.output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(!stderr.contains("sk-secret") && !stdout.contains("sk-secret"));
-        (output.status.code(), stderr)
+    let provider = Provider::start(&world);
+    let show = ["run", "pi", "Run the command `env`"];
+    let (code, text) = run_with_keys(&world, &provider, &show);
+    assert_eq!(code, Some(0), "{text}");
+    if world.vms_have_a_network() {
+        let said =
+            format!("agentos: model {}, key from ANTHROPIC_API_KEY, kept outside the VM", provider.host());
+        assert!(text.contains(&said), "{text}");
+        assert!(text.contains("ANTHROPIC_API_KEY=sk-ant-api03-"), "the agent has a placeholder: {text}");
+        let (code, text) = run_with_keys(&world, &provider, &[&show[..], &["--model", "provider"]].concat());
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains(&said) && text.contains("giving the agent GROQ_API_KEY"), "{text}");
+    } else {
+        assert!(text.contains("the secret ANTHROPIC_API_KEY can't be used: VMs have no network"), "{text}");
+    }
+    assert!(!text.contains("UNRELATED_KEY"), "{text}");
+    let (code, text) = run_with_keys(&world, &provider, &[&show[..], &["--model", "demo"]].concat());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(!text.contains("ANTHROPIC_API_KEY"), "{text}");
+    provider.end();
+}
+
+#[test]
+fn a_key_that_no_gateway_knows_is_left_unless_it_is_asked_for() {
+    let world = World::with_agents();
+    let mut command = world.command(["run", "pi", "demo:say hello"]);
+    let output = command.env("GROQ_API_KEY", KEY).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(stderr.contains("not using GROQ_API_KEY"), "{stderr}");
+}
+
+#[test]
+fn a_secret_is_named_and_its_value_comes_from_here() {
+    let world = World::new();
+    let shown = |flags: &[&str]| {
+        let script = ["--", "sh", "-c", "echo $OPENAI_API_KEY $TOKEN"];
+        let mut command = world.command([&["exec"], flags, &script].concat());
+        let output = command.env("OPENAI_API_KEY", KEY).env("TOKEN", KEY).output().unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert!(!text.concat().contains(KEY), "{text:?}");
+        (output.status.code(), text)
     };
-    let (code, stderr) = run(&["--model", "demo"]);
+    let (code, [stdout, stderr]) =
+        shown(&["--secret", "OPENAI_API_KEY", "--secret", "TOKEN=api.example:x-token"]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(!stderr.contains("giving"), "{stderr}");
-    // There is no way to the internet out of a VM: a key alone must not turn a run that works into one that fails.
-    let (code, stderr) = run(&[]);
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("not using ANTHROPIC_API_KEY"), "{stderr}");
-    let (code, stderr) = run(&["--model", "provider"]);
-    assert!(stderr.contains("giving the agent ANTHROPIC_API_KEY"), "{stderr}");
-    assert!(!stderr.contains("UNRELATED_KEY"), "{stderr}");
-    assert_eq!(code, Some(4), "{stderr}");
-    assert!(stderr.contains("--model demo"), "{stderr}");
-    assert_eq!(requests(&world).len(), 2, "the offline model answered the first two runs alone");
+    let placeholders: Vec<&str> = stdout.split_whitespace().collect();
+    assert!(placeholders.len() == 2 && placeholders[0].starts_with("sk-proj-"), "{stdout}");
+    let (code, [_, stderr]) = shown(&["--secret", "TOKEN"]);
+    assert!(code == Some(125) && stderr.contains("TOKEN: it has no destination"), "{stderr}");
+    let (code, [_, stderr]) = shown(&["--secret", "AGENTOS_SURELY_UNSET"]);
+    assert!(code == Some(2) && stderr.contains("AGENTOS_SURELY_UNSET is not set here"), "{stderr}");
+    let (code, [_, stderr]) = shown(&["--secret", "OPENAI_API_KEY", "--env", "OPENAI_API_KEY"]);
+    assert!(code == Some(125) && stderr.contains("in the environment already"), "{stderr}");
 }
 
 #[test]

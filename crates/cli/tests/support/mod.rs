@@ -97,6 +97,12 @@ impl World {
         Running::start(command)
     }
 
+    pub(crate) fn vms_have_a_network(&self) -> bool {
+        let facilities = self.agentos(["doctor", "--json"]).json_lines();
+        let network = facilities.into_iter().find(|facility| facility["name"] == "network");
+        network.expect("doctor looks at it")["state"] == "ok"
+    }
+
     pub(crate) fn sidecar_socket(&self) -> PathBuf {
         self.path("runtime/agentos/default.sock")
     }
