@@ -91,7 +91,9 @@ pub(crate) fn connect(port: u16) -> Result<OwnedFd, Failure> {
 fn connect_anywhere(port: u16) -> Result<OwnedFd, Errno> {
     let mut answer = Errno::CONNREFUSED;
     let well_known = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    for address in well_known.into_iter().chain(listening_addresses(port)) {
+    // Only if nobody is there: the kernel's list takes milliseconds, as it walks the connections of the whole host.
+    let others = std::iter::once_with(|| listening_addresses(port)).flatten();
+    for address in well_known.into_iter().chain(others) {
         match connect_to(SocketAddr::new(address, port)) {
             Ok(socket) => return Ok(socket),
             // An address family that this VM lacks says nothing about the other one.
