@@ -330,14 +330,15 @@ async fn exec_does_not_take_a_pipe_and_bad_limits_are_named() {
 #[test]
 fn debug_shows_names_and_never_values() {
     let options = AgentOsOptions::default()
-        .env("API_KEY", "sk-secret")
-        .agent("mine", agentos::AgentConfig::new("a", "p").default_env("TOKEN", "t-secret"));
-    let server = agentos::McpServer::remote("https://example.org").header("Authorization", "h-secret");
+        .env("API_KEY", "sk-hidden")
+        .agent("mine", agentos::AgentConfig::new("a", "p").default_env("TOKEN", "t-hidden"))
+        .secret(agentos::Secret::new("PASS", "p-hidden").bearer("api.example"));
+    let server = agentos::McpServer::remote("https://example.org").header("Authorization", "h-hidden");
     let shown = format!("{options:?} {server:?}");
-    for name in ["API_KEY", "TOKEN", "Authorization"] {
+    for name in ["API_KEY", "TOKEN", "PASS", "Authorization"] {
         assert!(shown.contains(name), "{shown}");
     }
-    assert!(!shown.contains("secret"), "{shown}");
+    assert!(!shown.contains("hidden"), "{shown}");
 }
 
 #[test]
