@@ -25,9 +25,13 @@ pub struct Body {
 enum Kind {
     Full(Option<Bytes>),
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>),
-    Response { vm: AgentOs, parts: Box<Streaming<FetchResponse>> },
+    /// `announced_bytes` is the server's word, and no promise.
+    Response { vm: AgentOs, parts: Box<Streaming<FetchResponse>>, announced_bytes: usize },
     Done,
 }
+
+/// What a server's announcement alone makes us ask the allocator for, at most. Memory that is never touched costs nothing.
+const MOST_RESERVED_BYTES: usize = 16 * 1024 * 1024;
 
 impl Body {
     /// No body.
@@ -51,15 +55,23 @@ impl Body {
     ///
     /// What broke it off.
     pub async fn into_bytes(mut self) -> Result<Bytes, Error> {
-        let mut whole = match self.next_chunk().await {
+        let announced_bytes = match &self.kind {
+            Kind::Response { announced_bytes, .. } => (*announced_bytes).min(MOST_RESERVED_BYTES),
+            Kind::Full(_) | Kind::Stream(_) | Kind::Done => 0,
+        };
+        let first = match self.next_chunk().await {
             None => return Ok(Bytes::new()),
             Some(first) => first?,
         };
-        let mut buffer: Option<Vec<u8>> = None;
+        let Some(second) = self.next_chunk().await else { return Ok(first) };
+        // Pages that are touched once, instead of anew with each doubling.
+        let mut whole = Vec::with_capacity(announced_bytes);
+        whole.extend_from_slice(&first);
+        whole.extend_from_slice(&second?);
         while let Some(chunk) = self.next_chunk().await {
-            buffer.get_or_insert_with(|| Vec::from(std::mem::take(&mut whole))).extend_from_slice(&chunk?);
+            whole.extend_from_slice(&chunk?);
         }
-        Ok(buffer.map_or(whole, Bytes::from))
+        Ok(Bytes::from(whole))
     }
 
     /// The whole body as text; what is not UTF-8 shows as U+FFFD.
@@ -76,15 +88,17 @@ impl Body {
         std::future::poll_fn(|context| self.poll_chunk(context)).await
     }
 
-    fn response(vm: AgentOs, parts: Streaming<FetchResponse>) -> Self {
-        Self { kind: Kind::Response { vm, parts: Box::new(parts) } }
+    fn response(vm: AgentOs, parts: Streaming<FetchResponse>, head: &http::HeaderMap) -> Self {
+        let announced = head.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let announced_bytes = announced.and_then(|length| length.parse().ok()).unwrap_or_default();
+        Self { kind: Kind::Response { vm, parts: Box::new(parts), announced_bytes } }
     }
 
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let item = match &mut self.kind {
             Kind::Full(bytes) => bytes.take().map(Ok),
             Kind::Stream(stream) => ready!(stream.as_mut().poll_next(context)),
-            Kind::Response { vm, parts } => match ready!(Pin::new(&mut **parts).poll_next(context)) {
+            Kind::Response { vm, parts, .. } => match ready!(Pin::new(&mut **parts).poll_next(context)) {
                 Some(Ok(part)) => Some(convert::network::body(part).map_err(Error::from)),
                 Some(Err(status)) => Some(Err(vm.failed(status))),
                 None => None,
@@ -227,7 +241,8 @@ impl AgentOs {
         let mut parts = reply.into_inner();
         let first = parts.message().await.map_err(failed)?;
         let response = convert::network::response_head(first)?;
-        Ok(response.map(|()| Body::response(self.clone(), parts)))
+        let body = Body::response(self.clone(), parts, response.headers());
+        Ok(response.map(|()| body))
     }
 }
 

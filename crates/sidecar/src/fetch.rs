@@ -42,7 +42,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(600);
 
 const MAX_HEADERS: usize = 256;
 /// Bounds the head as a whole.
-const MAX_HEAD_BYTES: usize = 256 * 1024;
+const MAX_HEAD_BYTES: usize = 128 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
