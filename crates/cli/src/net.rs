@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use agentos::{EgressPolicy, Rule};
+use agentos::{EgressPolicy, EgressRule};
 use clap::Args;
 use thiserror::Error;
 
@@ -68,14 +68,14 @@ impl FromStr for NetSpec {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct AllowSpec(pub(crate) Rule);
+pub(crate) struct AllowSpec(pub(crate) EgressRule);
 
 impl FromStr for AllowSpec {
     type Err = NetError;
 
     fn from_str(text: &str) -> Result<Self, NetError> {
         let (host, port) = split_port(text)?;
-        let rule: Rule = host.parse().map_err(NetError::Host)?;
+        let rule: EgressRule = host.parse().map_err(NetError::Host)?;
         let Some(port) = port else { return Ok(Self(rule)) };
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
         match port.parse() {
@@ -136,23 +136,25 @@ mod tests {
 
     #[test]
     fn who_allows_a_host_and_says_no_more_allows_that_host_alone() {
-        let one = EgressPolicy::none().allow(Rule::name("a.example").port(443));
+        let one = EgressPolicy::none().allow(EgressRule::name("a.example").port(443));
         assert_eq!(policy(&["--allow", "a.example:443"]), Some(one));
-        let more = EgressPolicy::public().allow(Rule::network("10.0.0.5")).allow(Rule::name("*.b.example"));
+        let more = EgressPolicy::public()
+            .allow(EgressRule::network("10.0.0.5"))
+            .allow(EgressRule::name("*.b.example"));
         assert_eq!(policy(&["--net", "public", "--allow", "10.0.0.5", "--allow", "*.b.example"]), Some(more));
     }
 
     #[test]
     fn hosts_are_names_addresses_and_networks() {
         for (text, rule) in [
-            ("a.example", Rule::name("a.example")),
-            ("*.a.example:80", Rule::name("*.a.example").port(80)),
-            ("192.0.2.7:80", Rule::network("192.0.2.7").port(80)),
-            ("10.0.0.0/8:5432", Rule::network("10.0.0.0/8").port(5432)),
-            ("[2001:db8::1]", Rule::network("2001:db8::1")),
-            ("[2001:db8::1]:443", Rule::network("2001:db8::1").port(443)),
-            ("[2001:db8::/32]:443", Rule::network("2001:db8::/32").port(443)),
-            ("*:443", Rule::any().port(443)),
+            ("a.example", EgressRule::name("a.example")),
+            ("*.a.example:80", EgressRule::name("*.a.example").port(80)),
+            ("192.0.2.7:80", EgressRule::network("192.0.2.7").port(80)),
+            ("10.0.0.0/8:5432", EgressRule::network("10.0.0.0/8").port(5432)),
+            ("[2001:db8::1]", EgressRule::network("2001:db8::1")),
+            ("[2001:db8::1]:443", EgressRule::network("2001:db8::1").port(443)),
+            ("[2001:db8::/32]:443", EgressRule::network("2001:db8::/32").port(443)),
+            ("*:443", EgressRule::any().port(443)),
         ] {
             assert_eq!(text.parse::<AllowSpec>().unwrap().0, rule, "{text}");
         }
@@ -186,7 +188,7 @@ mod tests {
         let path = directory.path().join("policy.toml");
         let path = path.to_str().unwrap();
         std::fs::write(path, "base = \"none\"\n[[rule]]\nallow = \"a.example\"\n").unwrap();
-        let expected = EgressPolicy::none().allow(Rule::name("a.example"));
+        let expected = EgressPolicy::none().allow(EgressRule::name("a.example"));
         assert_eq!(policy(&["--net", path]), Some(expected));
         std::fs::write(path, "base = \"none\"\n[[rule]]\nalow = \"a.example\"\n").unwrap();
         let message = refusal(&["--net", path]);

@@ -1,6 +1,6 @@
 //! `agentos net`: what a kept VM was refused, how much went where, and another policy for it.
 
-use agentos::{AgentOs, NetworkEvent, NetworkEventKind, NetworkStats, Protocol};
+use agentos::{AgentOs, EgressProtocol, NetworkEvent, NetworkEventKind, NetworkStats};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -146,11 +146,11 @@ fn event_json(event: &NetworkEvent) -> Value {
     json!({ "sequence": event.sequence, "at_ms": at_ms, "event": kind, "detail": detail })
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
+fn protocol(protocol: EgressProtocol) -> &'static str {
     match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Icmp => "icmp",
+        EgressProtocol::Tcp => "tcp",
+        EgressProtocol::Udp => "udp",
+        EgressProtocol::Icmp => "icmp",
         _ => "other",
     }
 }

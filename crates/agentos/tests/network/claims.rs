@@ -1,6 +1,6 @@
 //! What a connection says it is for: TLS SNI, HTTP Host, or nothing. Rules by name go by it, and by the answers of names.
 
-use agentos::{AgentOs, EgressPolicy, Rule};
+use agentos::{AgentOs, EgressPolicy, EgressRule};
 
 use crate::lab::Lab;
 use crate::lab::certificates::Authority;
@@ -45,8 +45,8 @@ impl Place {
     /// A policy by name, and one that denies by name what is otherwise public.
     async fn vms(&self) -> [AgentOs; 2] {
         [
-            self.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await,
-            self.vm(EgressPolicy::public().deny(Rule::name("bad.example"))).await,
+            self.vm(EgressPolicy::none().allow(EgressRule::name("good.example"))).await,
+            self.vm(EgressPolicy::public().deny(EgressRule::name("bad.example"))).await,
         ]
     }
 }
@@ -82,7 +82,7 @@ async fn by_name_a_request_that_says_two_names_says_none() {
     ];
     let two = place.lab.attempt_outside(&format!("say good.example:80 '{}'", heads[2])).await;
     assert_eq!(two, "HTTP/1.1 200 OK", "the control");
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("good.example"))).await;
     let capture = place.lab.capture();
     for head in heads {
         let said = attempt(&vm, &format!("say good.example:80 '{head}'")).await;
@@ -123,7 +123,7 @@ async fn tls_goes_by_the_name_in_its_first_message() {
 #[tokio::test]
 async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
     let Some(place) = Place::new().await else { return };
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("good.example"))).await;
     assert_eq!(place.lab.attempt_outside("say good.example:7 hello").await, "hello", "the control");
     let capture = place.lab.capture();
     for words in [
@@ -141,7 +141,7 @@ async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
     capture.settle().nothing_to("198.51.100.80");
     assert_eq!(place.raw.count(), 1, "the control alone");
     // Where the rule is by address, what is said doesn't matter.
-    let vm = place.vm(EgressPolicy::none().allow(Rule::network("198.51.100.80"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::network("198.51.100.80"))).await;
     assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
 }
 
@@ -149,9 +149,9 @@ async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
 async fn rules_are_read_in_order_and_the_last_match_wins() {
     let Some(place) = Place::new().await else { return };
     let both = EgressPolicy::none()
-        .allow(Rule::name("*.example"))
-        .deny(Rule::name("bad.example"))
-        .allow(Rule::name("bad.example").port(443));
+        .allow(EgressRule::name("*.example"))
+        .deny(EgressRule::name("bad.example"))
+        .allow(EgressRule::name("bad.example").port(443));
     let vm = place.vm(both).await;
     assert_eq!(sh(&vm, "curl -sS http://good.example/").await, "plain");
     assert_eq!(sh(&vm, "curl -sS --cacert /tmp/ca.pem https://bad.example/").await, "secure");
