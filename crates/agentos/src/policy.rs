@@ -17,7 +17,8 @@ use crate::error::Error;
 ///
 /// Names are asked of the VM's own resolver, which answers only for those that may be reached. A connection allowed by
 /// name has to say that name itself, by TLS SNI or HTTP Host; QUIC is refused where names matter, and clients fall back
-/// to TCP.
+/// to TCP. Where a rule denies a name, TLS and HTTP have to say one too, except to an address to which an allowed name
+/// led or which a rule by network allows.
 ///
 /// ```
 /// use agentos::{AgentOsOptions, EgressPolicy, EgressProtocol, EgressRule};

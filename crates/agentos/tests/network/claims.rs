@@ -145,6 +145,37 @@ async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
     assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
 }
 
+/// An address that no name led to could be that of a name that is denied.
+#[tokio::test]
+async fn a_name_that_is_denied_is_not_reached_by_leaving_it_out() {
+    let Some(place) = Place::new().await else { return };
+    let hello = "openssl s_client -connect 198.51.100.80:443 -noservername </dev/null";
+    let request = "say 198.51.100.80:80 'GET / HTTP/1.0\\r\\n\\r\\n'";
+    let reached = |hello: &str, request: &str| {
+        (hello.contains("BEGIN CERTIFICATE"), request.starts_with("HTTP/1") && request.contains(" 200 OK"))
+    };
+    let outside = (place.lab.outside(hello).await, place.lab.attempt_outside(request).await);
+    assert_eq!(reached(&outside.0, &outside.1), (true, true), "the control");
+    let denied = || EgressRule::name("bad.example");
+    for (policy, expected) in [
+        (EgressPolicy::public().deny(denied()), false),
+        // Whoever names the network means it.
+        (EgressPolicy::public().allow(EgressRule::network("198.51.100.0/24")).deny(denied()), true),
+        (EgressPolicy::public().deny(denied().port(8443)), true),
+    ] {
+        let vm = place.vm(policy.clone()).await;
+        let inside = (sh(&vm, hello).await, attempt(&vm, request).await);
+        assert_eq!(reached(&inside.0, &inside.1), (expected, expected), "{policy:?}: {inside:?}");
+        // What has no name to say goes where it goes.
+        assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
+    }
+    // A name led there, and not the one that is denied.
+    let vm = place.vm(EgressPolicy::public().deny(denied())).await;
+    assert_eq!(attempt(&vm, "resolve good.example").await, "198.51.100.80");
+    let inside = (sh(&vm, hello).await, attempt(&vm, request).await);
+    assert_eq!(reached(&inside.0, &inside.1), (true, true), "{inside:?}");
+}
+
 #[tokio::test]
 async fn rules_are_read_in_order_and_the_last_match_wins() {
     let Some(place) = Place::new().await else { return };
