@@ -1,5 +1,7 @@
 //! `agentos net`: what a kept VM was refused, how much went where, and another policy for it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use agentos::{AgentOs, EgressProtocol, NetworkEvent, NetworkEventKind, NetworkStats};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -8,6 +10,8 @@ use crate::failure::Failure;
 use crate::net::NetArgs;
 use crate::signals::Signals;
 use crate::terminal::{harmless_line, json_line, print, table};
+
+const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -21,7 +25,7 @@ pub(crate) struct NetCommandArgs {
 
 #[derive(Debug, Subcommand)]
 enum NetCommand {
-    /// Show what did not leave the VM, by which rule, and which process tried
+    /// Show what did not leave the VM, when (UTC), by which rule, and which process tried
     #[command(after_help = "Examples:
   agentos net log --vm box
   agentos net log --vm box --follow --json")]
@@ -86,8 +90,37 @@ async fn log(name: &str, follow: bool, json: bool) -> Result<u8, Failure> {
         };
         let Some(event) = event else { return Ok(0) };
         let event = event?;
-        print(&if json { json_line(&event_json(&event)) } else { format!("{}\n", line(&event)) })?;
+        let text = if json {
+            json_line(&event_json(&event))
+        } else {
+            format!("{} {}\n", time(event.at), line(&event))
+        };
+        print(&text)?;
     }
+}
+
+/// As docker's logs have it, to the millisecond: `2026-11-23T03:08:11.123Z`.
+fn time(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / DAY_SECONDS, since.as_secs() % DAY_SECONDS);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let millis = since.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// The date of a day since 1970-01-01. Years are counted from March, so that a leap day is the last of its year.
+fn date(days: u64) -> (u64, u64, u64) {
+    // 400 years have 146,097 days; 719,468 of them lie between 0000-03-01 and 1970-01-01.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // From March on, five months always have 153 days.
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
+    (400 * era + year, month, day)
 }
 
 /// One event for people.
@@ -117,7 +150,7 @@ fn line(event: &NetworkEvent) -> String {
 }
 
 fn event_json(event: &NetworkEvent) -> Value {
-    let since = event.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (kind, detail) = match &event.kind {
         NetworkEventKind::Refused(refusal) => {
             let process = refusal.process.as_ref();
@@ -197,4 +230,26 @@ fn stats_table(stats: &NetworkStats) -> String {
         stats.connections, stats.open_connections, stats.refused, stats.dropped_packets
     );
     table(&rows) + &counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_date_and_a_time_of_day_in_utc() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_000, "2024-12-31T23:59:59.000Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(time(UNIX_EPOCH + Duration::from_millis(millis)), text);
+        }
+    }
 }
