@@ -41,6 +41,9 @@ enum NetCommand {
         json: bool,
     },
     /// Show how much went where
+    #[command(after_help = "Examples:
+  agentos net stats --vm box
+  agentos net stats --vm box --json")]
     Stats {
         /// The name of a kept VM
         #[arg(long, value_name = "NAME")]

@@ -68,6 +68,16 @@ async fn plain_http_goes_by_its_host() {
     assert_eq!(hosts(&place.plain.asked()), ["bad.example", "good.example", "good.example"]);
 }
 
+#[tokio::test]
+async fn by_name_who_is_through_with_a_request_hears_the_answer() {
+    let Some(place) = Place::new().await else { return };
+    let words = "half-close good.example:80 'GET / HTTP/1.1\\r\\nHost: good.example\\r\\n\\r\\n'";
+    for vm in place.vms().await {
+        let said = attempt(&vm, words).await;
+        assert!(said.starts_with("HTTP/1.1 200") && said.ends_with("plain"), "{said}");
+    }
+}
+
 /// Heads that one server reads as one name and the next as another.
 #[tokio::test]
 async fn by_name_a_request_that_says_two_names_says_none() {

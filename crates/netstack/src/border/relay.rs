@@ -2,7 +2,8 @@
 //!
 //! Guest and upstream are paired: a guest's connection has at most one connection outside, which is kept for its next
 //! request. So nothing is shared between connections, either side is read only as fast as the other takes it, and when
-//! the guest hangs up, the upstream's work ends too.
+//! the guest hangs up, the upstream's work ends too: at once where secrets are, and with the answer's next piece where
+//! plain HTTP may be half-closed.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

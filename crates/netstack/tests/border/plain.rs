@@ -128,6 +128,21 @@ async fn a_client_that_is_through_with_its_request_gets_its_answer() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_gone_leaves_no_connection_behind() {
+    let (listener, world) = plain().await;
+    let mut guest = world.connect_plain(listener.local_addr().unwrap());
+    guest.say("GET /events HTTP/1.1\r\nHost: good.example\r\n\r\n").await;
+    let mut upstream = accept(&listener).await;
+    hear(&mut upstream, "\r\n\r\n").await;
+    drop(guest.stream);
+    upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ndata: tick\n\n").await.unwrap();
+    within("the border's side", guest.served).await.unwrap();
+    let mut rest = Vec::new();
+    let end = within("the end outside", tokio::io::AsyncReadExt::read_to_end(&mut upstream, &mut rest)).await;
+    assert_eq!(end.unwrap_or(0), 0);
+}
+
+#[tokio::test]
 async fn an_upgrade_is_carried_and_its_directions_end_by_themselves() {
     let (listener, world) = plain().await;
     let mut guest = world.connect_plain(listener.local_addr().unwrap());
