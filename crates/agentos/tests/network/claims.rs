@@ -176,6 +176,8 @@ async fn a_name_that_is_denied_is_not_reached_by_leaving_it_out() {
         let vm = place.vm(policy.clone()).await;
         let inside = (sh(&vm, hello).await, attempt(&vm, request).await);
         assert_eq!(reached(&inside.0, &inside.1), (expected, expected), "{policy:?}: {inside:?}");
+        let preface = attempt(&vm, "say 198.51.100.80:7 'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'").await;
+        assert_eq!(preface.starts_with("PRI"), expected, "{policy:?}: {preface}");
         // What has no name to say goes where it goes.
         assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
     }

@@ -135,7 +135,7 @@ impl Shared {
     pub(super) fn decide_nameless(&self, facts: &Facts, wire: Wire) -> Result<(), Refusal> {
         match wire {
             Wire::Unknown => self.decide_named(facts, None),
-            Wire::Tls | Wire::Http => {
+            Wire::Tls | Wire::Http | Wire::Http2 => {
                 facts.nameless.get_or_init(|| ());
                 self.decide_request(facts, None)
             }

@@ -288,7 +288,7 @@ impl Flow {
 fn passage(wire: Wire) -> Passage {
     match wire {
         Wire::Http => Passage::Http,
-        Wire::Tls | Wire::Unknown => Passage::AsItIs,
+        Wire::Tls | Wire::Http2 | Wire::Unknown => Passage::AsItIs,
     }
 }
 
