@@ -5,13 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use agentos::{AgentOs, EgressProtocol, NetworkEvent, NetworkEventKind, NetworkStats};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::failure::Failure;
 use crate::net::NetArgs;
 use crate::signals::Signals;
 use crate::terminal::{harmless_line, json_line, print, table};
-
-const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -105,25 +104,13 @@ async fn log(name: &str, follow: bool, json: bool) -> Result<u8, Failure> {
 /// As docker's logs have it, to the millisecond: `2026-11-23T03:08:11.123Z`.
 fn time(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / DAY_SECONDS, since.as_secs() % DAY_SECONDS);
-    let (year, month, day) = date(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    // A time that no calendar has shows as its beginning.
+    let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+    let at = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+    let (hour, minute, second) = at.to_hms();
     let millis = since.subsec_millis();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-/// The date of a day since 1970-01-01. Years are counted from March, so that a leap day is the last of its year.
-fn date(days: u64) -> (u64, u64, u64) {
-    // 400 years have 146,097 days; 719,468 of them lie between 0000-03-01 and 1970-01-01.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    // From March on, five months always have 153 days.
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
-    (400 * era + year, month, day)
 }
 
 /// One event for people.
