@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
@@ -162,19 +164,17 @@ impl Flow {
     }
 }
 
+/// The next datagram, or what the network says of those that were sent.
 async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
-    loop {
-        socket.readable().await?;
-        let received: io::Result<Vec<u8>> = RECEIVED.with_borrow_mut(|buffer| {
-            buffer.resize(usize::from(u16::MAX), 0);
-            let length = socket.try_recv(buffer)?;
-            Ok(buffer.get(..length).unwrap_or_default().to_vec())
-        });
-        match received {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            received => return received,
-        }
-    }
+    socket
+        .async_io(Interest::READABLE | Interest::ERROR, || {
+            RECEIVED.with_borrow_mut(|buffer| {
+                buffer.resize(usize::from(u16::MAX), 0);
+                let (length, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)?;
+                Ok(buffer.get(..length).unwrap_or_default().to_vec())
+            })
+        })
+        .await
 }
 
 async fn reply(shared: Arc<Shared>, facts: Arc<Facts>, query: Queued) {
