@@ -17,13 +17,22 @@ use crate::ports::PortOwner;
 use crate::vm::AgentOs;
 
 /// Something that happened in a VM's network.
+///
+/// What happens for the first time is an event at once, with a [`count`](Self::count) of 1. What is equal to it in
+/// everything but time, the process included, is counted while it goes on, and told as one more event with the same
+/// `kind`: a second later at first, then less and less often, at least every 64 seconds. So whoever waits sees each
+/// different refusal when it happens, and the sum of the counts is how many there were. Of a flood, the process is found
+/// for a few alone; the rest is counted with the first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetworkEvent {
-    /// From 0 on; events that the reader came too late for are told by [`NetworkEventKind::Missed`].
+    /// From 0 on, for events, whatever their count; those that the reader came too late for are told by
+    /// [`NetworkEventKind::Missed`].
     pub sequence: u64,
-    /// When it happened.
+    /// When it happened, or with a count above 1, was told.
     pub at: SystemTime,
+    /// How often it happened since it was told last.
+    pub count: u64,
     /// What happened.
     pub kind: NetworkEventKind,
 }
@@ -40,6 +49,10 @@ pub enum NetworkEventKind {
         name: String,
         /// A sentence.
         reason: String,
+        /// The rule that decided, where one did.
+        rule: Option<String>,
+        /// The process that asked, where it was found in time.
+        process: Option<PortOwner>,
     },
     /// A request with a secret was refused or was answered with that secret.
     Border {
@@ -47,7 +60,16 @@ pub enum NetworkEventKind {
         destination: String,
         /// A sentence.
         reason: String,
+        /// What was declared for requests that go there, where something was.
+        rule: Option<String>,
+        /// The process that sent it, where it was found in time.
+        process: Option<PortOwner>,
     },
+    /// There was no room for something that the policy may have allowed.
+    LimitReached(NetworkLimit),
+    /// Refusals of so many different kinds at a time that these are not told one by one: after 256 of them, two more in
+    /// a second are.
+    Further,
     /// The VM has no network any more; everything else of it goes on.
     Ended {
         /// A sentence.
@@ -55,6 +77,37 @@ pub enum NetworkEventKind {
     },
     /// So many events before this one are no longer kept: the last 1,024 are.
     Missed(u64),
+}
+
+/// What a VM's network may have so much of and no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NetworkLimit {
+    /// Connections of the VM: [`Limits::connections`](crate::Limits::connections).
+    Connections,
+    /// Pairs of ends that exchange datagrams; the longest idle makes room.
+    DatagramFlows,
+    /// Ports that ask the resolver; the longest idle makes room.
+    Queries,
+    /// Pings that wait for their answer.
+    Pings,
+    /// Sockets of all VMs together, which are as many as the sidecar has descriptors to spare.
+    HostSockets,
+    /// Bytes of packets that wait to be handled.
+    QueuedBytes,
+}
+
+impl fmt::Display for NetworkLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connections => "connections",
+            Self::DatagramFlows => "flows of datagrams",
+            Self::Queries => "ports that ask the resolver",
+            Self::Pings => "pings under way",
+            Self::HostSockets => "sockets of all VMs",
+            Self::QueuedBytes => "bytes that wait",
+        })
+    }
 }
 
 /// A connection or datagram that did not leave.
@@ -75,7 +128,8 @@ pub struct NetworkRefusal {
     pub process: Option<PortOwner>,
 }
 
-/// What a VM's network has done since it came up. Bytes are those of payload, without headers.
+/// What a VM's network has done since it came up. Bytes are those of payload, without headers. What goes through the
+/// gateway, or through TLS that ends in the sidecar, is counted as it is outside, with the host that it goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetworkStats {
@@ -87,7 +141,7 @@ pub struct NetworkStats {
     pub connections: u64,
     /// Those of them that live.
     pub open_connections: u64,
-    /// Connections, datagrams and queries that were refused.
+    /// Connections, datagrams, pings, queries and requests that were refused.
     pub refused: u64,
     /// Packets that could not be read, or came when there was no room for them.
     pub dropped_packets: u64,

@@ -83,7 +83,8 @@ mod vm_connection;
 pub use agent::{AgentProvider, AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
 pub use egress::{
-    DestinationStats, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkRefusal, NetworkStats,
+    DestinationStats, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkLimit, NetworkRefusal,
+    NetworkStats,
 };
 pub use error::{Error, ErrorKind, JsonRpcError, Result};
 pub use filesystem::{

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use agentos::{AgentOs, EgressProtocol, NetworkEvent, NetworkEventKind, NetworkStats};
+use agentos::{AgentOs, EgressProtocol, NetworkEvent, NetworkEventKind, NetworkStats, PortOwner};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -122,21 +122,30 @@ fn line(event: &NetworkEvent) -> String {
             } else {
                 format!(" ({})", refusal.names.join(", "))
             };
-            let process = refusal.process.as_ref();
-            let process = process
-                .map(|process| format!(", by {} [{}]", process.command, process.pid))
-                .unwrap_or_default();
             let protocol = protocol(refusal.protocol);
-            let rule = refusal.rule.as_ref().map(|rule| format!(" ({rule})")).unwrap_or_default();
-            format!("refused {protocol} {}{names}: {}{rule}{process}", refusal.destination, refusal.reason)
+            let why = why(&refusal.reason, refusal.rule.as_deref(), refusal.process.as_ref());
+            format!("refused {protocol} {}{names}: {why}", refusal.destination)
         }
-        NetworkEventKind::QueryRefused { name, reason } => format!("refused query for {name}: {reason}"),
-        NetworkEventKind::Border { destination, reason } => format!("border {destination}: {reason}"),
+        NetworkEventKind::QueryRefused { name, reason, rule, process } => {
+            format!("refused query for {name}: {}", why(reason, rule.as_deref(), process.as_ref()))
+        }
+        NetworkEventKind::Border { destination, reason, rule, process } => {
+            format!("border {destination}: {}", why(reason, rule.as_deref(), process.as_ref()))
+        }
+        NetworkEventKind::LimitReached(limit) => format!("limit reached: {limit}"),
+        NetworkEventKind::Further => "further refusals, too many different ones to tell".to_owned(),
         NetworkEventKind::Ended { reason } => format!("network ended: {reason}"),
         NetworkEventKind::Missed(count) => format!("{count} earlier events are no longer kept"),
         other => format!("{other:?}"),
     };
-    harmless_line(&text)
+    let times = if event.count > 1 { format!(", {} times more", event.count) } else { String::new() };
+    harmless_line(&(text + &times))
+}
+
+fn why(reason: &str, rule: Option<&str>, process: Option<&PortOwner>) -> String {
+    let rule = rule.map(|rule| format!(" ({rule})")).unwrap_or_default();
+    let process = process.map(|process| format!(", by {} [{}]", process.command, process.pid));
+    format!("{reason}{rule}{}", process.unwrap_or_default())
 }
 
 fn event_json(event: &NetworkEvent) -> Value {
@@ -155,18 +164,36 @@ fn event_json(event: &NetworkEvent) -> Value {
             });
             ("refused", detail)
         }
-        NetworkEventKind::QueryRefused { name, reason } => {
-            ("query_refused", json!({ "name": name, "reason": reason }))
+        NetworkEventKind::QueryRefused { name, reason, rule, process } => {
+            let process = process.as_ref();
+            let detail = json!({
+                "name": name,
+                "reason": reason,
+                "rule": rule,
+                "pid": process.map(|process| process.pid),
+                "command": process.map(|process| &process.command),
+            });
+            ("query_refused", detail)
         }
-        NetworkEventKind::Border { destination, reason } => {
-            ("border", json!({ "destination": destination, "reason": reason }))
+        NetworkEventKind::Border { destination, reason, rule, process } => {
+            let process = process.as_ref();
+            let detail = json!({
+                "destination": destination,
+                "reason": reason,
+                "rule": rule,
+                "pid": process.map(|process| process.pid),
+                "command": process.map(|process| &process.command),
+            });
+            ("border", detail)
         }
+        NetworkEventKind::LimitReached(limit) => ("limit_reached", json!({ "limit": limit.to_string() })),
+        NetworkEventKind::Further => ("further", Value::Null),
         NetworkEventKind::Ended { reason } => ("ended", json!({ "reason": reason })),
         NetworkEventKind::Missed(count) => ("missed", json!({ "count": count })),
         _ => ("unknown", Value::Null),
     };
     let at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-    json!({ "sequence": event.sequence, "at_ms": at_ms, "event": kind, "detail": detail })
+    json!({ "sequence": event.sequence, "at_ms": at_ms, "count": event.count, "event": kind, "detail": detail })
 }
 
 fn protocol(protocol: EgressProtocol) -> &'static str {

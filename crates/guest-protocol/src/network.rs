@@ -16,7 +16,7 @@ pub enum NetworkRequest {
     /// The TCP addresses that processes of the VM listen on; not those of [`NetworkRequest::Listen`]. Looking for the
     /// owners costs a walk through all descriptors of the VM. Answered by [`crate::init::Response::Listeners`].
     Listeners { owners: bool },
-    /// Whose socket this is. `local` is the VM's end. Answered by [`crate::init::Response::Owner`].
+    /// Whose socket this is. `local` is the VM's end; of a ping, its port is the identifier. Answered by [`crate::init::Response::Owner`].
     Owner { protocol: Protocol, local: SocketAddr, remote: SocketAddr },
 }
 
@@ -24,6 +24,7 @@ pub enum NetworkRequest {
 pub enum Protocol {
     Tcp,
     Udp,
+    Icmp,
 }
 
 /// An address that somebody listens on, each once, in order.

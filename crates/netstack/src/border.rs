@@ -41,7 +41,6 @@ use http::header::{Entry, HeaderMap, HeaderValue};
 use memchr::memmem;
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
@@ -110,7 +109,15 @@ pub struct Outside {
 /// Says whether a request for this host may leave, or for none where it names none.
 pub type Allowed<'a> = &'a (dyn Fn(Option<&HostName>) -> Result<(), policy::Refusal> + Send + Sync);
 
-pub type Dialing = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+/// A connection to an upstream, which does not wait for more before it sends.
+pub type Connected = Box<dyn Stream>;
+
+/// Bytes both ways.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Connected>> + Send>>;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

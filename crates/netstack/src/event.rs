@@ -1,7 +1,9 @@
-//! What the host is told about a VM's network: every refusal, and how the network ended.
+//! What the host is told about a VM's network: every refusal, every limit that was met, and how the network ended.
 //!
 //! Events are numbered and kept in a ring. A reader that comes late, or reads slowly, learns how many it has missed;
-//! nobody is ever waited for.
+//! nobody is ever waited for. What a guest does over and over is not told over and over: see [`repeats`].
+
+pub(crate) mod repeats;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,11 +23,12 @@ pub struct NetworkEvent {
     /// From 0, without gaps.
     pub sequence: u64,
     pub at: SystemTime,
+    /// How often it happened since it was told last: 1 for what is told for the first time, which is told at once.
+    pub count: u64,
     pub kind: NetworkEventKind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NetworkEventKind {
     /// A connection or datagram did not leave, or a connection was cut.
     Refused {
@@ -40,15 +43,61 @@ pub enum NetworkEventKind {
         process: Option<Owner>,
     },
     /// A query did not leave.
-    QueryRefused { name: HostName, reason: String },
+    QueryRefused {
+        name: HostName,
+        reason: String,
+        /// As for [`Refused`](Self::Refused).
+        rule: Option<String>,
+        process: Option<Owner>,
+    },
     /// A request did not get its secret, or did not leave for that reason.
-    Border { destination: String, reason: String },
+    Border {
+        destination: String,
+        reason: String,
+        /// What was declared for requests that go there, where something was.
+        rule: Option<String>,
+        process: Option<Owner>,
+    },
+    /// There was no room for something that the policy may have allowed.
+    LimitReached { limit: Limit },
+    /// Refusals of so many different kinds at a time that these are not told one by one.
+    Further,
     /// The VM has no network any more.
     Ended { reason: String },
 }
 
+impl NetworkEventKind {
+    /// The same, with the process that it was.
+    fn by(mut self, found: Option<Owner>) -> Self {
+        match &mut self {
+            Self::Refused { process, .. }
+            | Self::QueryRefused { process, .. }
+            | Self::Border { process, .. } => *process = found,
+            Self::LimitReached { .. } | Self::Further | Self::Ended { .. } => {}
+        }
+        self
+    }
+}
+
+/// What there may be so much of and no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// Connections of the VM.
+    Connections,
+    /// Pairs of ends of the VM that exchange datagrams. The longest idle makes room.
+    DatagramFlows,
+    /// Ports of the VM that ask the resolver. The longest idle makes room.
+    Queries,
+    /// Pings of the VM that wait for their answer.
+    Pings,
+    /// Sockets of all VMs together.
+    HostSockets,
+    /// Bytes of the VM's packets that wait to be handled.
+    QueuedBytes,
+}
+
 /// A process of the VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// In the VM's own numbers.
     pub pid: i32,
@@ -80,12 +129,17 @@ impl Default for EventLog {
 
 impl EventLog {
     pub fn push(&self, kind: NetworkEventKind) {
+        self.push_counted(kind, 1);
+    }
+
+    /// The same of something that has happened so often.
+    pub(crate) fn push_counted(&self, kind: NetworkEventKind, count: u64) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let sequence = *self.next.borrow();
         if ring.len() == MAX_EVENTS {
             ring.pop_front();
         }
-        ring.push_back(Arc::new(NetworkEvent { sequence, at: SystemTime::now(), kind }));
+        ring.push_back(Arc::new(NetworkEvent { sequence, at: SystemTime::now(), count, kind }));
         self.next.send_replace(sequence + 1);
     }
 

@@ -12,6 +12,7 @@
 //! A panic in any of these tasks ends this VM's network: it is told with its reason, and from then on every packet is
 //! answered as unreachable. Other VMs have a stack of their own.
 
+mod budget;
 mod carry;
 mod connection;
 mod echo;
@@ -20,6 +21,7 @@ mod inside;
 mod packet;
 mod stats;
 mod tcp;
+mod tell;
 mod throttle;
 mod tun;
 mod udp;
@@ -32,16 +34,18 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
+use self::budget::Queued;
 use self::connection::QUEUED_PACKETS;
 use self::egress::{Facts, Shared};
 use self::packet::{FlowKey, Inbound, Segment};
 use self::tun::{HEADER_BYTES, Tun};
 use crate::border::Border;
 use crate::dns::Resolver;
-use crate::event::{EventLog, NetworkEventKind, Owner};
+use crate::event::{EventLog, Limit, NetworkEventKind, Owner};
 use crate::pins::Pins;
 use crate::policy::{EgressPolicy, Protocol};
 
@@ -145,6 +149,8 @@ impl Stack {
         let task = tokio::spawn(async move {
             let mut tasks = JoinSet::new();
             let events = Arc::clone(&served.events);
+            let teller = Arc::clone(&served);
+            tasks.spawn(async move { teller.tell_repeats().await });
             tasks.spawn(Flows::new(served, queue).serve());
             let reason = match tasks.join_next().await {
                 Some(Ok(reason)) => reason,
@@ -176,6 +182,7 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         self.task.abort();
+        self.shared.tell_rest();
     }
 }
 
@@ -201,21 +208,24 @@ struct Flows {
     commands: mpsc::Receiver<Recheck>,
     connections: HashMap<FlowKey, Connected>,
     datagrams: HashMap<FlowKey, Datagrams>,
-    /// Flows by kind that have not ended, in the order of [`Kind`].
+    /// How many of each kind there are, in the order of [`Kind`].
     counts: [usize; 3],
     next_number: u64,
+    /// Flows that had to make room, each until nothing of it leaves any more.
+    ending: Vec<oneshot::Receiver<()>>,
     tasks: JoinSet<Done>,
     buffer: Vec<u8>,
 }
 
 struct Connected {
-    packets: mpsc::Sender<Vec<u8>>,
+    packets: mpsc::Sender<Queued>,
     facts: Arc<Facts>,
     cut: Option<oneshot::Sender<Cut>>,
 }
 
 struct Datagrams {
-    payloads: mpsc::Sender<Vec<u8>>,
+    payloads: mpsc::Sender<Queued>,
+    kind: Kind,
     facts: Arc<Facts>,
     cut: Option<oneshot::Sender<Cut>>,
     /// Which of several flows of the same ends, one after the other.
@@ -233,16 +243,27 @@ enum Kind {
     Ping,
 }
 
+impl Kind {
+    fn limit(self) -> Limit {
+        match self {
+            Self::Query => Limit::Queries,
+            Self::Datagram => Limit::DatagramFlows,
+            Self::Ping => Limit::Pings,
+        }
+    }
+}
+
 /// A flow that is over.
 enum Done {
     Connection(FlowKey),
-    Datagrams(FlowKey, Kind, u64),
+    Datagrams(FlowKey, u64),
+    Ping,
 }
 
 enum Wake {
     Packets(io::Result<()>),
     Recheck(Recheck),
-    Done(Result<Done, tokio::task::JoinError>),
+    Done(Result<Done, JoinError>),
 }
 
 impl Flows {
@@ -254,6 +275,7 @@ impl Flows {
             datagrams: HashMap::new(),
             counts: [0; 3],
             next_number: 0,
+            ending: Vec::new(),
             tasks: JoinSet::new(),
             buffer: Vec::new(),
         }
@@ -271,11 +293,11 @@ impl Flows {
             match wake {
                 Wake::Packets(Ok(())) => {}
                 Wake::Packets(Err(error)) => return format!("the VM's network device failed: {error}"),
-                Wake::Done(Ok(done)) => self.forget(done),
-                Wake::Done(Err(fault)) if fault.is_panic() => {
-                    return format!("fault in the VM's network stack: {fault}");
+                Wake::Done(done) => {
+                    if let Err(fault) = self.forget_ended(done) {
+                        return format!("fault in the VM's network stack: {fault}");
+                    }
                 }
-                Wake::Done(Err(_)) => {}
                 Wake::Recheck(done) => self.recheck(done),
             }
         }
@@ -314,13 +336,15 @@ impl Flows {
                 self.segment(key, segment, packet);
             }
             Inbound::Udp { key, payload } if self.shared.is_guest(key.guest.ip()) => {
-                let payload = payload.to_vec();
-                self.datagram(key, payload, packet);
+                if let Some(payload) = self.shared.queued_datagram(payload.to_vec()) {
+                    self.datagram(key, payload, packet::quoted(&packet));
+                }
             }
             Inbound::Echo { guest, remote, identifier, sequence, payload } if self.shared.is_guest(guest) => {
-                let request =
-                    echo::Request { guest, remote, identifier, sequence, payload: payload.to_vec() };
-                self.ping(request, packet);
+                if let Some(payload) = self.shared.queued_datagram(payload.to_vec()) {
+                    let request = echo::Request { guest, remote, identifier, sequence, payload };
+                    self.ping(request, packet::quoted(&packet));
+                }
             }
             _ => self.shared.stats.dropped(),
         }
@@ -328,16 +352,19 @@ impl Flows {
 
     fn segment(&mut self, key: FlowKey, segment: Segment, packet: Vec<u8>) {
         let packet = match self.connections.get(&key) {
-            Some(flow) => match flow.packets.try_send(packet) {
-                Ok(()) => return,
-                Err(mpsc::error::TrySendError::Full(_)) => return self.shared.stats.dropped(),
-                // Its task has ended, and is about to be forgotten.
-                Err(mpsc::error::TrySendError::Closed(packet)) => packet,
-            },
+            Some(flow) => {
+                let Some(packet) = self.shared.queued_segment(packet) else { return };
+                match flow.packets.try_send(packet) {
+                    Ok(()) => return,
+                    Err(mpsc::error::TrySendError::Full(_)) => return self.shared.stats.dropped(),
+                    // Its task has ended, and is about to be forgotten.
+                    Err(mpsc::error::TrySendError::Closed(packet)) => packet.bytes,
+                }
+            }
             None => packet,
         };
-        let room = segment.opens && self.connections.len() < self.shared.limits.connections;
-        if let Some(socket) = room.then(|| self.socket()).flatten() {
+        let socket = if segment.opens { self.room_for_connection() } else { None };
+        if let Some(socket) = socket {
             let (packets, queue) = mpsc::channel(QUEUED_PACKETS);
             let (cut, wait) = oneshot::channel();
             let facts = Arc::new(Facts::new(Protocol::Tcp, key));
@@ -358,7 +385,7 @@ impl Flows {
         }
     }
 
-    fn datagram(&mut self, key: FlowKey, payload: Vec<u8>, packet: Vec<u8>) {
+    fn datagram(&mut self, key: FlowKey, payload: Queued, quoted: &[u8]) {
         let payload = match self.datagrams.get(&key) {
             Some(flow) => match flow.payloads.try_send(payload) {
                 Ok(()) => return,
@@ -370,11 +397,12 @@ impl Flows {
         };
         let resolver = key.remote.ip() == IpAddr::V4(self.shared.addresses.resolver);
         let kind = if resolver { Kind::Query } else { Kind::Datagram };
-        let Some((number, socket)) = self.begin(kind, &packet) else { return };
+        self.forget_datagrams(key);
+        let Some((number, socket)) = self.begin(kind, quoted) else { return };
         let (payloads, queue) = mpsc::channel(QUEUED_DATAGRAMS);
         let (cut, wait) = oneshot::channel::<Cut>();
         let facts = Arc::new(Facts::new(Protocol::Udp, key));
-        let flow = udp::Flow::new(Arc::clone(&self.shared), Arc::clone(&facts), packet, queue);
+        let flow = udp::Flow::new(Arc::clone(&self.shared), Arc::clone(&facts), quoted.to_vec(), queue);
         self.tasks.spawn(async move {
             let cut = tokio::select! {
                 biased;
@@ -384,28 +412,32 @@ impl Flows {
             // Whoever has changed the policy may have gone.
             let _ = cut.map(|done| done.send(()));
             drop(socket);
-            Done::Datagrams(key, kind, number)
+            Done::Datagrams(key, number)
         });
-        self.datagrams.insert(key, Datagrams { payloads, facts, cut: Some(cut), number });
+        self.datagrams.insert(key, Datagrams { payloads, kind, facts, cut: Some(cut), number });
     }
 
-    fn ping(&mut self, request: echo::Request, packet: Vec<u8>) {
-        let Some((number, socket)) = self.begin(Kind::Ping, &packet) else { return };
-        let shared = Arc::clone(&self.shared);
-        let key = request.key();
+    fn ping(&mut self, request: echo::Request, quoted: &[u8]) {
+        let Some((_, socket)) = self.begin(Kind::Ping, quoted) else { return };
+        let (shared, quoted) = (Arc::clone(&self.shared), quoted.to_vec());
         self.tasks.spawn(async move {
-            echo::serve(shared, request, packet).await;
+            echo::serve(shared, request, quoted).await;
             drop(socket);
-            Done::Datagrams(key, Kind::Ping, number)
+            Done::Ping
         });
     }
 
     /// Makes room for a flow that begins with this packet, or tells the guest that there is none.
     fn begin(&mut self, kind: Kind, packet: &[u8]) -> Option<(u64, OwnedSemaphorePermit)> {
         let limit = self.shared.limits.datagram_flows;
-        let socket = self.socket();
-        let count = self.counts.get_mut(kind as usize).filter(|count| **count < limit);
-        let (Some(count), Some(socket)) = (count, socket) else {
+        let is_full = |flows: &Self| flows.counts.get(kind as usize).is_none_or(|count| *count >= limit);
+        if is_full(self) {
+            self.shared.limit_reached(kind.limit());
+            self.evict(kind);
+        }
+        let room = !is_full(self);
+        let socket = room.then(|| self.socket()).flatten();
+        let (Some(count), Some(socket)) = (self.counts.get_mut(kind as usize), socket) else {
             self.shared.stats.dropped();
             if let Some(error) = packet::unreachable(packet, packet::Unreachable::Host) {
                 self.shared.tun.write_packet(&error);
@@ -417,9 +449,63 @@ impl Flows {
         Some((self.next_number, socket))
     }
 
+    /// Ends the longest idle of these flows, if there is one.
+    fn evict(&mut self, kind: Kind) {
+        let flows = self.datagrams.iter().filter(|(_, flow)| flow.kind == kind);
+        let idle = flows.min_by_key(|(_, flow)| flow.facts.last_active()).map(|(key, _)| *key);
+        if let Some(key) = idle {
+            self.forget_datagrams(key);
+        }
+    }
+
+    /// Ends the flow of these ends, if there is one, and makes room for another.
+    fn forget_datagrams(&mut self, key: FlowKey) {
+        let Some(mut flow) = self.datagrams.remove(&key) else { return };
+        self.uncount(flow.kind);
+        if let Some(cut) = flow.cut.take() {
+            let (said, heard) = oneshot::channel();
+            // It may have ended already.
+            let _ = cut.send(said);
+            self.ending.retain_mut(|ending| matches!(ending.try_recv(), Err(TryRecvError::Empty)));
+            self.ending.push(heard);
+        }
+    }
+
+    fn uncount(&mut self, kind: Kind) {
+        if let Some(count) = self.counts.get_mut(kind as usize) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
     /// Leave to open a socket, of which all VMs together have as many as the sidecar has descriptors to spare.
     fn socket(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.shared.sockets).try_acquire_owned().ok()
+        let socket = Arc::clone(&self.shared.sockets).try_acquire_owned().ok();
+        if socket.is_none() {
+            self.shared.limit_reached(Limit::HostSockets);
+        }
+        socket
+    }
+
+    fn room_for_connection(&self) -> Option<OwnedSemaphorePermit> {
+        if self.connections.len() >= self.shared.limits.connections {
+            self.shared.limit_reached(Limit::Connections);
+            return None;
+        }
+        self.socket()
+    }
+
+    /// Forgets this flow, and those that have ended with it: packets come many at a time, too.
+    fn forget_ended(&mut self, done: Result<Done, JoinError>) -> Result<(), JoinError> {
+        let mut next = Some(done);
+        while let Some(done) = next {
+            match done {
+                Ok(done) => self.forget(done),
+                Err(fault) if fault.is_panic() => return Err(fault),
+                Err(_) => {}
+            }
+            next = self.tasks.try_join_next();
+        }
+        Ok(())
     }
 
     fn forget(&mut self, done: Done) {
@@ -430,14 +516,13 @@ impl Flows {
                     self.connections.remove(&key);
                 }
             }
-            Done::Datagrams(key, kind, number) => {
-                if let Some(count) = self.counts.get_mut(kind as usize) {
-                    *count = count.saturating_sub(1);
-                }
+            Done::Datagrams(key, number) => {
+                // One that had to make room is forgotten already.
                 if self.datagrams.get(&key).is_some_and(|flow| flow.number == number) {
-                    self.datagrams.remove(&key);
+                    self.forget_datagrams(key);
                 }
             }
+            Done::Ping => self.uncount(Kind::Ping),
         }
     }
 
@@ -445,7 +530,7 @@ impl Flows {
     fn recheck(&mut self, done: Recheck) {
         let connections = self.connections.values_mut().map(|flow| (&flow.facts, &mut flow.cut));
         let datagrams = self.datagrams.values_mut().map(|flow| (&flow.facts, &mut flow.cut));
-        let mut ends = Vec::new();
+        let mut ends = std::mem::take(&mut self.ending);
         for (facts, cut) in connections.chain(datagrams) {
             if !self.shared.still_allows(facts)
                 && let Some(cut) = cut.take()
@@ -467,6 +552,24 @@ impl Flows {
 }
 
 impl Shared {
+    /// Room for a packet to wait for its connection's task. None: it is lost.
+    fn queued_segment(&self, packet: Vec<u8>) -> Option<Queued> {
+        self.room_or_lost(self.budget.segment(packet))
+    }
+
+    /// The same for a datagram, whichever way it goes.
+    fn queued_datagram(&self, payload: Vec<u8>) -> Option<Queued> {
+        self.room_or_lost(self.budget.datagram(payload))
+    }
+
+    fn room_or_lost(&self, queued: Option<Queued>) -> Option<Queued> {
+        if queued.is_none() {
+            self.stats.dropped();
+            self.limit_reached(Limit::QueuedBytes);
+        }
+        queued
+    }
+
     fn is_guest(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => address == self.addresses.guest,

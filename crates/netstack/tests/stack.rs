@@ -8,12 +8,13 @@
     reason = "a test's helper fails its test by panicking"
 )]
 
+mod events;
 mod guest;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use agentos_netstack::event::NetworkEventKind;
+use agentos_netstack::event::{Limit, NetworkEventKind};
 use agentos_netstack::policy::{Action, Base, EgressPolicy, NamePattern, Rule, Target};
 use agentos_netstack::stack::StackLimits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -179,6 +180,56 @@ async fn datagrams_go_and_come_back() {
     assert_eq!(&buffer[..length], b"ping");
     host.send_to(b"pong", from).await.unwrap();
     assert_eq!(world.datagram(address).await, b"pong");
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_for_a_flow_of_datagrams_the_longest_idle_makes_it() {
+    let limits = StackLimits { datagram_flows: 2, ..StackLimits::default() };
+    let world = World::with(to_loopback(), limits, &[]);
+    let mut hosts = Vec::new();
+    for _ in 0..3 {
+        let host = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut buffer = [0; 16];
+        // The first says something last, of the first two.
+        for known in [Some(&host), hosts.first().filter(|_| hosts.len() == 1)].into_iter().flatten() {
+            world.send_datagram(known.local_addr().unwrap(), b"ping").await;
+            let (_, from) = soon(known.recv_from(&mut buffer)).await.unwrap();
+            known.send_to(b"pong", from).await.unwrap();
+            assert_eq!(world.datagram(known.local_addr().unwrap()).await, b"pong");
+        }
+        hosts.push(host);
+    }
+    let limit = NetworkEventKind::LimitReached { limit: Limit::DatagramFlows };
+    let events = world.events.since(0).events;
+    assert_eq!(events.iter().filter(|event| event.kind == limit).count(), 1);
+    assert_eq!(world.stack.stats().dropped_packets, 0);
+    // Those of the first and the last are there: nothing has to make room for them.
+    for host in [&hosts[0], &hosts[2]] {
+        world.send_datagram(host.local_addr().unwrap(), b"again").await;
+        soon(host.recv_from(&mut [0; 16])).await.unwrap();
+    }
+    world.send_datagram(hosts[1].local_addr().unwrap(), b"again").await;
+    soon(hosts[1].recv_from(&mut [0; 16])).await.unwrap();
+    let events = world.events_until(|events| events.len() == 2).await;
+    assert_eq!((&events[1].kind, events[1].count), (&limit, 1), "that of the second was over");
+}
+
+#[tokio::test]
+async fn a_ping_waits_for_the_bandwidth_like_anything_else() {
+    let host = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = host.local_addr().unwrap();
+    let limits = StackLimits { bandwidth_bytes: Some(40_000), ..StackLimits::default() };
+    let world = World::with(to_loopback(), limits, &[]);
+    let began = std::time::Instant::now();
+    // More than a burst: it takes one and a third of a second to make up for it.
+    for _ in 0..2 {
+        world.send_datagram(address, &[7; 60_000]).await;
+        soon(host.recv_from(&mut [0; 60_000])).await.unwrap();
+    }
+    world.send_ping(address.ip(), 1, b"ping").await;
+    // An echo, or where nobody may ping that it is prohibited.
+    world.icmp().await;
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -25,6 +25,12 @@ const MAX_CONNECTIONS: usize = 256;
 /// When the sidecar has no descriptor left for another connection, it tries again after this.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// The kernel's own idle time before it asks a peer whether it is still there, then how often and how many times: one
+/// that has vanished without a word is found out about within two minutes.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_PROBES: u32 = 6;
+
 /// Each direction of a connection is copied in pieces of this size.
 const COPY_BYTES: usize = 64 * 1024;
 
@@ -128,11 +134,22 @@ async fn carry(mut one: TcpStream, mut other: TcpStream) {
     for stream in [&one, &other] {
         // Without it small pieces are late, and nothing else.
         let _ = stream.set_nodelay(true);
+        if let Err(error) = keep_alive(stream) {
+            tracing::debug!(%error, "forwarded connection is not asked whether it lives");
+        }
     }
     if copy_bidirectional_with_sizes(&mut one, &mut other, COPY_BYTES, COPY_BYTES).await.is_err() {
         reset(&one);
         reset(&other);
     }
+}
+
+/// Otherwise a peer that is gone, and never says so, holds one of the connections for ever.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(stream, true)
 }
 
 /// Has the kernel tell the peer that its connection broke, once the socket is closed.
@@ -176,6 +193,40 @@ mod tests {
         let mut answer = String::new();
         guest.read_to_string(&mut answer).await.unwrap();
         assert_eq!((question.as_str(), answer.as_str()), ("question", "answer"));
+        forwarder.abort();
+    }
+
+    /// The kernel's timer of the socket with these ports, as /proc/net/tcp numbers them; 2 asks whether the peer lives.
+    fn timer(local: u16, remote: u16) -> Option<u8> {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let ports = [format!(":{local:04X}"), format!(":{remote:04X}")];
+        table.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let found = fields.get(1)?.ends_with(&ports[0]) && fields.get(2)?.ends_with(&ports[1]);
+            found.then(|| fields.get(5)?.split(':').next()?.parse().ok()).flatten()
+        })
+    }
+
+    #[tokio::test]
+    async fn whether_the_two_ends_live_is_asked_by_the_kernel() {
+        let ((inside, inside_port), (outside, outside_port)) = (loopback().await, loopback().await);
+        let forwarder = tokio::spawn(out(inside, outside_port));
+        let mut guest = TcpStream::connect((Ipv4Addr::LOCALHOST, inside_port)).await.unwrap();
+        let (mut host, peer) = outside.accept().await.unwrap();
+        guest.write_all(b"x").await.unwrap();
+        assert_eq!(host.read_u8().await.unwrap(), b'x');
+        // What has been carried one way may not have been acknowledged yet, for which there is another timer.
+        let asks = |local, remote| async move {
+            tokio::time::timeout(Duration::from_secs(30), async {
+                while timer(local, remote) != Some(2) {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("nobody asks");
+        };
+        asks(inside_port, guest.local_addr().unwrap().port()).await;
+        asks(peer.port(), outside_port).await;
         forwarder.abort();
     }
 

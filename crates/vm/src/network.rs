@@ -20,7 +20,7 @@ pub use agentos_guest_protocol::network::{BORDER as GATEWAY, Protocol};
 pub use agentos_netstack::border::{
     BorderError, Destination, HeaderScheme, Route, RouteError, Secret, SecretError, TrustError,
 };
-pub use agentos_netstack::event::{EventLog, Events, NetworkEvent, NetworkEventKind, Owner};
+pub use agentos_netstack::event::{EventLog, Events, Limit, NetworkEvent, NetworkEventKind, Owner};
 pub use agentos_netstack::stack::{DestinationStats, NetworkStats, StackLimits};
 pub(crate) use uplink::{HostNetwork, Link, Seed, Uplink};
 pub use uplink::{Missing, NetworkOptions};

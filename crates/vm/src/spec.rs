@@ -79,7 +79,7 @@ impl Default for BaseOptions {
 pub struct Host {
     pub findings: HostFindings,
     pub memory_bytes: u64,
-    /// Whether the host has an IPv6 address that leads anywhere.
+    /// Whether the host has an IPv6 address that leads to the internet.
     pub has_ipv6: bool,
 }
 
@@ -98,9 +98,12 @@ impl Host {
     }
 }
 
-/// Whether a table like /proc/net/if_inet6 has an address of global scope, which is written as `00`.
+/// Whether a table like /proc/net/if_inet6 has an address of those that are routed between networks, 2000::/3. The kernel
+/// gives unique local addresses (fc00::/7) the scope of global ones, and overlay networks give such to hosts that have no
+/// IPv6 otherwise: names would then lead VMs to addresses that nothing leads to.
 fn has_global_address(table: &str) -> bool {
-    table.lines().any(|line| line.split_whitespace().nth(3) == Some("00"))
+    let first_digit = |line: &str| line.trim_start().chars().next();
+    table.lines().any(|line| matches!(first_digit(line), Some('2' | '3')))
 }
 
 /// A validated VM.

@@ -5,7 +5,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use agentos_proto::v1::{self, network_event::Event};
 
 use super::AnswerError;
-use crate::egress::{DestinationStats, NetworkEvent, NetworkEventKind, NetworkRefusal, NetworkStats};
+use crate::egress::{
+    DestinationStats, NetworkEvent, NetworkEventKind, NetworkLimit, NetworkRefusal, NetworkStats,
+};
 use crate::policy::{EgressPolicy, EgressProtocol};
 use crate::ports::PortOwner;
 
@@ -28,16 +30,48 @@ pub(crate) fn watch_request(vm_id: &str, past_only: bool) -> v1::WatchNetworkReq
 pub(crate) fn event(event: v1::NetworkEvent) -> Result<NetworkEvent, AnswerError> {
     let kind = match event.event.ok_or(AnswerError::Missing { call: WATCH, field: "event" })? {
         Event::Refused(refusal) => NetworkEventKind::Refused(self::refusal(refusal)?),
-        Event::QueryRefused(query) => {
-            NetworkEventKind::QueryRefused { name: query.name, reason: query.reason }
-        }
-        Event::Border(notice) => {
-            NetworkEventKind::Border { destination: notice.destination, reason: notice.reason }
-        }
+        Event::QueryRefused(query) => NetworkEventKind::QueryRefused {
+            name: query.name,
+            reason: query.reason,
+            rule: text(query.rule),
+            process: query.process.map(owner),
+        },
+        Event::Border(notice) => NetworkEventKind::Border {
+            destination: notice.destination,
+            reason: notice.reason,
+            rule: text(notice.rule),
+            process: notice.process.map(owner),
+        },
+        Event::LimitReached(reached) => NetworkEventKind::LimitReached(limit(reached.limit())?),
+        Event::Further(_) => NetworkEventKind::Further,
         Event::Ended(ended) => NetworkEventKind::Ended { reason: ended.reason },
         Event::Missed(count) => NetworkEventKind::Missed(count),
     };
-    Ok(NetworkEvent { sequence: event.sequence, at: UNIX_EPOCH + Duration::from_millis(event.at_ms), kind })
+    let at = UNIX_EPOCH + Duration::from_millis(event.at_ms);
+    Ok(NetworkEvent { sequence: event.sequence, at, count: event.count, kind })
+}
+
+fn limit(limit: v1::NetworkLimit) -> Result<NetworkLimit, AnswerError> {
+    Ok(match limit {
+        v1::NetworkLimit::Connections => NetworkLimit::Connections,
+        v1::NetworkLimit::DatagramFlows => NetworkLimit::DatagramFlows,
+        v1::NetworkLimit::Queries => NetworkLimit::Queries,
+        v1::NetworkLimit::Pings => NetworkLimit::Pings,
+        v1::NetworkLimit::HostSockets => NetworkLimit::HostSockets,
+        v1::NetworkLimit::QueuedBytes => NetworkLimit::QueuedBytes,
+        v1::NetworkLimit::Unspecified => {
+            return Err(AnswerError::Missing { call: WATCH, field: "limit" });
+        }
+    })
+}
+
+fn owner(owner: v1::PortOwner) -> PortOwner {
+    PortOwner { pid: owner.pid, command: owner.command }
+}
+
+/// Empty is none on the wire.
+fn text(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 fn refusal(refusal: v1::NetworkRefusal) -> Result<NetworkRefusal, AnswerError> {
@@ -55,8 +89,8 @@ fn refusal(refusal: v1::NetworkRefusal) -> Result<NetworkRefusal, AnswerError> {
         destination: refusal.destination.parse().map_err(|_| out_of_range)?,
         names: refusal.names,
         reason: refusal.reason,
-        rule: Some(refusal.rule).filter(|rule| !rule.is_empty()),
-        process: refusal.process.map(|process| PortOwner { pid: process.pid, command: process.command }),
+        rule: text(refusal.rule),
+        process: refusal.process.map(owner),
     })
 }
 
@@ -65,7 +99,7 @@ pub(crate) fn stats(reply: v1::NetworkStats) -> Result<NetworkStats, AnswerError
         let address = one.address.parse();
         Ok(DestinationStats {
             address: address.map_err(|_| AnswerError::Range { call: STATS, field: "address" })?,
-            name: Some(one.name).filter(|name| !name.is_empty()),
+            name: text(one.name),
             sent_bytes: one.sent_bytes,
             received_bytes: one.received_bytes,
         })

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use agentos::{
     AgentOs, AgentOsOptions, EgressPolicy, EgressProtocol, EgressRule, ErrorKind, Limits, NetworkEvent,
-    NetworkEventKind, NetworkRefusal,
+    NetworkEventKind, NetworkLimit, NetworkRefusal,
 };
 
 use crate::lab::Lab;
@@ -125,10 +125,9 @@ async fn every_refusal_is_told_with_its_destination_and_process() {
     for (refusal, (words, protocol, destination)) in told.iter().zip(tried) {
         assert_eq!((refusal.protocol, refusal.destination), (protocol, address(destination)), "{words}");
         assert!(!refusal.reason.is_empty() && refusal.rule.is_none(), "{refusal:?}");
-        // Whose a ping was is not looked for.
         let process = refusal.process.as_ref().map(|process| process.command.as_str());
         let whose = format!("/probe/attempt {words}");
-        assert_eq!(process, (protocol != EgressProtocol::Icmp).then_some(whose.as_str()), "{words}");
+        assert_eq!(process, Some(whose.as_str()), "{words}");
     }
     assert_eq!(vm.network_stats().await.unwrap().refused, told.len() as u64);
 }
@@ -150,11 +149,13 @@ async fn a_refusal_by_a_rule_names_it_and_the_name_that_was_meant() {
     assert!(!said.starts_with("GET"), "{said}");
     let events = past(&vm).await;
     let asked = events.iter().find_map(|event| match &event.kind {
-        NetworkEventKind::QueryRefused { name, reason } => Some((name.as_str(), reason.as_str())),
+        NetworkEventKind::QueryRefused { name, reason, rule, process } => Some((name, reason, rule, process)),
         _ => None,
     });
-    let (name, reason) = asked.unwrap();
+    let (name, reason, rule, process) = asked.unwrap();
     assert!(name == "denied.example" && !reason.is_empty(), "{name}: {reason}");
+    assert_eq!(rule.as_deref(), Some("deny denied.example"));
+    assert_eq!(process.as_ref().unwrap().command, "/probe/attempt resolve denied.example");
     let told = refusals(&vm).await;
     let rules: Vec<_> = told.iter().filter_map(|refusal| refusal.rule.as_deref()).collect();
     assert!(rules[0].contains("198.51.100.8") && rules[0].contains("443"), "{rules:?}");
@@ -221,6 +222,36 @@ async fn what_goes_where_is_counted() {
 }
 
 #[tokio::test]
+async fn pings_are_counted() {
+    let Some(place) = Place::new().await else { return };
+    let vm = place.vm(EgressPolicy::public()).await;
+    assert_eq!(attempt(&vm, "ping 198.51.100.8").await, "ok");
+    let stats = vm.network_stats().await.unwrap();
+    let said = "are you there".len() as u64;
+    assert_eq!((stats.sent_bytes, stats.received_bytes), (said, said), "{stats:?}");
+    assert_eq!((stats.connections, stats.destinations.len()), (0, 1), "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_few_events_that_say_how_many() {
+    let Some(place) = Place::new().await else { return };
+    let vm = place.vm(EgressPolicy::none()).await;
+    let flood = "for i in $(seq 200); do /probe/attempt connect 198.51.100.7:1; done";
+    sh(&vm, &format!("{flood} || true")).await;
+    let mut stream = vm.network_events();
+    let (mut events, mut sum) = (0, 0);
+    while sum < 200 {
+        let event = within("the rest of them", stream.next()).await.unwrap().unwrap();
+        let NetworkEventKind::Refused(refusal) = &event.kind else { panic!("{event:?}") };
+        assert_eq!(refusal.process.as_ref().unwrap().command, "/probe/attempt connect 198.51.100.7:1");
+        assert_eq!(event.sequence, events);
+        (events, sum) = (events + 1, sum + event.count);
+    }
+    assert_eq!(sum, 200);
+    assert!(events < 40, "{events}");
+}
+
+#[tokio::test]
 async fn a_vm_has_as_many_connections_as_its_limit_says() {
     let Some(place) = Place::new().await else { return };
     echo::echo(place.lab.tcp("peer", "198.51.100.7:7"));
@@ -229,6 +260,11 @@ async fn a_vm_has_as_many_connections_as_its_limit_says() {
     assert_eq!(attempt(&vm, "connect-many 198.51.100.7:7 10").await, "10");
     eventually("room again", || async { vm.network_stats().await.unwrap().open_connections == 0 }).await;
     check_refused("the eleventh", &attempt(&vm, "connect-many 198.51.100.7:7 11").await);
+    let events = past(&vm).await;
+    let limits = events
+        .iter()
+        .filter(|event| matches!(event.kind, NetworkEventKind::LimitReached(NetworkLimit::Connections)));
+    assert_eq!(limits.count(), 1, "{events:?}");
     eventually("room again", || async { vm.network_stats().await.unwrap().open_connections == 0 }).await;
     assert_eq!(attempt(&vm, "connect-many 198.51.100.7:7 10").await, "10");
 }

@@ -1,4 +1,4 @@
-//! The kernel's tables of sockets, /proc/net/{tcp,tcp6,udp,udp6}.
+//! The kernel's tables of sockets, /proc/net/{tcp,tcp6,udp,udp6,icmp,icmp6}.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -30,17 +30,19 @@ pub(super) fn listeners() -> impl Iterator<Item = Socket> {
     ["tcp", "tcp6"].into_iter().flat_map(|name| table(name).take_while(|socket| socket.state == LISTEN))
 }
 
-/// The socket of a connection, or the one that sends and receives its datagrams.
+/// The socket of a connection, or the one that sends and receives its datagrams. Sockets for pings have the identifier
+/// as their port.
 pub(super) fn find(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     let (local, remote) = (canonical(local), canonical(remote));
     let names = match protocol {
         Protocol::Tcp => ["tcp", "tcp6"],
         Protocol::Udp => ["udp", "udp6"],
+        Protocol::Icmp => ["icmp", "icmp6"],
     };
     let sockets = names.into_iter().flat_map(table).filter(|socket| socket.inode != 0);
     match protocol {
         Protocol::Tcp => sockets.into_iter().find(|socket| (socket.local, socket.remote) == (local, remote)),
-        Protocol::Udp => {
+        Protocol::Udp | Protocol::Icmp => {
             let candidates = sockets.filter_map(|socket| Some((nearness(&socket, local, remote)?, socket)));
             candidates.max_by_key(|(nearness, _)| *nearness).map(|(_, socket)| socket)
         }
@@ -139,6 +141,17 @@ mod tests {
         for text in ["0100007F", "0100007F:xyz", "01:0BB8", "é100007F:0BB8"] {
             assert_eq!(address(text), None);
         }
+    }
+
+    #[test]
+    fn a_socket_for_pings_is_found_by_its_identifier() {
+        let line =
+            "    4: 00000000:0309 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000 0 4711 2 0 0";
+        let socket = parse(line).unwrap();
+        assert_eq!(socket.inode, 4711);
+        let (guest, remote) = (IpAddr::from([10, 0, 2, 15]), SocketAddr::from(([1, 1, 1, 1], 0)));
+        assert!(nearness(&socket, SocketAddr::new(guest, 777), remote).is_some());
+        assert_eq!(nearness(&socket, SocketAddr::new(guest, 778), remote), None);
     }
 
     #[test]

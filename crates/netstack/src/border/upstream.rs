@@ -9,7 +9,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -19,7 +18,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::body::{Outgoing, Progress};
 use super::refusal::Refusal;
 use super::route::Encryption;
-use super::{Outside, Upstream};
+use super::{Connected, Outside, Upstream};
 
 /// For each of the two steps, the connection and the TLS handshake; the kernel tries four SYNs in this time.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
@@ -52,8 +51,6 @@ impl Connection {
         let dialing = timeout(CONNECT_DEADLINE, (outside.dial)(upstream.clone()));
         let stream = dialing.await.map_err(|_| Refusal::ConnectTimeout(CONNECT_DEADLINE))?;
         let stream = stream.map_err(Refusal::of_dialing)?;
-        // Heads and events are small and urgent.
-        stream.set_nodelay(true).map_err(Refusal::Unreachable)?;
         let (sender, driver) = match encryption {
             Encryption::None => drive(stream).await?,
             Encryption::Tls => drive(encrypted(upstream, tls, stream).await?).await?,
@@ -101,7 +98,7 @@ impl Drop for Connection {
 async fn encrypted(
     upstream: &Upstream,
     config: Arc<ClientConfig>,
-    stream: TcpStream,
+    stream: Connected,
 ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Refusal> {
     let name = upstream.name.as_ref().ok_or(Refusal::OtherHost)?;
     let name = ServerName::try_from(name.as_str().to_owned());

@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use super::connection::{BUFFER_BYTES, Connection};
+use super::budget::MAX_BUFFER_BYTES;
+use super::connection::Connection;
 use super::stats::Counter;
 use super::throttle::{Direction, Throttle};
 use crate::policy::{Reason, Refusal};
@@ -85,7 +86,8 @@ pub(super) enum Passage {
 pub(super) struct Carry<'a> {
     connection: &'a mut Connection,
     peer: &'a mut Peer,
-    counter: &'a Counter,
+    /// None where nothing leaves by this way.
+    counter: Option<&'a Counter>,
     throttle: &'a Throttle,
     /// Until it has let the guest's first bytes pass.
     gate: Option<GateKeeper>,
@@ -125,7 +127,7 @@ impl<'a> Carry<'a> {
     pub(super) fn new(
         connection: &'a mut Connection,
         peer: &'a mut Peer,
-        counter: &'a Counter,
+        counter: Option<&'a Counter>,
         throttle: &'a Throttle,
         gate: Option<GateKeeper>,
     ) -> Self {
@@ -210,7 +212,7 @@ impl Carry<'_> {
 
     /// How much may go now; None: nothing, until `resume`.
     fn allowance(&mut self, direction: Direction) -> Option<usize> {
-        match self.throttle.allowance(direction, BUFFER_BYTES, std::time::Instant::now()) {
+        match self.throttle.allowance(direction, MAX_BUFFER_BYTES, std::time::Instant::now()) {
             Ok(bytes) => Some(bytes),
             Err(again) => {
                 self.resume = Some(self.resume.map_or(again, |earlier| earlier.min(again)));
@@ -260,7 +262,7 @@ impl Carry<'_> {
             });
             match passed.unwrap_or(Ok(None)) {
                 Ok(Some(written)) => {
-                    self.counter.sent(written);
+                    self.counter.inspect(|counter| counter.sent(written));
                     self.throttle.take(Direction::Out, written);
                 }
                 Ok(None) => return Ok(progress),
@@ -306,7 +308,7 @@ impl Carry<'_> {
                     self.connection.socket().close();
                 }
                 Ok(Some(read)) if read > 0 => {
-                    self.counter.received(read);
+                    self.counter.inspect(|counter| counter.received(read));
                     self.throttle.take(Direction::In, read);
                 }
                 Ok(None) => return Ok(progress),

@@ -15,11 +15,10 @@ use smoltcp::time::{Duration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use tokio::sync::mpsc;
 
+use super::budget::{Queued, Share};
+use super::egress::Shared;
 use super::packet::{self, FlowKey};
 use super::tun::{HEADER_BYTES, Tun};
-
-/// What one direction holds: several of the largest segments, so that sender and receiver need not take turns.
-pub(super) const BUFFER_BYTES: usize = 256 * 1024;
 
 /// A guest's kernel forgets a connection whose process has gone, and says so only when it is asked.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -36,20 +35,21 @@ pub(super) struct Connection {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     device: Wire,
-    packets: mpsc::Receiver<Vec<u8>>,
+    packets: mpsc::Receiver<Queued>,
     epoch: Instant,
+    share: Share,
 }
 
 impl Connection {
     /// A connection that has not answered the guest's first packet, which is `opening`.
     pub(super) fn new(
         key: FlowKey,
-        mtu: usize,
-        tun: Arc<Tun>,
+        shared: &Shared,
         opening: Vec<u8>,
-        packets: mpsc::Receiver<Vec<u8>>,
+        packets: mpsc::Receiver<Queued>,
     ) -> Self {
         let epoch = Instant::now();
+        let (tun, mtu) = (Arc::clone(&shared.tun), shared.addresses.mtu);
         let mut device = Wire { inbound: Some(opening), outbound: Vec::new(), tun, mtu };
         let mut config = Config::new(HardwareAddress::Ip);
         // Initial sequence numbers come from it; who could guess them is the guest alone, about its own connection.
@@ -67,7 +67,8 @@ impl Connection {
         };
         // The table is empty, and has room.
         let _ = route(&mut interface);
-        let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
+        let share = shared.budget.share();
+        let buffer = || SocketBuffer::new(vec![0; share.buffer_bytes]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         socket.set_keep_alive(Some(KEEP_ALIVE));
@@ -80,7 +81,12 @@ impl Connection {
         }
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
-        Self { interface, sockets, handle, device, packets, epoch }
+        Self { interface, sockets, handle, device, packets, epoch, share }
+    }
+
+    /// What there may be between this and a server of our own, in each direction.
+    pub(super) fn pipe_bytes(&self) -> usize {
+        self.share.pipe_bytes()
     }
 
     pub(super) fn socket(&mut self) -> &mut Socket<'static> {
@@ -96,7 +102,7 @@ impl Connection {
             }
             // The sender is with the stack, which outlives this.
             match ready!(self.packets.poll_recv(context)) {
-                Some(packet) => self.device.inbound = Some(packet),
+                Some(packet) => self.device.inbound = Some(packet.bytes),
                 None => return Poll::Pending,
             }
         }

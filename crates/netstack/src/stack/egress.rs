@@ -2,31 +2,32 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
+use super::budget::Budget;
 use super::packet::FlowKey;
 use super::stats::Stats;
-use super::throttle::Throttle;
+use super::tell::Asker;
+use super::throttle::{Direction, Throttle};
 use super::tun::Tun;
 use super::{Addresses, Identify, StackLimits, StackOptions};
 use crate::address::{HostAddresses, carried};
 use crate::border::Border;
 use crate::dns::Resolver;
+use crate::event::repeats::Repeats;
 use crate::event::{EventLog, NetworkEventKind};
 use crate::name::HostName;
 use crate::pins::Pins;
 use crate::policy::{Decision, EgressPolicy, Flow, Protocol, Refusal};
 use crate::sniff::Wire;
 
-/// Processes that are looked for at a time; a flood of refusals is told without them.
+/// Processes that are looked for at a time.
 const LOOKUPS: usize = 2;
-
-/// A VM that doesn't say by then whose connection it was keeps the guest waiting no longer.
-const LOOKUP_DEADLINE: Duration = Duration::from_millis(250);
 
 pub(super) struct Shared {
     pub tun: Arc<Tun>,
@@ -39,11 +40,17 @@ pub(super) struct Shared {
     pub events: Arc<EventLog>,
     pub stats: Stats,
     pub throttle: Throttle,
+    pub budget: Budget,
     pins: Arc<Pins>,
     // Held to copy the pointer or to replace it.
     policy: RwLock<Arc<EgressPolicy>>,
-    identify: Identify,
-    lookups: Semaphore,
+    pub identify: Identify,
+    /// One permit for each process that is looked for.
+    pub lookups: Arc<Semaphore>,
+    // Held for a look-up; never over an await.
+    repeats: Mutex<Repeats>,
+    /// Something else is counted now.
+    pub new_kind: Notify,
 }
 
 impl std::fmt::Debug for Shared {
@@ -65,12 +72,33 @@ pub(super) struct Facts {
     nameless: OnceLock<()>,
     /// The flow ends with a server of our own.
     inside: OnceLock<()>,
+    begun: Instant,
+    /// When something of a flow of datagrams was passed on last, in microseconds after it began.
+    active_us: AtomicU64,
 }
 
 impl Facts {
     pub(super) fn new(protocol: Protocol, key: FlowKey) -> Self {
-        let (names, claimed) = (OnceLock::new(), OnceLock::new());
-        Self { protocol, key, names, claimed, nameless: OnceLock::new(), inside: OnceLock::new() }
+        Self {
+            protocol,
+            key,
+            names: OnceLock::new(),
+            claimed: OnceLock::new(),
+            nameless: OnceLock::new(),
+            inside: OnceLock::new(),
+            begun: Instant::now(),
+            active_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Something is passed on now.
+    pub(super) fn touch(&self) {
+        let passed = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.active_us.store(passed, Ordering::Relaxed);
+    }
+
+    pub(super) fn last_active(&self) -> Instant {
+        self.begun + Duration::from_micros(self.active_us.load(Ordering::Relaxed))
     }
 
     pub(super) fn stay_inside(&self) {
@@ -102,11 +130,26 @@ impl Shared {
             events: options.events,
             stats: Stats::default(),
             throttle: Throttle::new(options.limits.bandwidth_bytes),
+            budget: Budget::default(),
             pins: options.pins,
             policy: RwLock::new(Arc::new(options.policy)),
             identify: options.identify,
-            lookups: Semaphore::new(LOOKUPS),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+            repeats: Mutex::new(Repeats::new(Instant::now())),
+            new_kind: Notify::new(),
         }
+    }
+
+    pub(super) fn repeats(&self) -> MutexGuard<'_, Repeats> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the bandwidth has room for a datagram.
+    pub(super) async fn wait_for_turn(&self, direction: Direction, bytes: usize) {
+        while let Err(again) = self.throttle.allowance(direction, bytes, Instant::now()) {
+            tokio::time::sleep_until(again.into()).await;
+        }
+        self.throttle.take(direction, bytes);
     }
 
     pub(super) fn policy(&self) -> Arc<EgressPolicy> {
@@ -186,39 +229,37 @@ impl Shared {
     /// The same of one request of a flow.
     pub(super) async fn request_refused(&self, facts: &Facts, claimed: Option<&HostName>, refusal: &Refusal) {
         self.stats.refused();
-        let process = match self.lookups.try_acquire() {
-            Ok(_turn) => {
-                let owner = (self.identify)(facts.protocol, facts.key.guest, facts.key.remote);
-                tokio::time::timeout(LOOKUP_DEADLINE, owner).await.ok().flatten()
-            }
-            Err(_) => None,
-        };
-        let policy = self.policy();
+        self.tell(self.refusal_of(facts, claimed, refusal), Asker::from(facts)).await;
+    }
+
+    /// What is told of a refusal, but for the process.
+    pub(super) fn refusal_of(
+        &self,
+        facts: &Facts,
+        claimed: Option<&HostName>,
+        refusal: &Refusal,
+    ) -> NetworkEventKind {
         let mut names = facts.names().to_vec();
         if let Some(claimed) = claimed.filter(|claimed| !names.contains(claimed)) {
             names.push(claimed.clone());
         }
-        self.events.push(NetworkEventKind::Refused {
+        NetworkEventKind::Refused {
             protocol: facts.protocol,
             destination: facts.key.remote,
             names,
             reason: refusal.to_string(),
-            rule: refusal.rule.map(|index| policy.describe_rule(index)),
-            process,
-        });
+            rule: rule(&self.policy(), refusal),
+            process: None,
+        }
     }
 
-    /// Asks the policy about a query, and tells the host where it says no.
-    pub(super) fn may_ask(&self, name: &HostName) -> bool {
-        match self.policy().decide_query(name) {
-            Ok(()) => true,
-            Err(refusal) => {
-                self.stats.refused();
-                let reason = refusal.to_string();
-                self.events.push(NetworkEventKind::QueryRefused { name: name.clone(), reason });
-                false
-            }
-        }
+    /// Asks the policy about a query: what is to be told of its refusal, before the guest has its answer.
+    pub(super) fn query_refusal(&self, name: &HostName) -> Option<NetworkEventKind> {
+        let policy = self.policy();
+        let refusal = policy.decide_query(name).err()?;
+        self.stats.refused();
+        let (reason, rule) = (refusal.to_string(), rule(&policy, &refusal));
+        Some(NetworkEventKind::QueryRefused { name: name.clone(), reason, rule, process: None })
     }
 
     /// Where the gateway's address leads to with this port.
@@ -232,6 +273,10 @@ impl Shared {
         let addresses = [self.addresses.gateway, self.addresses.resolver, self.addresses.border];
         matches!(address, IpAddr::V4(address) if addresses.contains(&address))
     }
+}
+
+fn rule(policy: &EgressPolicy, refusal: &Refusal) -> Option<String> {
+    refusal.rule.map(|index| policy.describe_rule(index))
 }
 
 fn flow<'a>(facts: &Facts, names: &'a [HostName]) -> Flow<'a> {

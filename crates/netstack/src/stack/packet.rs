@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Message,
-    Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpControl, TcpPacket,
-    TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    IPV4_HEADER_LEN, IPV6_HEADER_LEN, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr,
+    Icmpv6DstUnreachable, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
+    Ipv6Packet, Ipv6Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 /// Of the packet that it answers, an ICMP error quotes as much as programs need to find their socket: RFC 1812, 4.3.2.3.
@@ -237,12 +237,17 @@ pub(super) enum Unreachable {
     Port,
 }
 
-/// The ICMP error that answers a packet of the guest, from `source`.
+/// As much of a packet as [`unreachable`] makes use of.
+pub(super) fn quoted(packet: &[u8]) -> &[u8] {
+    packet.get(..QUOTED_BYTES).unwrap_or(packet)
+}
+
+/// The ICMP error that answers a packet of the guest, which need not be whole.
 pub(super) fn unreachable(packet: &[u8], why: Unreachable) -> Option<Vec<u8>> {
-    let quoted = packet.get(..packet.len().min(QUOTED_BYTES))?;
+    let quoted = quoted(packet);
     match packet.first()? >> 4 {
-        4 => {
-            let header = Ipv4Packet::new_checked(packet).ok()?;
+        4 if packet.len() >= IPV4_HEADER_LEN => {
+            let header = Ipv4Packet::new_unchecked(packet);
             let reason = match why {
                 Unreachable::Prohibited => Icmpv4DstUnreachable::CommProhibited,
                 Unreachable::Network => Icmpv4DstUnreachable::NetUnreachable,
@@ -260,8 +265,8 @@ pub(super) fn unreachable(packet: &[u8], why: Unreachable) -> Option<Vec<u8>> {
                 error.fill_checksum();
             })
         }
-        6 => {
-            let header = Ipv6Packet::new_checked(packet).ok()?;
+        6 if packet.len() >= IPV6_HEADER_LEN => {
+            let header = Ipv6Packet::new_unchecked(packet);
             let reason = match why {
                 Unreachable::Prohibited => Icmpv6DstUnreachable::AdminProhibit,
                 Unreachable::Network => Icmpv6DstUnreachable::NoRoute,
@@ -351,6 +356,7 @@ mod tests {
         for key in [key(), key_v6()] {
             let packet = outbound(key, &[7; 2_000]);
             let error = unreachable(&packet, Unreachable::Prohibited).unwrap();
+            assert_eq!(unreachable(quoted(&packet), Unreachable::Prohibited), Some(error.clone()));
             let quoted = &packet[..QUOTED_BYTES];
             assert!(error.ends_with(quoted));
             assert!(error.len() <= 40 + 8 + QUOTED_BYTES);

@@ -18,7 +18,7 @@ pub struct NetworkStats {
     /// TCP connections that were made, and those that live now.
     pub connections: u64,
     pub open_connections: u64,
-    /// Connections, datagrams and queries that the policy refused.
+    /// Connections, datagrams, pings, queries and requests that were refused.
     pub refused: u64,
     /// Packets of the guest that could not be read, or came when there was no room for them.
     pub dropped_packets: u64,
@@ -64,8 +64,11 @@ struct Destination {
 pub(super) struct Counter {
     all: Arc<Totals>,
     own: Option<Arc<Totals>>,
-    open: Option<Arc<AtomicU64>>,
 }
+
+/// A connection that lives.
+#[derive(Debug)]
+pub(super) struct Live(Arc<AtomicU64>);
 
 impl Counter {
     pub(super) fn sent(&self, bytes: usize) {
@@ -81,17 +84,15 @@ impl Counter {
     }
 }
 
-impl Drop for Counter {
+impl Drop for Live {
     fn drop(&mut self) {
-        if let Some(open) = &self.open {
-            open.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Stats {
     /// A counter for traffic with an address.
-    pub(super) fn count(&self, address: IpAddr, name: Option<String>, connection: bool) -> Counter {
+    pub(super) fn count(&self, address: IpAddr, name: Option<String>) -> Counter {
         let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
         let known = destinations.len() < MAX_DESTINATIONS || destinations.contains_key(&address);
         let own = known.then(|| {
@@ -101,12 +102,14 @@ impl Stats {
             }
             Arc::clone(&destination.totals)
         });
-        let open = connection.then(|| {
-            add(&self.connections, 1);
-            add(&self.open, 1);
-            Arc::clone(&self.open)
-        });
-        Counter { all: Arc::clone(&self.totals), own, open }
+        Counter { all: Arc::clone(&self.totals), own }
+    }
+
+    /// Counts a connection that has been made, until it is dropped as one that lives.
+    pub(super) fn connected(&self) -> Live {
+        add(&self.connections, 1);
+        add(&self.open, 1);
+        Live(Arc::clone(&self.open))
     }
 
     pub(super) fn refused(&self) {

@@ -20,19 +20,18 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Cut;
+use super::budget::Queued;
 use super::carry::{Carry, End, Passage, Peer};
 use super::connection::Connection;
 use super::egress::{Facts, Shared};
 use super::packet::{self, Inbound, Unreachable};
+use super::stats::Live;
 use crate::name::HostName;
 use crate::policy::{Decision, Gate, Reason, Refusal};
 use crate::sniff::{MAX_SNIFF_BYTES, Sniffed, Wire, sniff};
 
 /// A client that has a name to say says it first; one that waits for its server is none of those.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
-
-/// What lies between a connection and a server of our own.
-const PIPE_BYTES: usize = 256 * 1024;
 
 /// The kernel's own idle time before it asks the other side whether it is still there, for connections of a guest.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -42,8 +41,10 @@ pub(super) struct Flow {
     facts: Arc<Facts>,
     /// Until the guest is answered.
     opening: Vec<u8>,
-    packets: Option<mpsc::Receiver<Vec<u8>>>,
+    packets: Option<mpsc::Receiver<Queued>>,
     connection: Option<Connection>,
+    /// Since it is carried, by whatever and however often.
+    live: Option<Live>,
 }
 
 /// A connection that never came about.
@@ -73,9 +74,9 @@ impl Flow {
         shared: Arc<Shared>,
         facts: Arc<Facts>,
         opening: Vec<u8>,
-        packets: mpsc::Receiver<Vec<u8>>,
+        packets: mpsc::Receiver<Queued>,
     ) -> Self {
-        Self { shared, facts, opening, packets: Some(packets), connection: None }
+        Self { shared, facts, opening, packets: Some(packets), connection: None, live: None }
     }
 
     /// Serves the connection until it ends or is cut.
@@ -172,7 +173,8 @@ impl Flow {
         };
         match (name, wire) {
             (Some(name), Some(Wire::Tls)) if is_declared(&name) => {
-                let serve = async move |stream| shared.intercept(stream, remote, name).await;
+                let facts = Arc::clone(&self.facts);
+                let serve = async move |stream| shared.intercept(stream, &facts, name).await;
                 self.serve_inside(serve).await
             }
             (_, Some(Wire::Http)) => {
@@ -189,17 +191,15 @@ impl Flow {
     /// A server of our own, or a port of the host.
     async fn inside(&mut self) -> Result<(), Failed> {
         let (remote, shared) = (self.facts.key.remote, Arc::clone(&self.shared));
-        self.facts.stay_inside();
+        let facts = Arc::clone(&self.facts);
+        facts.stay_inside();
         if remote.ip() == shared.addresses.resolver && remote.port() == 53 {
             self.answer();
-            let serve = async move |stream| {
-                shared.resolver.serve_stream(stream, &|name| shared.may_ask(name)).await;
-            };
-            return self.serve_inside(serve).await;
+            return self.serve_inside(async move |stream| shared.serve_resolver(stream, &facts).await).await;
         }
         if remote.ip() == shared.addresses.border && remote.port() == 80 {
             self.answer();
-            return self.serve_inside(async move |stream| shared.serve_gateway(stream).await).await;
+            return self.serve_inside(async move |stream| shared.serve_gateway(stream, &facts).await).await;
         }
         match shared.host_port(remote) {
             Some(address) => {
@@ -220,12 +220,12 @@ impl Flow {
         let opening = std::mem::take(&mut self.opening);
         // Taken once: each way through here answers once.
         let packets = self.packets.take().unwrap_or_else(|| mpsc::channel(1).1);
-        let (key, mtu) = (self.facts.key, self.shared.addresses.mtu);
-        self.connection.insert(Connection::new(key, mtu, Arc::clone(&self.shared.tun), opening, packets))
+        self.connection.insert(Connection::new(self.facts.key, &self.shared, opening, packets))
     }
 
     async fn serve_inside(&mut self, serve: impl AsyncFnOnce(DuplexStream)) -> Result<(), Failed> {
-        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let Some(connection) = &self.connection else { return Err(Failed::Gone) };
+        let (ours, theirs) = tokio::io::duplex(connection.pipe_bytes());
         let mut peer = Peer::Inside(ours);
         let carry = async {
             let carried = self.carry(&mut peer, false).await;
@@ -240,7 +240,10 @@ impl Flow {
     async fn carry(&mut self, peer: &mut Peer, gated: bool) -> Result<Carried, Failed> {
         let Some(connection) = &mut self.connection else { return Err(Failed::Gone) };
         let shared = Arc::clone(&self.shared);
-        let counter = shared.stats.count(self.facts.key.remote.ip(), self.facts.name(), true);
+        self.live.get_or_insert_with(|| shared.stats.connected());
+        let count = || shared.stats.count(self.facts.key.remote.ip(), self.facts.name());
+        // A server of our own counts what it sends on, and with whom.
+        let counter = matches!(peer, Peer::Host(_)).then(count);
         let facts = Arc::clone(&self.facts);
         let gate = gated.then(|| {
             Box::new(move |bytes: &[u8]| match sniff(bytes) {
@@ -252,7 +255,7 @@ impl Flow {
                 Sniffed::Incomplete => Some(shared.decide_named(&facts, None).map(|()| Passage::AsItIs)),
             }) as super::carry::GateKeeper
         });
-        match Carry::new(connection, peer, &counter, &self.shared.throttle, gate).await {
+        match Carry::new(connection, peer, counter.as_ref(), &self.shared.throttle, gate).await {
             End::Refused(refusal) => Err(refusal.into()),
             End::Http => Ok(Carried::Http),
             End::Closed | End::GuestReset | End::PeerReset => Ok(Carried::Whole),

@@ -1,23 +1,30 @@
 //! The datagrams between one port of the guest and one address.
 
+use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
+use super::budget::Queued;
 use super::egress::{Facts, Shared};
 use super::packet::{self, FlowKey, Unreachable};
 use super::stats::Counter;
+use super::tell::Asker;
 use super::throttle::Direction;
 use crate::dns::Transport;
+use crate::name::HostName;
 use crate::policy::{Decision, Reason, Refusal};
 
-/// Without a datagram for so long the ends have nothing more to say to each other: RFC 4787 asks for two minutes, and
-/// what agents use is done within seconds.
-const IDLE: Duration = Duration::from_secs(120);
+/// Without a datagram for so long the ends have nothing more to say to each other. RFC 4787 asks for two minutes of whoever
+/// can't know what the ends are; what agents use is done within seconds, and says something at least twice a minute.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// A resolver is asked once or twice from a port.
 const RESOLVER_IDLE: Duration = Duration::from_secs(10);
@@ -25,22 +32,27 @@ const RESOLVER_IDLE: Duration = Duration::from_secs(10);
 pub(super) struct Flow {
     shared: Arc<Shared>,
     facts: Arc<Facts>,
-    /// The first packet, which errors quote.
-    first: Vec<u8>,
-    payloads: mpsc::Receiver<Vec<u8>>,
+    /// The beginning of the first packet, which errors quote.
+    quoted: Vec<u8>,
+    payloads: mpsc::Receiver<Queued>,
+}
+
+thread_local! {
+    /// Where datagrams are received, of which each is then kept in as many bytes as it has.
+    static RECEIVED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Flow {
     pub(super) fn new(
         shared: Arc<Shared>,
         facts: Arc<Facts>,
-        first: Vec<u8>,
-        payloads: mpsc::Receiver<Vec<u8>>,
+        quoted: Vec<u8>,
+        payloads: mpsc::Receiver<Queued>,
     ) -> Self {
-        Self { shared, facts, first, payloads }
+        Self { shared, facts, quoted, payloads }
     }
 
-    pub(super) async fn serve(self, payload: Vec<u8>) {
+    pub(super) async fn serve(self, payload: Queued) {
         let remote = self.facts.key.remote;
         if self.shared.is_ours(remote.ip()) {
             self.facts.stay_inside();
@@ -59,18 +71,23 @@ impl Flow {
         }
     }
 
-    async fn refuse(&self, refusal: &Refusal) {
+    async fn refuse(mut self, refusal: &Refusal) {
         self.shared.refused(&self.facts, refusal).await;
         self.unreachable(Unreachable::Prohibited);
+        // What has come meanwhile is refused as well; what comes from now on asks for itself.
+        self.payloads.close();
+        while self.payloads.try_recv().is_ok() {
+            self.shared.refused(&self.facts, refusal).await;
+        }
     }
 
     fn unreachable(&self, why: Unreachable) {
-        if let Some(error) = packet::unreachable(&self.first, why) {
+        if let Some(error) = packet::unreachable(&self.quoted, why) {
             self.shared.tun.write_packet(&error);
         }
     }
 
-    async fn outside(mut self, address: std::net::SocketAddr, payload: Vec<u8>) {
+    async fn outside(mut self, address: SocketAddr, payload: Queued) {
         let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = match UdpSocket::bind(any).await {
             Ok(socket) => socket,
@@ -82,27 +99,29 @@ impl Flow {
         if let Err(error) = socket.connect(address).await {
             return self.failed(&error);
         }
-        let counter = self.shared.stats.count(self.facts.key.remote.ip(), self.facts.name(), false);
+        let counter = self.shared.stats.count(self.facts.key.remote.ip(), self.facts.name());
         if let Err(error) = self.exchange(&socket, &counter, payload).await {
             self.failed(&error);
         }
     }
 
-    async fn exchange(&mut self, socket: &UdpSocket, counter: &Counter, first: Vec<u8>) -> io::Result<()> {
-        let mut buffer = vec![0; usize::from(u16::MAX)];
+    async fn exchange(&mut self, socket: &UdpSocket, counter: &Counter, first: Queued) -> io::Result<()> {
         let mut next = Some(first);
         loop {
-            if let Some(payload) = next.take() {
-                self.wait_for_turn(Direction::Out, payload.len()).await;
-                socket.send(&payload).await?;
-                counter.sent(payload.len());
+            if let Some(Queued { bytes, .. }) = &next {
+                self.shared.wait_for_turn(Direction::Out, bytes.len()).await;
+                self.facts.touch();
+                socket.send(bytes).await?;
+                counter.sent(bytes.len());
             }
+            next = None;
             tokio::select! {
-                received = socket.recv(&mut buffer) => {
-                    let payload = buffer.get(..received?).unwrap_or_default();
-                    self.wait_for_turn(Direction::In, payload.len()).await;
-                    counter.received(payload.len());
-                    answer(&self.shared, self.facts.key, payload);
+                received = receive(socket) => {
+                    let Some(payload) = self.shared.queued_datagram(received?) else { continue };
+                    self.shared.wait_for_turn(Direction::In, payload.bytes.len()).await;
+                    counter.received(payload.bytes.len());
+                    self.facts.touch();
+                    answer(&self.shared, self.facts.key, &payload.bytes);
                 }
                 payload = self.payloads.recv() => match payload {
                     Some(payload) => next = Some(payload),
@@ -111,13 +130,6 @@ impl Flow {
                 () = tokio::time::sleep(IDLE) => return Ok(()),
             }
         }
-    }
-
-    async fn wait_for_turn(&self, direction: Direction, bytes: usize) {
-        while let Err(again) = self.shared.throttle.allowance(direction, bytes, Instant::now()) {
-            tokio::time::sleep_until(again.into()).await;
-        }
-        self.shared.throttle.take(direction, bytes);
     }
 
     fn failed(&self, error: &io::Error) {
@@ -131,19 +143,13 @@ impl Flow {
     }
 
     /// Queries to the VM's resolver. Each is answered when it can be: a slow one holds up no other.
-    async fn resolve(mut self, first: Vec<u8>) {
+    async fn resolve(mut self, first: Queued) {
         let mut queries = tokio::task::JoinSet::new();
         let mut next = Some(first);
         loop {
             if let Some(query) = next.take() {
-                let (shared, key) = (Arc::clone(&self.shared), self.facts.key);
-                queries.spawn(async move {
-                    let reply =
-                        shared.resolver.answer(&query, Transport::Udp, &|name| shared.may_ask(name)).await;
-                    if let Some(reply) = reply {
-                        answer(&shared, key, &reply);
-                    }
-                });
+                self.facts.touch();
+                queries.spawn(reply(Arc::clone(&self.shared), Arc::clone(&self.facts), query));
             }
             tokio::select! {
                 query = self.payloads.recv() => match query {
@@ -155,6 +161,38 @@ impl Flow {
             }
         }
         while queries.join_next().await.is_some() {}
+    }
+}
+
+/// The next datagram, or what the network says of those that were sent.
+async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
+    socket
+        .async_io(Interest::READABLE | Interest::ERROR, || {
+            RECEIVED.with_borrow_mut(|buffer| {
+                buffer.resize(usize::from(u16::MAX), 0);
+                let (length, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)?;
+                Ok(buffer.get(..length).unwrap_or_default().to_vec())
+            })
+        })
+        .await
+}
+
+async fn reply(shared: Arc<Shared>, facts: Arc<Facts>, query: Queued) {
+    // What the policy has against the name, or one of its aliases. Held to put one in.
+    let refused = Mutex::new(Vec::new());
+    let may_ask = |name: &HostName| match shared.query_refusal(name) {
+        Some(kind) => {
+            refused.lock().unwrap_or_else(PoisonError::into_inner).push(kind);
+            false
+        }
+        None => true,
+    };
+    let reply = shared.resolver.answer(&query.bytes, Transport::Udp, &may_ask).await;
+    for kind in refused.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        shared.tell(kind, Asker::from(&*facts)).await;
+    }
+    if let Some(reply) = reply {
+        answer(&shared, facts.key, &reply);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentos_netstack::border::{
-    Border, BorderEvent, Destination, HeaderScheme, Outside, Route, Secret, Trust, Upstream,
+    Border, BorderEvent, Connected, Destination, HeaderScheme, Outside, Route, Secret, Trust, Upstream,
 };
 use agentos_netstack::name::HostName;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -58,9 +58,10 @@ impl World {
             dial: Arc::new(move |upstream| {
                 let address = upstream.name.as_ref().and_then(|name| hosts.get(name.as_str()).copied());
                 log.lock().unwrap().push(upstream);
-                Box::pin(
-                    async move { TcpStream::connect(address.ok_or(io::ErrorKind::PermissionDenied)?).await },
-                )
+                Box::pin(async move {
+                    let stream = TcpStream::connect(address.ok_or(io::ErrorKind::PermissionDenied)?).await?;
+                    Ok(Box::new(stream) as Connected)
+                })
             }),
             events: Arc::new(move |event| sink.lock().unwrap().push(event)),
         };

@@ -2,32 +2,33 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use agentos_netstack::border::{Border, Trust};
 use agentos_netstack::dns::{Resolver, Upstream};
-use agentos_netstack::event::{EventLog, Owner};
+use agentos_netstack::event::{EventLog, NetworkEvent, Owner};
+use agentos_netstack::name::HostName;
 use agentos_netstack::pins::Pins;
-use agentos_netstack::policy::EgressPolicy;
+use agentos_netstack::policy::{EgressPolicy, Protocol};
 use agentos_netstack::stack::{Addresses, NetworkStats, Stack, StackLimits, StackOptions};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket,
-    TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpEndpoint, IpProtocol, Ipv4Packet,
+    Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 use tokio::net::UnixDatagram;
 use tokio::sync::broadcast;
 
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-const BORDER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
+pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+pub(crate) const BORDER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 const MTU: usize = 65_520;
 /// The kernel's header before every packet.
 const HEADER_BYTES: usize = 10;
@@ -39,10 +40,34 @@ pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, what).await.expect("it hangs")
 }
 
+/// What the stack has asked about processes: protocol, the guest's end, the other end.
+pub(crate) type Asked = Arc<std::sync::Mutex<Vec<(Protocol, SocketAddr, SocketAddr)>>>;
+
+/// What a stack of a test is made of.
+pub(crate) struct Parts {
+    pub policy: EgressPolicy,
+    pub limits: StackLimits,
+    pub host_ports: Vec<u16>,
+    pub border: Border,
+    /// Names that the resolver knows.
+    pub hosts: Vec<(&'static str, IpAddr)>,
+    /// Whether it is ever said whose a connection is.
+    pub identifies: bool,
+}
+
+impl Parts {
+    pub(crate) fn new(policy: EgressPolicy) -> Self {
+        let border = Border::new(Vec::new(), Vec::new(), Trust::nobody().unwrap()).unwrap();
+        let limits = StackLimits::default();
+        Self { policy, limits, host_ports: Vec::new(), border, hosts: Vec::new(), identifies: true }
+    }
+}
+
 /// A stack, and the wire to it.
 pub(crate) struct World {
     pub stack: Stack,
     pub events: Arc<EventLog>,
+    pub asked: Asked,
     wire: Arc<UnixDatagram>,
     /// Everything that the stack sends, for whoever listens.
     packets: broadcast::Sender<Vec<u8>>,
@@ -63,12 +88,19 @@ impl World {
     }
 
     pub(crate) fn with(policy: EgressPolicy, limits: StackLimits, host_ports: &[u16]) -> Self {
+        Self::of(Parts { limits, host_ports: host_ports.to_vec(), ..Parts::new(policy) })
+    }
+
+    pub(crate) fn of(parts: Parts) -> Self {
         let (device, wire) = std::os::unix::net::UnixDatagram::pair().unwrap();
         device.set_nonblocking(true).unwrap();
         wire.set_nonblocking(true).unwrap();
         let wire = Arc::new(UnixDatagram::from_std(wire).unwrap());
         let events = Arc::new(EventLog::default());
         let pins = Arc::new(Pins::default());
+        let hosts = parts.hosts.iter().map(|(name, address)| (HostName::parse(name).unwrap(), *address));
+        let (asked, identifies) = (Asked::default(), parts.identifies);
+        let log = Arc::clone(&asked);
         let options = StackOptions {
             addresses: Addresses {
                 guest: GUEST,
@@ -78,16 +110,22 @@ impl World {
                 border: BORDER,
                 mtu: MTU,
             },
-            policy,
-            host_ports: host_ports.iter().copied().collect(),
-            resolver: Resolver::new(Upstream::servers(&[]), Vec::new(), Arc::clone(&pins)),
+            policy: parts.policy,
+            host_ports: parts.host_ports.into_iter().collect(),
+            resolver: Resolver::new(Upstream::servers(&[]), hosts.collect(), Arc::clone(&pins)),
             pins,
-            border: Arc::new(Border::new(Vec::new(), Vec::new(), Trust::nobody().unwrap()).unwrap()),
-            limits,
+            border: Arc::new(parts.border),
+            limits: parts.limits,
             sockets: Arc::new(tokio::sync::Semaphore::new(1_000)),
             events: Arc::clone(&events),
-            identify: Arc::new(|_, _, _| {
-                Box::pin(async { Some(Owner { pid: 42, command: "client".to_owned() }) })
+            identify: Arc::new(move |protocol, local, remote| {
+                log.lock().unwrap().push((protocol, local, remote));
+                Box::pin(async move {
+                    if !identifies {
+                        std::future::pending::<()>().await;
+                    }
+                    Some(Owner { pid: 42, command: "client".to_owned() })
+                })
             }),
         };
         let stack = Stack::start(device.into(), options).unwrap();
@@ -101,7 +139,7 @@ impl World {
             }
         });
         let all = tokio::sync::Mutex::new(all);
-        Self { stack, events, wire, packets, all, reader, next_port: AtomicU16::new(40_000) }
+        Self { stack, events, asked, wire, packets, all, reader, next_port: AtomicU16::new(40_000) }
     }
 
     pub(crate) async fn send_raw(&self, packet: &[u8]) {
@@ -118,6 +156,37 @@ impl World {
             repr.emit(&mut packet, &from, &to, payload.len(), fill, &ChecksumCapabilities::default());
         });
         self.send_raw(&packet).await;
+    }
+
+    /// One echo request.
+    pub(crate) async fn send_ping(&self, remote: IpAddr, identifier: u16, payload: &[u8]) {
+        let repr = Icmpv4Repr::EchoRequest { ident: identifier, seq_no: 1, data: payload };
+        let packet = to(SocketAddr::new(remote, 0), IpProtocol::Icmp, repr.buffer_len(), |buffer, _, _| {
+            repr.emit(&mut Icmpv4Packet::new_unchecked(buffer), &ChecksumCapabilities::default());
+        });
+        self.send_raw(&packet).await;
+    }
+
+    /// Waits for any ICMP.
+    pub(crate) async fn icmp(&self) {
+        while Ipv4Packet::new_checked(&self.next().await).unwrap().next_header() != IpProtocol::Icmp {}
+    }
+
+    /// Waits until these events are there, and gives all that are.
+    pub(crate) async fn events_until(
+        &self,
+        mut wanted: impl FnMut(&[Arc<NetworkEvent>]) -> bool,
+    ) -> Vec<Arc<NetworkEvent>> {
+        soon(async {
+            loop {
+                let events = self.events.since(0).events;
+                if wanted(&events) {
+                    return events;
+                }
+                self.events.reached(events.len() as u64).await;
+            }
+        })
+        .await
     }
 
     /// The next datagram from this address.
@@ -190,7 +259,7 @@ fn to(
     payload_len: usize,
     emit: impl FnOnce(&mut [u8], IpAddress, IpAddress),
 ) -> Vec<u8> {
-    let std::net::IpAddr::V4(dst_addr) = remote.ip() else { panic!("{remote} is not of this test") };
+    let IpAddr::V4(dst_addr) = remote.ip() else { panic!("{remote} is not of this test") };
     let header = Ipv4Repr { src_addr: GUEST, dst_addr, next_header, payload_len, hop_limit: 64 };
     let mut packet = vec![0; 20 + payload_len];
     header.emit(&mut Ipv4Packet::new_unchecked(&mut packet), &ChecksumCapabilities::default());

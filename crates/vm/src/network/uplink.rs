@@ -259,8 +259,7 @@ fn identify(commands: mpsc::WeakSender<Command>) -> Identify {
             let protocol = match protocol {
                 Protocol::Tcp => guest::Protocol::Tcp,
                 Protocol::Udp => guest::Protocol::Udp,
-                // A ping has no socket that the kernel's tables show with its ends.
-                Protocol::Icmp => return None,
+                Protocol::Icmp => guest::Protocol::Icmp,
             };
             let request = Request::Network(NetworkRequest::Owner { protocol, local, remote });
             let (completion, outcome) = Completion::new(super::parse_owner);

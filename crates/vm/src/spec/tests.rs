@@ -186,3 +186,15 @@ fn ports_and_graces_are_checked() {
     let dispose_grace = Some(Duration::from_secs(100_000));
     assert!(refusal(VmOptions { dispose_grace, ..Default::default() }).starts_with("dispose_grace: "));
 }
+
+#[test]
+fn a_host_has_ipv6_where_one_of_its_addresses_is_routed_between_networks() {
+    let line = |address: &str, scope: &str| format!("{address} 02 40 {scope} 80     eth0\n");
+    let loopback = line("00000000000000000000000000000001", "10");
+    let link_local = line("fe800000000000000000000000000001", "20");
+    let unique_local = line("fd7a115ca1e000000000000000000001", "00");
+    let global = line("2a000db8000100000000000000000010", "00");
+    let without = [loopback, link_local, unique_local].concat();
+    assert!(!has_global_address("") && !has_global_address(&without));
+    assert!(has_global_address(&(without + &global)));
+}
