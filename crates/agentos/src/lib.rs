@@ -80,6 +80,12 @@ mod terminal;
 mod vm;
 mod vm_connection;
 
+/// For fuzz targets, and only where these are built.
+#[cfg(fuzzing)]
+pub mod fuzz {
+    pub use crate::policy::fuzz::policy_file;
+}
+
 pub use agent::{AgentProvider, AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
 pub use egress::{
