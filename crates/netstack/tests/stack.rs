@@ -8,6 +8,7 @@
     reason = "a test's helper fails its test by panicking"
 )]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod guest;
 
 use std::net::{Ipv4Addr, SocketAddr};
