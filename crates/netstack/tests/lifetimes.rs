@@ -122,8 +122,7 @@ async fn a_bandwidth_limit_holds_for_whole_connections_in_both_directions() {
         (host, Instant::now())
     });
     guest.send(&vec![1; BYTES]).await;
-    guest.drive_until(|| counting.is_finished()).await;
-    let (mut host, ended) = counting.await.unwrap();
+    let (mut host, ended) = guest.drive_until(counting).await.unwrap();
     assert!(ended - started >= least, "{BYTES} bytes went out in {:?}", ended - started);
 
     let started = Instant::now();

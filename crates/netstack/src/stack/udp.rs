@@ -116,7 +116,7 @@ impl Flow {
 
     async fn wait_for_turn(&self, direction: Direction, bytes: usize) {
         while let Err(again) = self.shared.throttle.allowance(direction, bytes, Instant::now()) {
-            tokio::time::sleep_until(again.into()).await;
+            tokio::time::sleep_until(again).await;
         }
         self.shared.throttle.take(direction, bytes);
     }

@@ -354,9 +354,12 @@ impl Guest {
         bytes
     }
 
-    /// Keeps its side of the connection up until something else is the case.
-    pub(crate) async fn drive_until(&mut self, mut done: impl FnMut() -> bool) {
-        self.drive(|_| done().then_some(())).await;
+    /// Keeps its side of the connection up while something else goes on.
+    pub(crate) async fn drive_until<T>(&mut self, done: impl Future<Output = T>) -> T {
+        tokio::select! {
+            result = done => result,
+            () = self.drive(|_| None) => unreachable!("it is driven without end"),
+        }
     }
 
     /// Answers all that is on its way to it.
