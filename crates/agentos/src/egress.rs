@@ -12,7 +12,7 @@ use futures_core::Stream;
 use crate::convert;
 use crate::error::Error;
 use crate::feed::{Feed, FeedError, Opening};
-use crate::policy::{EgressPolicy, Protocol};
+use crate::policy::{EgressPolicy, EgressProtocol};
 use crate::ports::PortOwner;
 use crate::vm::AgentOs;
 
@@ -62,7 +62,7 @@ pub enum NetworkEventKind {
 #[non_exhaustive]
 pub struct NetworkRefusal {
     /// How it would have left.
-    pub protocol: Protocol,
+    pub protocol: EgressProtocol,
     /// Where it would have gone; a ping has port 0.
     pub destination: SocketAddr,
     /// The names that had led to the address, or that the connection said it is for.

@@ -24,6 +24,7 @@ use tokio::process::Command;
 
 use crate::connection::{Connection, DialError};
 use crate::discovery::{DiscoverError, find_binary};
+use crate::secret::PROVIDER_KEYS;
 
 /// The version both sides must agree on.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -167,7 +168,12 @@ async fn spawn_and_wait(target: &Target) -> Result<(), LaunchError> {
     let binary = find_binary(target.binary.as_deref())?;
     let log = open_log(&target.rendezvous.log)
         .map_err(|source| LaunchError::Log { path: target.rendezvous.log.clone(), source })?;
-    let mut child = Command::new(&binary)
+    let mut command = Command::new(&binary);
+    // It would have them for as long as it runs, also when whoever started it is long gone.
+    for key in PROVIDER_KEYS {
+        command.env_remove(key);
+    }
+    let mut child = command
         .arg("sidecar")
         .arg("--socket")
         .arg(&target.rendezvous.socket)

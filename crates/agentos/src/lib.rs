@@ -104,7 +104,7 @@ pub use options::{
     AgentOsSidecarConfig, Base, Limits, ModelChoice,
 };
 pub use output::OutputStream;
-pub use policy::{EgressPolicy, Protocol, Rule};
+pub use policy::{EgressPolicy, EgressProtocol, EgressRule};
 pub use ports::{ListeningPort, PortEvent, PortEvents, PortOwner, PortProtocol};
 pub use process::{Exec, ExecResult, Exit, Process, Spawn, Stdin};
 pub use process_list::{ProcessDriver, ProcessInfo, ProcessStatus, ProcessTreeNode, SpawnedProcessInfo};

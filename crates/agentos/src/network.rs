@@ -26,7 +26,11 @@ enum Kind {
     Full(Option<Bytes>),
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>),
     /// `announced_bytes` is the server's word, and no promise.
-    Response { vm: AgentOs, parts: Box<Streaming<FetchResponse>>, announced_bytes: usize },
+    Response {
+        vm: AgentOs,
+        parts: Box<Streaming<FetchResponse>>,
+        announced_bytes: usize,
+    },
     Done,
 }
 

@@ -19,21 +19,22 @@ use crate::error::Error;
 ///
 /// Names are asked of the VM's own resolver, which answers only for those that may be reached. A connection allowed by
 /// name has to say that name itself, by TLS SNI or HTTP Host; QUIC is refused where names matter, and clients fall back
-/// to TCP.
+/// to TCP. Where a rule denies a name, TLS and HTTP have to say one too, except to an address to which an allowed name
+/// led or which a rule by network allows.
 ///
 /// ```
-/// use agentos::{AgentOsOptions, EgressPolicy, Protocol, Rule};
+/// use agentos::{AgentOsOptions, EgressPolicy, EgressProtocol, EgressRule};
 ///
 /// let policy = EgressPolicy::none()
-///     .allow(Rule::name("*.npmjs.org").port(443))
-///     .allow(Rule::network("10.0.0.0/8").ports(8000..=8100).protocol(Protocol::Tcp))
-///     .deny(Rule::name("ads.npmjs.org"));
+///     .allow(EgressRule::name("*.npmjs.org").port(443))
+///     .allow(EgressRule::network("10.0.0.0/8").ports(8000..=8100).protocol(EgressProtocol::Tcp))
+///     .deny(EgressRule::name("ads.npmjs.org"));
 /// let options = AgentOsOptions::default().network(policy);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EgressPolicy {
     pub(crate) base: PolicyBase,
-    pub(crate) rules: Vec<(Action, Rule)>,
+    pub(crate) rules: Vec<(Action, EgressRule)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +71,14 @@ impl EgressPolicy {
 
     /// Allows what the rule matches, unless a later rule denies it.
     #[must_use]
-    pub fn allow(mut self, rule: Rule) -> Self {
+    pub fn allow(mut self, rule: EgressRule) -> Self {
         self.rules.push((Action::Allow, rule));
         self
     }
 
     /// Denies what the rule matches, unless a later rule allows it.
     #[must_use]
-    pub fn deny(mut self, rule: Rule) -> Self {
+    pub fn deny(mut self, rule: EgressRule) -> Self {
         self.rules.push((Action::Deny, rule));
         self
     }
@@ -113,19 +114,19 @@ impl EgressPolicy {
 
 /// What a policy allows or denies.
 ///
-/// `"*.npmjs.org".parse::<Rule>()` reads what a policy file names: a name, `*.SUFFIX`, an address, a network, or `*`.
+/// `"*.npmjs.org".parse::<EgressRule>()` reads what a policy file names: a name, `*.SUFFIX`, an address, a network, or `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct EgressRule {
     pub(crate) target: Target,
     pub(crate) ports: Option<RangeInclusive<u16>>,
-    pub(crate) protocol: Option<Protocol>,
+    pub(crate) protocol: Option<EgressProtocol>,
     pub(crate) private_addresses: bool,
 }
 
 /// How something leaves a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Protocol {
+pub enum EgressProtocol {
     /// Connections.
     Tcp,
     /// Datagrams.
@@ -134,7 +135,7 @@ pub enum Protocol {
     Icmp,
 }
 
-impl Rule {
+impl EgressRule {
     /// A host by its name, or with `*.example.com` all names below a domain, the domain itself excepted. It leads to
     /// public addresses.
     #[must_use]
@@ -176,7 +177,7 @@ impl Rule {
 
     /// This protocol alone.
     #[must_use]
-    pub fn protocol(mut self, protocol: Protocol) -> Self {
+    pub fn protocol(mut self, protocol: EgressProtocol) -> Self {
         self.protocol = Some(protocol);
         self
     }
@@ -190,7 +191,7 @@ impl Rule {
     }
 }
 
-impl FromStr for Rule {
+impl FromStr for EgressRule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {

@@ -4,6 +4,10 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
+/// The keys of model providers that agents know. A sidecar is told of those that VMs are to have; it looks for none.
+pub(crate) const PROVIDER_KEYS: [&str; 4] =
+    ["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "OPENROUTER_API_KEY"];
+
 /// A credential that the VM's programs use without having it: in the VM, the variable of its name holds a placeholder,
 /// which becomes the real value on the way out, outside of the VM, and only where the secret is declared for.
 ///

@@ -4,7 +4,7 @@
 
 mod support;
 
-use agentos::{AgentOs, EgressPolicy, Error, ErrorKind, Protocol, Rule};
+use agentos::{AgentOs, EgressPolicy, EgressProtocol, EgressRule, Error, ErrorKind};
 use support::world::World;
 
 async fn create(world: &World, policy: EgressPolicy) -> Result<AgentOs, Error> {
@@ -43,10 +43,10 @@ async fn where_vms_have_no_network_only_a_policy_that_lets_something_out_is_refu
 async fn a_vm_is_made_with_any_sound_policy() {
     let world = World::new().await;
     let detailed = EgressPolicy::none()
-        .allow(Rule::name("*.npmjs.org").port(443).protocol(Protocol::Tcp))
-        .allow(Rule::network("10.0.0.0/8").ports(8000..=8100))
-        .allow(Rule::name("db.example").to_private_addresses())
-        .deny(Rule::any().port(25));
+        .allow(EgressRule::name("*.npmjs.org").port(443).protocol(EgressProtocol::Tcp))
+        .allow(EgressRule::network("10.0.0.0/8").ports(8000..=8100))
+        .allow(EgressRule::name("db.example").to_private_addresses())
+        .deny(EgressRule::any().port(25));
     for policy in [EgressPolicy::none(), EgressPolicy::public(), detailed] {
         let created = create(&world, policy).await;
         assert!(is_sound(&created), "{created:?}");
@@ -59,16 +59,16 @@ async fn a_vm_is_made_with_any_sound_policy() {
 #[tokio::test]
 async fn a_policy_that_cannot_be_is_refused_with_the_rule_and_the_reason() {
     let world = World::new().await;
-    let first = || EgressPolicy::none().allow(Rule::name("a.example"));
+    let first = || EgressPolicy::none().allow(EgressRule::name("a.example"));
     for (policy, reason) in [
-        (first().allow(Rule::name("a b")), "rule 2: 'a b': name holds ' '"),
-        (first().allow(Rule::name("*")), "`*.example.com`"),
-        (first().deny(Rule::name("10.0.0.300")), "an address is no name"),
-        (first().deny(Rule::network("example.com")), "rule 2: 'example.com': it is no address"),
-        (first().allow(Rule::network("10.0.0.1/8")), "the network is 10.0.0.0/8"),
-        (first().allow(Rule::any().port(0)), "from 1 to 65535"),
-        (first().allow(Rule::any().protocol(Protocol::Icmp).port(1)), "icmp has no ports"),
-        (first().deny(Rule::any().to_private_addresses()), "private addresses anyway"),
+        (first().allow(EgressRule::name("a b")), "rule 2: 'a b': name holds ' '"),
+        (first().allow(EgressRule::name("*")), "`*.example.com`"),
+        (first().deny(EgressRule::name("10.0.0.300")), "an address is no name"),
+        (first().deny(EgressRule::network("example.com")), "rule 2: 'example.com': it is no address"),
+        (first().allow(EgressRule::network("10.0.0.1/8")), "the network is 10.0.0.0/8"),
+        (first().allow(EgressRule::any().port(0)), "from 1 to 65535"),
+        (first().allow(EgressRule::any().protocol(EgressProtocol::Icmp).port(1)), "icmp has no ports"),
+        (first().deny(EgressRule::any().to_private_addresses()), "private addresses anyway"),
     ] {
         let error = create(&world, policy).await.unwrap_err();
         assert_eq!((error.kind(), error.object()), (ErrorKind::InvalidInput, Some("network")), "{error}");
@@ -102,7 +102,7 @@ async fn what_the_sidecar_refuses_is_refused_in_a_file_already() {
     ] {
         let file = format!("base = \"none\"\n[[rule]]\nallow = \"{text}\"\n");
         let network = text.contains('/') || text.parse::<std::net::IpAddr>().is_ok();
-        let rule = if network { Rule::network(text) } else { Rule::name(text) };
+        let rule = if network { EgressRule::network(text) } else { EgressRule::name(text) };
         let by_sidecar = create(&world, EgressPolicy::none().allow(rule)).await;
         let by_sidecar = is_sound(&by_sidecar);
         assert_eq!(EgressPolicy::from_toml(&file).is_ok(), by_sidecar, "{text}");

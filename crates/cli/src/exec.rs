@@ -21,7 +21,7 @@ use crate::failure::{Failure, code_of};
 use crate::guest::{AttachArgs, Guest, VmArgs};
 use crate::output::pump;
 use crate::read_only::ReadOnly;
-use crate::signals::{SIGKILL, SIGPIPE, Signals};
+use crate::signals::{SIGCONT, SIGKILL, SIGPIPE, Signals};
 use crate::terminal::notice;
 
 /// `read` takes a pipe byte by byte, so what follows the line is the command's.
@@ -45,6 +45,7 @@ Examples:
   agentos exec --allow registry.npmjs.org:443 -- npm view left-pad version
   agentos exec --keep=box -- touch hello
   agentos exec --publish 8080:3000 --project . -- npm run dev
+  agentos exec --loopback-exempt-port 5432 --bandwidth-limit 10m -- psql -h 127.0.0.1
   agentos exec --vm box --timeout 10 -- ls -l")]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
@@ -195,12 +196,15 @@ async fn supervise(
     Ok(code_of(&exit))
 }
 
-/// What a terminal does: the command and what it started get the signal. A command that left its group is on its own.
+/// What a terminal does: the command and what it started get the signal. A command that left its group is on its own. One
+/// that is stopped would not hear of it, so that it is woken, as shells do with what they hang up on.
 async fn signal_group(vm: &AgentOs, process: &Process, signal: u8) {
     let pid = process.pid();
-    let sent = vm.exec(format!("kill -{signal} -{pid}")).await;
+    let sent = vm.exec(format!("kill -{signal} -{pid} && {{ kill -{SIGCONT} -{pid}; true; }}")).await;
     if !sent.is_ok_and(|result| result.success()) {
-        // Without an answer there is nobody left to signal.
-        let _ = process.signal(i32::from(signal)).await;
+        for signal in [signal, SIGCONT] {
+            // Without an answer there is nobody left to signal.
+            let _ = process.signal(i32::from(signal)).await;
+        }
     }
 }

@@ -15,7 +15,7 @@ use clap::Args;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
-use crate::net::NetArgs;
+use crate::net::{NetArgs, NetLimitArgs};
 use crate::ports;
 use crate::spec::{EnvSpec, MountSpec, PROJECT_AT, ProjectSpec, PublishSpec, SecretSpec};
 use crate::terminal::notice;
@@ -53,13 +53,16 @@ pub(crate) struct VmArgs {
     pub(crate) keep: Option<Option<String>>,
     #[command(flatten)]
     pub(crate) net: NetArgs,
+    #[command(flatten)]
+    pub(crate) net_limits: NetLimitArgs,
 }
 
 /// For commands that can also work in a VM that was kept.
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Work in this kept VM instead of a new one
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "secret", "keep", "net", "allow"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "secret", "keep", "net", "allow",
+        "loopback_exempt_port", "connections_limit", "bandwidth_limit"])]
     pub(crate) vm: Option<String>,
 }
 
@@ -92,6 +95,7 @@ impl VmArgs {
         for spec in &self.secret {
             options = options.secret(spec.secret.clone());
         }
+        options = self.net_limits.declare(options);
         options.envs(self.env.iter().map(|env| (&env.name, &env.value)))
     }
 }

@@ -1,9 +1,9 @@
-//! What the VM may reach: `--net none|public|POLICY.toml` and `--allow HOST[:PORT]`.
+//! What the VM may reach: `--net none|public|POLICY.toml` and `--allow HOST[:PORT]`; and how much of it at a time.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use agentos::{EgressPolicy, Rule};
+use agentos::{AgentOsOptions, EgressPolicy, EgressRule, Limits};
 use clap::Args;
 use thiserror::Error;
 
@@ -30,6 +30,55 @@ impl NetArgs {
     }
 }
 
+/// What a VM's network is made with and keeps.
+#[derive(Debug, Default, Args)]
+pub(crate) struct NetLimitArgs {
+    /// Let the VM reach this port of the host's 127.0.0.1, as its own and at host.agentos.internal
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) loopback_exempt_port: Vec<u16>,
+    /// Refuse TCP connections beyond so many at a time [default: 2048]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) connections_limit: Option<u32>,
+    /// Let so many bytes a second out of the VM, and as many in; k, m and g are powers of 1024 [default: no limit]
+    #[arg(long, value_name = "BYTES[k|m|g]")]
+    pub(crate) bandwidth_limit: Option<BytesSpec>,
+}
+
+impl NetLimitArgs {
+    pub(crate) fn declare(&self, options: AgentOsOptions) -> AgentOsOptions {
+        let mut limits = Limits::default();
+        if let Some(count) = self.connections_limit {
+            limits = limits.connections(count);
+        }
+        if let Some(BytesSpec(bytes)) = self.bandwidth_limit {
+            limits = limits.bandwidth_bytes(bytes);
+        }
+        let ports = self.loopback_exempt_port.iter();
+        ports.fold(options.limits(limits), |options, port| options.loopback_exempt_port(*port))
+    }
+}
+
+/// A number of bytes, as docker's `--memory` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BytesSpec(pub(crate) u64);
+
+impl FromStr for BytesSpec {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let (digits, unit) = match text.to_ascii_lowercase().as_bytes().last() {
+            Some(b'k') => (&text[..text.len() - 1], 1 << 10),
+            Some(b'm') => (&text[..text.len() - 1], 1 << 20),
+            Some(b'g') => (&text[..text.len() - 1], 1 << 30),
+            _ => (text, 1),
+        };
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number = digits.parse::<u64>().ok().filter(|_| is_number);
+        let bytes = number.and_then(|number| number.checked_mul(unit)).filter(|bytes| *bytes > 0);
+        bytes.map(Self).ok_or(NetError::Bytes)
+    }
+}
+
 #[derive(Debug, Error)]
 pub(crate) enum NetError {
     #[error("it is neither `none` nor `public`, nor a policy file that can be read: {source}")]
@@ -44,6 +93,8 @@ pub(crate) enum NetError {
     Url,
     #[error("port must be between 1 and 65535")]
     Port,
+    #[error("it is a number of bytes above 0, such as 500000, 512k or 10m")]
+    Bytes,
 }
 
 /// A policy file is read where its name is, so that what is wrong with it is wrong usage.
@@ -68,14 +119,14 @@ impl FromStr for NetSpec {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct AllowSpec(pub(crate) Rule);
+pub(crate) struct AllowSpec(pub(crate) EgressRule);
 
 impl FromStr for AllowSpec {
     type Err = NetError;
 
     fn from_str(text: &str) -> Result<Self, NetError> {
         let (host, port) = split_port(text)?;
-        let rule: Rule = host.parse().map_err(NetError::Host)?;
+        let rule: EgressRule = host.parse().map_err(NetError::Host)?;
         let Some(port) = port else { return Ok(Self(rule)) };
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
         match port.parse() {
@@ -136,23 +187,56 @@ mod tests {
 
     #[test]
     fn who_allows_a_host_and_says_no_more_allows_that_host_alone() {
-        let one = EgressPolicy::none().allow(Rule::name("a.example").port(443));
+        let one = EgressPolicy::none().allow(EgressRule::name("a.example").port(443));
         assert_eq!(policy(&["--allow", "a.example:443"]), Some(one));
-        let more = EgressPolicy::public().allow(Rule::network("10.0.0.5")).allow(Rule::name("*.b.example"));
+        let more = EgressPolicy::public()
+            .allow(EgressRule::network("10.0.0.5"))
+            .allow(EgressRule::name("*.b.example"));
         assert_eq!(policy(&["--net", "public", "--allow", "10.0.0.5", "--allow", "*.b.example"]), Some(more));
+    }
+
+    #[test]
+    fn limits_and_ports_of_the_host_reach_the_options() {
+        #[derive(Debug, clap::Parser)]
+        struct Limited {
+            #[command(flatten)]
+            net: NetLimitArgs,
+        }
+        let flags = "x --loopback-exempt-port 3000 --loopback-exempt-port 5432 --connections-limit 64 --bandwidth-limit 2M";
+        let line = <Limited as clap::Parser>::parse_from(flags.split(' '));
+        let shown = format!("{:?}", line.net.declare(AgentOsOptions::default()));
+        for part in ["[3000, 5432]", "connections: Some(64)", "bandwidth_bytes: Some(2097152)"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        let shown = format!("{:?}", NetLimitArgs::default().declare(AgentOsOptions::default()));
+        assert_eq!(shown, format!("{:?}", AgentOsOptions::default()));
+        for wrong in ["--loopback-exempt-port 0", "--connections-limit -1", "--bandwidth-limit fast"] {
+            let flags = ["x"].into_iter().chain(wrong.split(' '));
+            assert!(<Limited as clap::Parser>::try_parse_from(flags).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_numbers_with_a_unit_or_without() {
+        for (text, bytes) in [("500000", 500_000), ("512k", 512 << 10), ("10M", 10 << 20), ("1g", 1 << 30)] {
+            assert_eq!(text.parse::<BytesSpec>().unwrap().0, bytes, "{text}");
+        }
+        for text in ["", "k", "0", "0m", "-1", "+1", "1.5m", "1mb", "99999999999g", "1 k", "ä"] {
+            assert!(text.parse::<BytesSpec>().is_err(), "{text}");
+        }
     }
 
     #[test]
     fn hosts_are_names_addresses_and_networks() {
         for (text, rule) in [
-            ("a.example", Rule::name("a.example")),
-            ("*.a.example:80", Rule::name("*.a.example").port(80)),
-            ("192.0.2.7:80", Rule::network("192.0.2.7").port(80)),
-            ("10.0.0.0/8:5432", Rule::network("10.0.0.0/8").port(5432)),
-            ("[2001:db8::1]", Rule::network("2001:db8::1")),
-            ("[2001:db8::1]:443", Rule::network("2001:db8::1").port(443)),
-            ("[2001:db8::/32]:443", Rule::network("2001:db8::/32").port(443)),
-            ("*:443", Rule::any().port(443)),
+            ("a.example", EgressRule::name("a.example")),
+            ("*.a.example:80", EgressRule::name("*.a.example").port(80)),
+            ("192.0.2.7:80", EgressRule::network("192.0.2.7").port(80)),
+            ("10.0.0.0/8:5432", EgressRule::network("10.0.0.0/8").port(5432)),
+            ("[2001:db8::1]", EgressRule::network("2001:db8::1")),
+            ("[2001:db8::1]:443", EgressRule::network("2001:db8::1").port(443)),
+            ("[2001:db8::/32]:443", EgressRule::network("2001:db8::/32").port(443)),
+            ("*:443", EgressRule::any().port(443)),
         ] {
             assert_eq!(text.parse::<AllowSpec>().unwrap().0, rule, "{text}");
         }
@@ -186,7 +270,7 @@ mod tests {
         let path = directory.path().join("policy.toml");
         let path = path.to_str().unwrap();
         std::fs::write(path, "base = \"none\"\n[[rule]]\nallow = \"a.example\"\n").unwrap();
-        let expected = EgressPolicy::none().allow(Rule::name("a.example"));
+        let expected = EgressPolicy::none().allow(EgressRule::name("a.example"));
         assert_eq!(policy(&["--net", path]), Some(expected));
         std::fs::write(path, "base = \"none\"\n[[rule]]\nalow = \"a.example\"\n").unwrap();
         let message = refusal(&["--net", path]);

@@ -1,8 +1,11 @@
 //! `agentos net`: what a kept VM was refused, how much went where, and another policy for it.
 
-use agentos::{AgentOs, NetworkEvent, NetworkEventKind, NetworkStats, Protocol};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agentos::{AgentOs, EgressProtocol, NetworkEvent, NetworkEventKind, NetworkStats};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::failure::Failure;
 use crate::net::NetArgs;
@@ -21,7 +24,7 @@ pub(crate) struct NetCommandArgs {
 
 #[derive(Debug, Subcommand)]
 enum NetCommand {
-    /// Show what did not leave the VM, by which rule, and which process tried
+    /// Show what did not leave the VM, when (UTC), by which rule, and which process tried
     #[command(after_help = "Examples:
   agentos net log --vm box
   agentos net log --vm box --follow --json")]
@@ -37,6 +40,9 @@ enum NetCommand {
         json: bool,
     },
     /// Show how much went where
+    #[command(after_help = "Examples:
+  agentos net stats --vm box
+  agentos net stats --vm box --json")]
     Stats {
         /// The name of a kept VM
         #[arg(long, value_name = "NAME")]
@@ -86,8 +92,25 @@ async fn log(name: &str, follow: bool, json: bool) -> Result<u8, Failure> {
         };
         let Some(event) = event else { return Ok(0) };
         let event = event?;
-        print(&if json { json_line(&event_json(&event)) } else { format!("{}\n", line(&event)) })?;
+        let text = if json {
+            json_line(&event_json(&event))
+        } else {
+            format!("{} {}\n", time(event.at), line(&event))
+        };
+        print(&text)?;
     }
+}
+
+/// As docker's logs have it, to the millisecond: `2026-11-23T03:08:11.123Z`.
+fn time(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A time that no calendar has shows as its beginning.
+    let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+    let at = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+    let (hour, minute, second) = at.to_hms();
+    let millis = since.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
 /// One event for people.
@@ -117,7 +140,7 @@ fn line(event: &NetworkEvent) -> String {
 }
 
 fn event_json(event: &NetworkEvent) -> Value {
-    let since = event.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (kind, detail) = match &event.kind {
         NetworkEventKind::Refused(refusal) => {
             let process = refusal.process.as_ref();
@@ -146,11 +169,11 @@ fn event_json(event: &NetworkEvent) -> Value {
     json!({ "sequence": event.sequence, "at_ms": at_ms, "event": kind, "detail": detail })
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
+fn protocol(protocol: EgressProtocol) -> &'static str {
     match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Icmp => "icmp",
+        EgressProtocol::Tcp => "tcp",
+        EgressProtocol::Udp => "udp",
+        EgressProtocol::Icmp => "icmp",
         _ => "other",
     }
 }
@@ -197,4 +220,26 @@ fn stats_table(stats: &NetworkStats) -> String {
         stats.connections, stats.open_connections, stats.refused, stats.dropped_packets
     );
     table(&rows) + &counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_date_and_a_time_of_day_in_utc() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_000, "2024-12-31T23:59:59.000Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(time(UNIX_EPOCH + Duration::from_millis(millis)), text);
+        }
+    }
 }

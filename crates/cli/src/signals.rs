@@ -9,6 +9,7 @@ pub(crate) const SIGINT: u8 = 2;
 pub(crate) const SIGKILL: u8 = 9;
 pub(crate) const SIGPIPE: u8 = 13;
 pub(crate) const SIGTERM: u8 = 15;
+pub(crate) const SIGCONT: u8 = 18;
 
 /// Takes SIGINT, SIGTERM and SIGHUP from their default actions for the rest of this process's life; but not from whoever
 /// wants them ignored: `nohup`, or a script that starts us in the background.

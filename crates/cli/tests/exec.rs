@@ -30,6 +30,10 @@ fn failures_of_ours_have_codes_of_their_own_and_say_what_was_wrong() {
         &["exec", "--env", "SURELY_NOT_SET", "--", "true"],
         &["exec", "--vm", "x", "--project", ".", "--", "true"],
         &["exec", "--vm", "x", "--net", "none", "--", "true"],
+        &["exec", "--vm", "x", "--loopback-exempt-port", "80", "--", "true"],
+        &["exec", "--vm", "x", "--connections-limit", "1", "--", "true"],
+        &["exec", "--vm", "x", "--bandwidth-limit", "1m", "--", "true"],
+        &["exec", "--bandwidth-limit", "fast", "--", "true"],
         &["exec", "--net", "no-such-policy.toml", "--", "true"],
         &["exec", "--allow", "10.0.0.1/8", "--", "true"],
         &["exec", "--timeout", "0", "--", "true"],
@@ -90,6 +94,27 @@ fn output_comes_while_the_command_runs() {
     running.finish().expect(0);
 }
 
+/// It outlives who started it, and is told of the keys that its VMs are to have.
+#[test]
+fn a_sidecar_does_not_inherit_the_keys_of_who_starts_it() {
+    let world = World::new();
+    let key = support::random_word();
+    let mut command = world.command(["exec", "--", "sh", "-c", "echo ready; cat"]);
+    for name in ["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "OPENROUTER_API_KEY"] {
+        command.env(name, &key);
+    }
+    let mut running = Running::start(command);
+    assert_eq!(running.line(), "ready\n");
+    let environment = |pid: u32| {
+        let content = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        String::from_utf8_lossy(&content).into_owned()
+    };
+    let (own, sidecar) = (environment(running.child.id()), environment(running.sidecar()));
+    assert_eq!(own.matches(&key).count(), 4, "the control");
+    assert!(sidecar.contains("AGENTOS_HOME=") && !sidecar.contains(&key), "{sidecar}");
+    running.finish().expect(0);
+}
+
 #[test]
 fn an_interrupt_goes_to_the_command_and_its_children() {
     let world = World::new();
@@ -122,6 +147,20 @@ fn being_terminated_ends_the_command() {
     assert_eq!(running.line(), "ready\n");
     running.signal(Signal::TERM);
     running.finish().expect(143);
+}
+
+#[test]
+fn being_terminated_ends_a_command_that_is_stopped() {
+    let world = World::new();
+    // The child tells when the kernel shows its parent as stopped.
+    let script =
+        "(until grep -q '^State:.T' /proc/$$/status; do :; done; echo stopped) & kill -STOP $$; sleep 1000";
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut running = world.start(["exec", "--", "bash", "-c", script]);
+        assert_eq!(running.line(), "stopped\n");
+        running.signal(signal);
+        running.finish().expect(128 + signal.as_raw());
+    }
 }
 
 #[test]

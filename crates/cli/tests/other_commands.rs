@@ -16,10 +16,25 @@ fn help_has_examples_and_exit_codes() {
     for part in ["agentos run pi", "Exit codes:", "AGENTOS_HOME"] {
         assert!(help.contains(part), "{help}");
     }
-    let commands =
-        ["run", "exec", "shell", "vms", "dispose", "ports", "forward", "agents", "doctor", "demo-model"];
+    let commands = [
+        "run",
+        "exec",
+        "shell",
+        "vms",
+        "dispose",
+        "ports",
+        "forward",
+        "net",
+        "agents",
+        "doctor",
+        "demo-model",
+    ];
     for command in commands {
         let help = world.agentos(["help", command]).expect(0).text();
+        assert!(help.contains("Examples:"), "{help}");
+    }
+    for command in ["log", "stats", "set"] {
+        let help = world.agentos(["help", "net", command]).expect(0).text();
         assert!(help.contains("Examples:"), "{help}");
     }
 }

@@ -1,8 +1,8 @@
 //! From a clone to a VM: top to bottom, one call after the other, each with its reason.
 //!
 //! ```text
-//! launcher: maps, stage ──"go"──► ids, death signal, own mount namespace ──"unshared"──► launcher: unmount stage
-//!                                  disk, root, /proc, /dev, mounts, pivot ──hang-up──► launcher: remove stage
+//! launcher: maps, stage ──"go"──► ids, death signal, own mount namespace
+//!                                  disk, root, /proc, /dev, mounts, pivot ──hang-up──► launcher: clear stage
 //!                                  locks ──► Ready to the sidecar
 //! ```
 //! A step that fails is told to the sidecar with its object and errno, and the clone exits: the kernel undoes the rest.
@@ -17,6 +17,7 @@ use agentos_guest_protocol::init::InitMessage;
 use agentos_guest_protocol::launcher::{Base, BootFailure, BootPlan, IdRange};
 use agentos_linux::clone::{self, SingleThreaded};
 use agentos_linux::{Errno, credentials, seqpacket, signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit};
@@ -34,7 +35,6 @@ const SHARES: u64 = 4;
 
 /// The launcher's word that maps and stage are there.
 pub(crate) const GO: &[u8] = b"go";
-const UNSHARED: &[u8] = b"unshared";
 
 /// What a clone gets from the launcher: its memory holds more, but this is all that means something to it.
 pub(crate) struct Inheritance<'a> {
@@ -77,13 +77,11 @@ fn boot(inheritance: &Inheritance<'_>) -> Result<Option<Device>, BootFailure> {
     enter_control_groups(inheritance.tasks)?;
     await_go(inheritance.launcher.as_fd())?;
     become_own_root(plan).map_err(|errno| failure("setresuid", "", errno))?;
-    // After the last change of credentials, which would take it back. The launcher may have died before: then the
-    // next word to it fails.
+    // After the last change of credentials, which would take it back.
     signal::die_with_parent().map_err(|errno| failure("prctl", "PR_SET_PDEATHSIG", errno))?;
+    expect_launcher(inheritance.launcher.as_fd()).map_err(|errno| failure("find launcher", "", errno))?;
     clone::unshare_mounts(inheritance.alone, false)
         .map_err(|errno| failure("unshare mount namespace", "", errno))?;
-    seqpacket::send(inheritance.launcher.as_fd(), UNSHARED, &[])
-        .map_err(|errno| failure("send", "unshared", errno))?;
     // /proc/self/cgroup shows the VM's own group as the root from now on.
     clone::unshare_cgroups(inheritance.alone)
         .map_err(|errno| failure("unshare cgroup namespace", "", errno))?;
@@ -124,6 +122,14 @@ fn await_go(launcher: BorrowedFd<'_>) -> Result<(), BootFailure> {
     let received =
         seqpacket::receive(launcher, &mut buffer).map_err(|errno| failure("receive", "go", errno))?;
     if buffer.get(..received.len) == Some(GO) { Ok(()) } else { Err(failure("receive", "go", Errno::PIPE)) }
+}
+
+/// A launcher that died before its death meant anything to this process has hung up.
+fn expect_launcher(launcher: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut asked = [PollFd::from_borrowed_fd(launcher, PollFlags::IN)];
+    rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    let [asked] = asked;
+    if asked.revents().contains(PollFlags::HUP) { Err(Errno::PIPE) } else { Ok(()) }
 }
 
 /// Becomes the root of the new user namespace; where only the user's id is mapped, the clone is that user already and

@@ -5,7 +5,7 @@
 //! run   ── prepare (template, device nodes, cgroups) ── Started ──► loop:
 //!            Boot     clone, write maps, stage mounts, "go"        (never waits for the clone)
 //!            opener   trees of host directories ──► stage, "go"    (never waits for a file system)
-//!            clone    "unshared" ──► unstage
+//!            clone    hangs up   ──► clear stage
 //!            clone    exits      ──► reap, remove cgroups, Exited
 //! ```
 //! Nothing it mounts shows on the host: its mount namespace only receives from the host, and goes when it dies. It

@@ -15,10 +15,6 @@ pub fn bring_loopback_up() -> Result<(), Errno> {
     bring_up(control_socket(AddressFamily::INET)?.as_fd(), "lo")
 }
 
-/// Bytes before every packet on a device of [`attach_tun`]: `struct virtio_net_hdr`, which says what the kernel need
-/// not do or has not done to it.
-pub const PACKET_HEADER_BYTES: usize = 10;
-
 /// An interface with its addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interface<'a> {
@@ -38,8 +34,8 @@ pub struct InterfaceV6 {
 }
 
 /// Makes the TUN interface that belongs to `device`, an open /dev/net/tun, in the network namespace it was opened in.
-/// Every packet is read and written whole, behind a header of [`PACKET_HEADER_BYTES`]. Packets may be read with
-/// checksums that are not made yet.
+/// Every packet is read and written whole, behind the ten bytes of a `struct virtio_net_hdr`, which say what the kernel
+/// need not do or has not done to it: packets may be read with checksums that are not made yet.
 ///
 /// The interface stays until its namespace goes: taking it away when the descriptor is closed would hold up whoever
 /// closes it for some grace periods of the kernel, 15 to 45 ms.

@@ -19,7 +19,7 @@
 //! of a connection must be for a host that is allowed, not only the first.
 //!
 //! A request that is refused is answered with a JSON error and told to the host; not a byte of it has left. The border
-//! opens no sockets: the stack [dials](Outside::dial), after it has asked the egress policy.
+//! opens no sockets: the stack [dials](Outside::dial).
 //!
 //! In reading order: `secret` and `route` are what the user declares, `authority`, `stores` and `trust` the
 //! certificates of the two sides, `relay` is the life of a connection, `target` and `head` are what becomes of a request's first part,
@@ -76,6 +76,9 @@ pub use stores::{java_store, pem_bundle};
 pub use target::TargetError;
 pub use trust::{Trust, TrustError};
 
+/// What a guest can make of a request by repeating a placeholder: as much as servers take of a head.
+const MAX_PUT_IN_BYTES: usize = 16 * 1024;
+
 /// Guests answer a TLS hello at once; what doesn't is no client.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -97,9 +100,10 @@ struct Held {
 /// What the stack does for the border.
 #[derive(Clone)]
 pub struct Outside {
-    /// Connects to an upstream after asking the egress policy, whose refusal is a
-    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied). An upstream with an address is connected to there and
-    /// nowhere else, and only if the address is pinned to the name; others are resolved.
+    /// Connects to an upstream. One with an address is connected to there and nowhere else: the policy has let the
+    /// guest's connection to it pass, and for an interception the address is pinned to the name. One without is a route
+    /// of the gateway, which the host has declared: its name is resolved, and no policy of the VM is asked. An error of
+    /// the kind [`PermissionDenied`](io::ErrorKind::PermissionDenied) is told to the guest as a refusal.
     pub dial: Arc<dyn Fn(Upstream) -> Dialing + Send + Sync>,
     /// Is told what happens. Called in the middle of things: it must not wait.
     pub events: Arc<dyn Fn(BorderEvent) + Send + Sync>,
@@ -219,7 +223,7 @@ impl Border {
     }
 
     /// Serves a connection of the guest to `destination`, which begins with a TLS hello that names `sni`, until it
-    /// ends. Dropped, everything that it does ends.
+    /// ends. That `sni` has led to `destination` is for the caller to know. Dropped, everything that it does ends.
     ///
     /// A connection that isn't to be intercepted is ended at once, with an event.
     pub async fn intercept<S>(&self, guest: S, destination: SocketAddr, sni: HostName, outside: &Outside)
@@ -276,21 +280,26 @@ impl Border {
 
     /// Puts secrets in the places of their placeholders, in the headers that are declared for this upstream. The names
     /// of those that were put in.
-    fn fill_placeholders(&self, upstream: &Upstream, headers: &mut HeaderMap) -> Vec<String> {
-        let mut used = Vec::new();
+    fn fill_placeholders(
+        &self,
+        upstream: &Upstream,
+        headers: &mut HeaderMap,
+    ) -> Result<Vec<String>, Refusal> {
+        let (mut used, mut room) = (Vec::new(), MAX_PUT_IN_BYTES);
         for held in &self.secrets {
             let declared = held.secret.destinations().iter();
             for destination in declared.filter(|to| to.is(upstream)) {
                 let Entry::Occupied(mut entry) = headers.entry(&destination.header) else { continue };
                 for value in entry.iter_mut() {
                     if let Some(filled) = held.fill(value) {
+                        room = room.checked_sub(filled.len()).ok_or(Refusal::Request)?;
                         *value = filled;
                         used.push(held.secret.name().to_owned());
                     }
                 }
             }
         }
-        used
+        Ok(used)
     }
 }
 
@@ -303,8 +312,8 @@ impl Held {
             let (scheme, encoded) = text.split_at_checked(b"Basic ".len())?;
             let encoded = scheme.eq_ignore_ascii_case(b"Basic ").then(|| encoded.trim_ascii())?;
             let decoded = Zeroizing::new(BASE64.decode(encoded).ok()?);
-            let filled = self.replace(&decoded)?;
-            Some(Zeroizing::new(format!("Basic {}", BASE64.encode(filled)).into_bytes()))
+            let encoded = Zeroizing::new(BASE64.encode(self.replace(&decoded)?));
+            Some(Zeroizing::new([b"Basic ", encoded.as_bytes()].concat()))
         })?;
         let mut value = HeaderValue::from_bytes(&filled).ok()?;
         value.set_sensitive(true);
@@ -313,8 +322,12 @@ impl Held {
 
     fn replace(&self, text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let finder = memmem::Finder::new(self.placeholder.as_bytes());
-        // With room for one, so that no copy of it is left behind by growing.
-        let mut filled = Zeroizing::new(Vec::with_capacity(text.len() + self.secret.value().len()));
+        let added = finder.find_iter(text).count().checked_mul(self.secret.value().len())?;
+        if added == 0 || added > MAX_PUT_IN_BYTES {
+            return None;
+        }
+        // With room for all, so that no copy is left behind by growing.
+        let mut filled = Zeroizing::new(Vec::with_capacity(text.len() + added));
         let mut rest = text;
         while let Some(start) = finder.find(rest) {
             filled.extend_from_slice(&rest[..start]);
@@ -322,7 +335,7 @@ impl Held {
             rest = &rest[start + self.placeholder.len()..];
         }
         filled.extend_from_slice(rest);
-        (rest.len() < text.len()).then_some(filled)
+        Some(filled)
     }
 }
 

@@ -14,6 +14,8 @@
 //! - [`sniff`]: the name that a connection says it is for
 //! - [`dns`]: the resolver
 //! - [`border`]: where secrets are put in
+//! - [`event`]: what the host is told
+//! - [`stack`]: packets, and the connections that they make
 //!
 //! The crate knows neither VMs nor the wire of the sidecar.
 

@@ -121,7 +121,8 @@ pub enum Decision {
 pub enum Gate {
     /// Nothing is connected outside before the first bytes have named an allowed host.
     MustName,
-    /// The first bytes are looked at so that a denied name is caught. Silence is fine: many servers speak first.
+    /// The first bytes are looked at so that a denied name is caught. Silence is fine: many servers speak first. TLS and
+    /// HTTP that say no name are not, unless the address is known: see [`EgressPolicy::decide_nameless`].
     MayName,
 }
 

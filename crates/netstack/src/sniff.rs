@@ -18,6 +18,9 @@ const MAX_HEADERS: usize = 100;
 /// The longest registered method is UPDATEREDIRECTREF.
 const MAX_METHOD_BYTES: usize = 24;
 
+/// RFC 9113, section 3.4, as far as it is a line.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+
 const RECORD_HEADER_BYTES: usize = 5;
 const CONTENT_HANDSHAKE: u8 = 22;
 const MAX_RECORD_BYTES: usize = 1 << 14;
@@ -32,7 +35,9 @@ pub enum Wire {
     Tls,
     /// HTTP/1.0 or 1.1 in the clear.
     Http,
-    /// Neither: HTTP/2 in the clear is here too.
+    /// HTTP/2 in the clear, whose names are not read.
+    Http2,
+    /// None of these.
     Unknown,
 }
 
@@ -53,6 +58,11 @@ pub fn sniff(first_bytes: &[u8]) -> Sniffed {
         [] | [CONTENT_HANDSHAKE] => return Sniffed::Incomplete,
         [CONTENT_HANDSHAKE, 3, ..] => (Wire::Tls, server_name(bytes)),
         [first, ..] if first.is_ascii_uppercase() => match http_host(bytes) {
+            Err(Unreadable::NotHttp) if bytes.starts_with(HTTP2_PREFACE) => {
+                return Sniffed::Nameless(Wire::Http2);
+            }
+            // One that is still to come to its end, for the answer must not depend on the cuts.
+            Err(Unreadable::NotHttp) if HTTP2_PREFACE.starts_with(bytes) => return Sniffed::Incomplete,
             Err(Unreadable::NotHttp) => return Sniffed::Nameless(Wire::Unknown),
             found => (Wire::Http, found),
         },

@@ -7,8 +7,9 @@
 mod upgrade;
 
 use std::error::Error;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,15 +17,15 @@ use std::time::Duration;
 use agentos_proto::v1::{self, ErrorKind, fetch_request};
 use bytes::Bytes;
 use futures_core::Stream;
+use futures_util::FutureExt;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::io::InspectWriter;
 use tonic::{Status, Streaming};
@@ -41,8 +42,9 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(120);
 const BODY_DEADLINE: Duration = Duration::from_secs(600);
 
 const MAX_HEADERS: usize = 256;
-/// Bounds the head as a whole.
-const MAX_HEAD_BYTES: usize = 128 * 1024;
+/// Bounds the head as a whole, and one read of a body: buffers beyond the allocator's threshold for large blocks would
+/// come from the kernel, page by page, for every piece.
+const MAX_HEAD_BYTES: usize = 96 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
@@ -221,15 +223,56 @@ impl<B: Body<Data = Bytes, Error = io::Error> + Unpin> Body for Timed<B> {
 pub(crate) struct ResponseBody {
     body: Incoming,
     rest: Bytes,
-    _connection: Connection,
+    connection: Connection,
 }
 
-#[derive(Debug)]
-struct Connection(AbortHandle);
+/// What moves the exchange's bytes; dropped, the connection goes.
+enum Connection {
+    /// A task, while a request is still to be sent whether or not anybody reads the answer.
+    Beside(AbortHandle),
+    /// Whoever waits for the answer: a hand-over between threads for each piece takes longer than the piece.
+    Here(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Done,
+}
+
+impl Connection {
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Self::Here(connection) = self
+            && connection.as_mut().poll(cx).is_ready()
+        {
+            *self = Self::Done;
+        }
+    }
+
+    /// Waits for the answer's side of the exchange, which `answer` looks at.
+    async fn drive<T>(&mut self, mut answer: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+        poll_fn(|cx| {
+            // Asked first, it lets the connection know that there is room.
+            if let Poll::Ready(ready) = answer(cx) {
+                return Poll::Ready(ready);
+            }
+            self.poll(cx);
+            answer(cx)
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Beside(_) => "Beside",
+            Self::Here(_) => "Here",
+            Self::Done => "Done",
+        })
+    }
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Self::Beside(task) = self {
+            task.abort();
+        }
     }
 }
 
@@ -237,7 +280,9 @@ impl ResponseBody {
     /// The next piece of at most `limit` bytes; `None` at the end. Trailers are dropped.
     pub(crate) async fn next(&mut self, limit: usize) -> Result<Option<Bytes>, FetchError> {
         while self.rest.is_empty() {
-            let frame = timeout(BODY_DEADLINE, self.body.frame()).await.map_err(|_| FetchError::Stalled)?;
+            let Self { body, connection, .. } = self;
+            let frame = connection.drive(|cx| Pin::new(&mut *body).poll_frame(cx));
+            let frame = timeout(BODY_DEADLINE, frame).await.map_err(|_| FetchError::Stalled)?;
             match frame.transpose().map_err(FetchError::Exchange)? {
                 Some(frame) => self.rest = frame.into_data().unwrap_or_default(),
                 None => return Ok(None),
@@ -257,7 +302,7 @@ where
     B: Body<Data = Bytes, Error = io::Error> + Send + Unpin + 'static,
 {
     let (response, connection) = send(stream, request).await?;
-    Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), _connection: connection }))
+    Ok(response.map(|body| ResponseBody { body, rest: Bytes::new(), connection }))
 }
 
 async fn send<S, B>(stream: S, request: Request<B>) -> Result<(Response<Incoming>, Connection), FetchError>
@@ -272,17 +317,22 @@ where
     let stream = InspectWriter::new(stream, move |_: &[u8]| written.taken());
     let (mut sender, connection) =
         builder.handshake(TokioIo::new(stream)).await.map_err(FetchError::Exchange)?;
-    let task: JoinHandle<()> = tokio::spawn(async move {
-        // A request that asks for no upgrade gets none: what a server makes of it ends here.
-        if let Err(error) = connection.with_upgrades().await {
+    // A request that asks for no upgrade gets none: what a server makes of it ends here.
+    let connection = connection.with_upgrades().map(|ended| {
+        if let Err(error) = ended {
             // The body's reader gets it too; a request cut short by its caller ends up here alone.
             tracing::debug!(%error, "connection to a server in a VM ended");
         }
     });
-    let connection = Connection(task.abort_handle());
+    let mut connection = if request.body().is_end_stream() {
+        Connection::Here(Box::pin(connection))
+    } else {
+        Connection::Beside(tokio::spawn(connection).abort_handle())
+    };
     let request = request.map(|body| Timed { body, turn: turn.clone() });
+    let mut answer = pin!(sender.send_request(request));
     let response = tokio::select! {
-        answer = sender.send_request(request) => answer.map_err(FetchError::Exchange)?,
+        answer = connection.drive(|cx| answer.as_mut().poll(cx)) => answer.map_err(FetchError::Exchange)?,
         () = turn.overdue() => return Err(FetchError::NoHead),
     };
     Ok((response, connection))

@@ -106,12 +106,12 @@ enum DestinationError {
 /// Whether the gateway may send the key to the provider: its owner has said nothing else of where it goes.
 fn leads_to(wish: &v1::Secret, provider: &Provider) -> bool {
     let own = provider.upstream.parse::<Uri>().ok();
-    let own = own.as_ref().and_then(Uri::host);
-    let host = |destination: &v1::SecretDestination| {
-        let host = destination.host.split(':').next().unwrap_or_default();
-        own.is_some_and(|own| own.eq_ignore_ascii_case(host))
+    let port = own.as_ref().and_then(Uri::port_u16).unwrap_or(HTTPS);
+    let host = own.as_ref().and_then(Uri::host).and_then(|host| HostName::parse(host).ok());
+    let is_own = |destination: &v1::SecretDestination| {
+        destination_of(destination).is_ok_and(|to| Some(&to.host) == host.as_ref() && to.port == port)
     };
-    wish.destinations.is_empty() || wish.destinations.iter().any(host)
+    wish.destinations.is_empty() || wish.destinations.iter().any(is_own)
 }
 
 fn destination_of(destination: &v1::SecretDestination) -> Result<Destination, DestinationError> {
@@ -202,7 +202,10 @@ mod tests {
         let elsewhere = wish("ANTHROPIC_API_KEY", &[("proxy.example", "x-api-key")]);
         let declared = declare(vec![elsewhere], &mut env).unwrap();
         assert!(declared.routes.is_empty() && declared.keys.is_empty() && env.is_empty());
-        let both = wish("ANTHROPIC_API_KEY", &[("api.anthropic.com:443", "x-api-key")]);
+        // Another port is another server.
+        let beside = wish("ANTHROPIC_API_KEY", &[("api.anthropic.com:8443", "x-api-key")]);
+        assert!(declare(vec![beside], &mut env).unwrap().routes.is_empty() && env.is_empty());
+        let both = wish("ANTHROPIC_API_KEY", &[("API.anthropic.com:443", "x-api-key")]);
         let declared = declare(vec![both], &mut env).unwrap();
         assert_eq!((declared.routes.len(), declared.secrets[0].destinations().len()), (1, 1));
     }
@@ -214,15 +217,26 @@ mod tests {
             (wish("TOKEN", &[("a b", "x-key")]), "'a b' is no HOST"),
             (wish("TOKEN", &[("a.example:0", "x-key")]), "is no HOST"),
             (wish("TOKEN", &[("10.0.0.1", "x-key")]), "is no HOST"),
+            (wish("TOKEN", &[("*.a.example", "x-key")]), "is no HOST"),
+            (wish("TOKEN", &[("a.example/path", "x-key")]), "is no HOST"),
+            (wish("TOKEN", &[("a.example", "x-key\r\nhost")]), "is no header"),
+            (wish("TOKEN", &[("a.example", "transfer-encoding")]), "frames or routes"),
             (wish("TOKEN", &[("a.example", "x key")]), "'x key' is no header"),
             (wish("TOKEN", &[("a.example", "host")]), "frames or routes"),
         ] {
             let refused = refusal(wish, &[]);
             assert!(refused.starts_with("Secret TOKEN: ") && refused.contains(reason), "{refused}");
         }
-        let mut short = wish("TOKEN", &[("a.example", "x-key")]);
-        short.value = "short".to_owned();
-        assert!(refusal(short, &[]).contains("at least 8 bytes"));
+        for (value, reason) in [
+            ("brief", "at least 8 bytes"),
+            ("0123456789\r\nhost: b.example", "visible ASCII"),
+            ("\0\0\0\0\0\0\0\0", "visible"),
+        ] {
+            let mut wish = wish("TOKEN", &[("a.example", "x-key")]);
+            wish.value = value.to_owned();
+            let refused = refusal(wish, &[]);
+            assert!(refused.contains(reason) && !refused.contains(value), "{refused}");
+        }
     }
 
     #[test]

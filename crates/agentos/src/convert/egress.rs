@@ -6,7 +6,7 @@ use agentos_proto::v1::{self, network_event::Event};
 
 use super::AnswerError;
 use crate::egress::{DestinationStats, NetworkEvent, NetworkEventKind, NetworkRefusal, NetworkStats};
-use crate::policy::{EgressPolicy, Protocol};
+use crate::policy::{EgressPolicy, EgressProtocol};
 use crate::ports::PortOwner;
 
 const WATCH: &str = "WatchNetwork";
@@ -42,9 +42,9 @@ pub(crate) fn event(event: v1::NetworkEvent) -> Result<NetworkEvent, AnswerError
 
 fn refusal(refusal: v1::NetworkRefusal) -> Result<NetworkRefusal, AnswerError> {
     let protocol = match refusal.protocol() {
-        v1::EgressProtocol::Tcp => Protocol::Tcp,
-        v1::EgressProtocol::Udp => Protocol::Udp,
-        v1::EgressProtocol::Icmp => Protocol::Icmp,
+        v1::EgressProtocol::Tcp => EgressProtocol::Tcp,
+        v1::EgressProtocol::Udp => EgressProtocol::Udp,
+        v1::EgressProtocol::Icmp => EgressProtocol::Icmp,
         v1::EgressProtocol::Unspecified => {
             return Err(AnswerError::Missing { call: WATCH, field: "protocol" });
         }

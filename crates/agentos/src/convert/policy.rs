@@ -2,7 +2,7 @@
 
 use agentos_proto::v1::{self, egress_rule};
 
-use crate::policy::{Action, EgressPolicy, PolicyBase, Protocol, Rule, Target};
+use crate::policy::{Action, EgressPolicy, EgressProtocol, EgressRule, PolicyBase, Target};
 
 pub(crate) fn egress_policy(policy: EgressPolicy) -> v1::EgressPolicy {
     let base = match policy.base {
@@ -13,8 +13,8 @@ pub(crate) fn egress_policy(policy: EgressPolicy) -> v1::EgressPolicy {
     v1::EgressPolicy { base: base.into(), rules: rules.collect() }
 }
 
-fn rule(action: Action, rule: Rule) -> v1::EgressRule {
-    let Rule { target, ports, protocol, private_addresses } = rule;
+fn rule(action: Action, rule: EgressRule) -> v1::EgressRule {
+    let EgressRule { target, ports, protocol, private_addresses } = rule;
     let action = match action {
         Action::Allow => v1::EgressAction::Allow,
         Action::Deny => v1::EgressAction::Deny,
@@ -26,9 +26,9 @@ fn rule(action: Action, rule: Rule) -> v1::EgressRule {
     };
     let protocol = match protocol {
         None => v1::EgressProtocol::Unspecified,
-        Some(Protocol::Tcp) => v1::EgressProtocol::Tcp,
-        Some(Protocol::Udp) => v1::EgressProtocol::Udp,
-        Some(Protocol::Icmp) => v1::EgressProtocol::Icmp,
+        Some(EgressProtocol::Tcp) => v1::EgressProtocol::Tcp,
+        Some(EgressProtocol::Udp) => v1::EgressProtocol::Udp,
+        Some(EgressProtocol::Icmp) => v1::EgressProtocol::Icmp,
     };
     let ports =
         ports.map(|ports| v1::PortRange { first: u32::from(*ports.start()), last: u32::from(*ports.end()) });
@@ -48,9 +48,14 @@ mod tests {
     #[test]
     fn every_part_of_a_policy_reaches_the_request() {
         let policy = EgressPolicy::none()
-            .allow(Rule::name("*.a.example").port(443).protocol(Protocol::Tcp).to_private_addresses())
-            .deny(Rule::network("10.0.0.0/8").ports(1..=9))
-            .allow(Rule::any());
+            .allow(
+                EgressRule::name("*.a.example")
+                    .port(443)
+                    .protocol(EgressProtocol::Tcp)
+                    .to_private_addresses(),
+            )
+            .deny(EgressRule::network("10.0.0.0/8").ports(1..=9))
+            .allow(EgressRule::any());
         let message = egress_policy(policy);
         assert_eq!(message.base(), v1::EgressBase::None);
         let first = v1::EgressRule {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use toml::Spanned;
 
-use super::{Action, EgressPolicy, PolicyBase, Protocol, Rule, Target, TargetError};
+use super::{Action, EgressPolicy, EgressProtocol, EgressRule, PolicyBase, Target, TargetError};
 
 /// What is wrong with a policy file, and where.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +123,7 @@ pub(super) fn parse(text: &str) -> Result<EgressPolicy, FileError> {
     Ok(EgressPolicy { base, rules: rules.collect::<Result<_, _>>()? })
 }
 
-fn rule(rule: FileRule, whole: Range<usize>) -> Result<(Action, Rule), (Range<usize>, FileProblem)> {
+fn rule(rule: FileRule, whole: Range<usize>) -> Result<(Action, EgressRule), (Range<usize>, FileProblem)> {
     let (action, target) = match (rule.allow, rule.deny) {
         (Some(target), None) => (Action::Allow, target),
         (None, Some(target)) => (Action::Deny, target),
@@ -144,12 +144,12 @@ fn rule(rule: FileRule, whole: Range<usize>) -> Result<(Action, Rule), (Range<us
     let span = target.span();
     let target = Target::parse(target.get_ref()).map_err(|error| (span, FileProblem::Target(error)))?;
     let protocol = rule.protocol.map(|protocol| match protocol {
-        FileProtocol::Tcp => Protocol::Tcp,
-        FileProtocol::Udp => Protocol::Udp,
-        FileProtocol::Icmp => Protocol::Icmp,
+        FileProtocol::Tcp => EgressProtocol::Tcp,
+        FileProtocol::Udp => EgressProtocol::Udp,
+        FileProtocol::Icmp => EgressProtocol::Icmp,
     });
     let ports = rule.ports.map(|ports| ports.into_inner().0);
-    Ok((action, Rule { target, ports, protocol, private_addresses }))
+    Ok((action, EgressRule { target, ports, protocol, private_addresses }))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -1,6 +1,6 @@
 //! What a connection says it is for: TLS SNI, HTTP Host, or nothing. Rules by name go by it, and by the answers of names.
 
-use agentos::{AgentOs, EgressPolicy, Rule};
+use agentos::{AgentOs, EgressPolicy, EgressRule};
 
 use crate::lab::Lab;
 use crate::lab::certificates::Authority;
@@ -45,8 +45,8 @@ impl Place {
     /// A policy by name, and one that denies by name what is otherwise public.
     async fn vms(&self) -> [AgentOs; 2] {
         [
-            self.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await,
-            self.vm(EgressPolicy::public().deny(Rule::name("bad.example"))).await,
+            self.vm(EgressPolicy::none().allow(EgressRule::name("good.example"))).await,
+            self.vm(EgressPolicy::public().deny(EgressRule::name("bad.example"))).await,
         ]
     }
 }
@@ -68,6 +68,16 @@ async fn plain_http_goes_by_its_host() {
     assert_eq!(hosts(&place.plain.asked()), ["bad.example", "good.example", "good.example"]);
 }
 
+#[tokio::test]
+async fn by_name_who_is_through_with_a_request_hears_the_answer() {
+    let Some(place) = Place::new().await else { return };
+    let words = "half-close good.example:80 'GET / HTTP/1.1\\r\\nHost: good.example\\r\\n\\r\\n'";
+    for vm in place.vms().await {
+        let said = attempt(&vm, words).await;
+        assert!(said.starts_with("HTTP/1.1 200") && said.ends_with("plain"), "{said}");
+    }
+}
+
 /// Heads that one server reads as one name and the next as another.
 #[tokio::test]
 async fn by_name_a_request_that_says_two_names_says_none() {
@@ -82,7 +92,7 @@ async fn by_name_a_request_that_says_two_names_says_none() {
     ];
     let two = place.lab.attempt_outside(&format!("say good.example:80 '{}'", heads[2])).await;
     assert_eq!(two, "HTTP/1.1 200 OK", "the control");
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("good.example"))).await;
     let capture = place.lab.capture();
     for head in heads {
         let said = attempt(&vm, &format!("say good.example:80 '{head}'")).await;
@@ -123,7 +133,7 @@ async fn tls_goes_by_the_name_in_its_first_message() {
 #[tokio::test]
 async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
     let Some(place) = Place::new().await else { return };
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("good.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("good.example"))).await;
     assert_eq!(place.lab.attempt_outside("say good.example:7 hello").await, "hello", "the control");
     let capture = place.lab.capture();
     for words in [
@@ -141,17 +151,50 @@ async fn by_name_nothing_goes_out_that_does_not_say_a_name() {
     capture.settle().nothing_to("198.51.100.80");
     assert_eq!(place.raw.count(), 1, "the control alone");
     // Where the rule is by address, what is said doesn't matter.
-    let vm = place.vm(EgressPolicy::none().allow(Rule::network("198.51.100.80"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::network("198.51.100.80"))).await;
     assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
+}
+
+/// An address that no name led to could be that of a name that is denied.
+#[tokio::test]
+async fn a_name_that_is_denied_is_not_reached_by_leaving_it_out() {
+    let Some(place) = Place::new().await else { return };
+    let hello = "openssl s_client -connect 198.51.100.80:443 -noservername </dev/null";
+    let request = "say 198.51.100.80:80 'GET / HTTP/1.0\\r\\n\\r\\n'";
+    let reached = |hello: &str, request: &str| {
+        (hello.contains("BEGIN CERTIFICATE"), request.starts_with("HTTP/1") && request.contains(" 200 OK"))
+    };
+    let outside = (place.lab.outside(hello).await, place.lab.attempt_outside(request).await);
+    assert_eq!(reached(&outside.0, &outside.1), (true, true), "the control");
+    let denied = || EgressRule::name("bad.example");
+    for (policy, expected) in [
+        (EgressPolicy::public().deny(denied()), false),
+        // Whoever names the network means it.
+        (EgressPolicy::public().allow(EgressRule::network("198.51.100.0/24")).deny(denied()), true),
+        (EgressPolicy::public().deny(denied().port(8443)), true),
+    ] {
+        let vm = place.vm(policy.clone()).await;
+        let inside = (sh(&vm, hello).await, attempt(&vm, request).await);
+        assert_eq!(reached(&inside.0, &inside.1), (expected, expected), "{policy:?}: {inside:?}");
+        let preface = attempt(&vm, "say 198.51.100.80:7 'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'").await;
+        assert_eq!(preface.starts_with("PRI"), expected, "{policy:?}: {preface}");
+        // What has no name to say goes where it goes.
+        assert_eq!(attempt(&vm, "say 198.51.100.80:7 hello").await, "hello");
+    }
+    // A name led there, and not the one that is denied.
+    let vm = place.vm(EgressPolicy::public().deny(denied())).await;
+    assert_eq!(attempt(&vm, "resolve good.example").await, "198.51.100.80");
+    let inside = (sh(&vm, hello).await, attempt(&vm, request).await);
+    assert_eq!(reached(&inside.0, &inside.1), (true, true), "{inside:?}");
 }
 
 #[tokio::test]
 async fn rules_are_read_in_order_and_the_last_match_wins() {
     let Some(place) = Place::new().await else { return };
     let both = EgressPolicy::none()
-        .allow(Rule::name("*.example"))
-        .deny(Rule::name("bad.example"))
-        .allow(Rule::name("bad.example").port(443));
+        .allow(EgressRule::name("*.example"))
+        .deny(EgressRule::name("bad.example"))
+        .allow(EgressRule::name("bad.example").port(443));
     let vm = place.vm(both).await;
     assert_eq!(sh(&vm, "curl -sS http://good.example/").await, "plain");
     assert_eq!(sh(&vm, "curl -sS --cacert /tmp/ca.pem https://bad.example/").await, "secure");

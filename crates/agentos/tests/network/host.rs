@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use agentos::{
-    AgentOs, AgentOsOptions, EgressPolicy, ErrorKind, Limits, NetworkEvent, NetworkEventKind, NetworkRefusal,
-    Protocol, Rule,
+    AgentOs, AgentOsOptions, EgressPolicy, EgressProtocol, EgressRule, ErrorKind, Limits, NetworkEvent,
+    NetworkEventKind, NetworkRefusal,
 };
 
 use crate::lab::Lab;
@@ -72,7 +72,7 @@ async fn a_new_policy_cuts_what_it_no_longer_allows_and_nothing_else() {
     let (first, second) =
         (Held::connect(&vm, "198.51.100.7:7").await, Held::connect(&vm, "198.51.100.8:7").await);
     eventually("both connections", || async { (cut.count(), kept.count()) == (1, 1) }).await;
-    vm.set_network_policy(EgressPolicy::none().allow(Rule::network("198.51.100.8"))).await.unwrap();
+    vm.set_network_policy(EgressPolicy::none().allow(EgressRule::network("198.51.100.8"))).await.unwrap();
     assert_eq!(first.end().await, "ECONNRESET");
     eventually("the peer to see the end", || async { cut.ended() == 1 }).await;
     check_refused("another of that kind", &attempt(&vm, "connect 198.51.100.7:7").await);
@@ -91,8 +91,13 @@ async fn a_policy_that_makes_no_sense_changes_nothing() {
     echo::echo(place.lab.tcp("peer", "198.51.100.7:7"));
     echo::echo(place.lab.tcp("internal", "10.9.0.5:7"));
     let vm = place.vm(EgressPolicy::public()).await;
-    for rule in [Rule::network("10.9.0.5/8"), Rule::name("*"), Rule::name("10.9.0.5"), Rule::network("x")] {
-        let policy = EgressPolicy::none().allow(Rule::any()).allow(rule.clone());
+    for rule in [
+        EgressRule::network("10.9.0.5/8"),
+        EgressRule::name("*"),
+        EgressRule::name("10.9.0.5"),
+        EgressRule::network("x"),
+    ] {
+        let policy = EgressPolicy::none().allow(EgressRule::any()).allow(rule.clone());
         let refused = vm.set_network_policy(policy.clone()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused:?}");
         let refused = AgentOs::create(place.options(policy)).await.unwrap_err();
@@ -107,10 +112,10 @@ async fn every_refusal_is_told_with_its_destination_and_process() {
     let Some(place) = Place::new().await else { return };
     let vm = place.vm(EgressPolicy::public()).await;
     let tried = [
-        ("connect 10.9.0.5:80", Protocol::Tcp, "10.9.0.5:80"),
-        ("datagram 10.9.0.5:7 hello", Protocol::Udp, "10.9.0.5:7"),
-        ("ping 169.254.169.254", Protocol::Icmp, "169.254.169.254:0"),
-        ("connect 198.51.100.53:53", Protocol::Tcp, "198.51.100.53:53"),
+        ("connect 10.9.0.5:80", EgressProtocol::Tcp, "10.9.0.5:80"),
+        ("datagram 10.9.0.5:7 hello", EgressProtocol::Udp, "10.9.0.5:7"),
+        ("ping 169.254.169.254", EgressProtocol::Icmp, "169.254.169.254:0"),
+        ("connect 198.51.100.53:53", EgressProtocol::Tcp, "198.51.100.53:53"),
     ];
     for (words, ..) in tried {
         attempt(&vm, words).await;
@@ -123,7 +128,7 @@ async fn every_refusal_is_told_with_its_destination_and_process() {
         // Whose a ping was is not looked for.
         let process = refusal.process.as_ref().map(|process| process.command.as_str());
         let whose = format!("/probe/attempt {words}");
-        assert_eq!(process, (protocol != Protocol::Icmp).then_some(whose.as_str()), "{words}");
+        assert_eq!(process, (protocol != EgressProtocol::Icmp).then_some(whose.as_str()), "{words}");
     }
     assert_eq!(vm.network_stats().await.unwrap().refused, told.len() as u64);
 }
@@ -134,9 +139,9 @@ async fn a_refusal_by_a_rule_names_it_and_the_name_that_was_meant() {
     place.names.set("other.example", Entry::addresses(&["198.51.100.7"]));
     echo::echo(place.lab.tcp("peer", "198.51.100.7:80"));
     let policy = EgressPolicy::public()
-        .deny(Rule::name("denied.example"))
-        .deny(Rule::network("198.51.100.8").port(443))
-        .deny(Rule::name("peer.example").port(80));
+        .deny(EgressRule::name("denied.example"))
+        .deny(EgressRule::network("198.51.100.8").port(443))
+        .deny(EgressRule::name("peer.example").port(80));
     let vm = place.vm(policy).await;
     attempt(&vm, "resolve denied.example").await;
     check_refused("by network", &attempt(&vm, "connect 198.51.100.8:443").await);
@@ -185,7 +190,7 @@ async fn a_connection_that_is_cut_is_told_with_the_process_that_had_it() {
     let vm = place.vm(EgressPolicy::public()).await;
     let held = Held::connect(&vm, "198.51.100.7:7").await;
     let pid = held.pid();
-    vm.set_network_policy(EgressPolicy::public().deny(Rule::network("198.51.100.0/24"))).await.unwrap();
+    vm.set_network_policy(EgressPolicy::public().deny(EgressRule::network("198.51.100.0/24"))).await.unwrap();
     assert_eq!(held.end().await, "ECONNRESET");
     let told = refusals(&vm).await;
     assert_eq!(told.len(), 1, "{told:#?}");

@@ -1,6 +1,6 @@
 //! Names, and those who change what they lead to.
 
-use agentos::{AgentOs, EgressPolicy, Rule};
+use agentos::{AgentOs, EgressPolicy, EgressRule};
 use hickory_proto::op::ResponseCode;
 
 use crate::lab::capture::{TCP, UDP};
@@ -72,8 +72,8 @@ async fn a_name_that_turns_to_a_private_address_leads_nowhere() {
     // VMs of a sidecar share answers, so each has a name of its own.
     let policies = [
         ("one.example", EgressPolicy::public()),
-        ("two.example", EgressPolicy::none().allow(Rule::name("two.example"))),
-        ("three.example", EgressPolicy::public().allow(Rule::name("*.example"))),
+        ("two.example", EgressPolicy::none().allow(EgressRule::name("two.example"))),
+        ("three.example", EgressPolicy::public().allow(EgressRule::name("*.example"))),
     ];
     for (name, policy) in policies {
         place.names.set(name, turning());
@@ -109,12 +109,12 @@ async fn a_name_leads_to_a_private_address_only_where_the_rule_says_so() {
         place.names.set(name, Entry::addresses(&[address]));
         assert_eq!(place.lab.outside(&fetch(name)).await, text, "the control");
     }
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("*.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("*.example"))).await;
     for (name, ..) in leads {
         let said = sh(&vm, &fetch(name)).await;
         assert!(is_unreached(&said), "{name}: {said}");
     }
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("*.example").to_private_addresses())).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("*.example").to_private_addresses())).await;
     assert_eq!(sh(&vm, &fetch("internal.example")).await, "internal");
     for (name, ..) in &leads[1..] {
         let said = sh(&vm, &fetch(name)).await;
@@ -130,7 +130,7 @@ async fn an_alias_of_a_denied_name_is_denied() {
     place.names.set("friendly.example", Entry::alias("denied.example"));
     let open = place.vm(EgressPolicy::public()).await;
     assert_eq!(attempt(&open, "resolve friendly.example").await, "198.51.100.80", "the control");
-    let vm = place.vm(EgressPolicy::public().deny(Rule::name("denied.example"))).await;
+    let vm = place.vm(EgressPolicy::public().deny(EgressRule::name("denied.example"))).await;
     assert_eq!(attempt(&vm, "resolve denied.example").await, "unresolved");
     assert_eq!(attempt(&vm, "resolve friendly.example").await, "unresolved");
     assert_eq!(attempt(&vm, "resolve web.example").await, "198.51.100.80");
@@ -166,7 +166,7 @@ async fn only_the_vm_s_own_resolver_answers() {
     );
     assert_eq!((elsewhere.count(), over_tls.count()), (1, 1), "the controls alone");
     // Who names a network means it.
-    let vm = place.vm(EgressPolicy::public().allow(Rule::network("198.51.100.80"))).await;
+    let vm = place.vm(EgressPolicy::public().allow(EgressRule::network("198.51.100.80"))).await;
     assert_eq!(attempt(&vm, &ways[2]).await, "hello");
 }
 
@@ -207,7 +207,7 @@ async fn what_is_told_to_a_name_server_by_long_labels_never_leaves() {
     attempt(&open, &format!("resolve {name}")).await;
     assert!(!capture.settle().holding(secret.as_bytes()).is_empty(), "the control: public lets names out");
     let asked = place.names.asked().len();
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("web.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("web.example"))).await;
     let capture = place.lab.capture();
     for name in [
         name.clone(),
@@ -240,7 +240,7 @@ async fn a_name_server_that_fails_is_a_failure_at_once_and_harms_no_other_name()
 #[tokio::test]
 async fn an_address_that_no_answer_gave_has_no_name() {
     let Some(place) = Place::new().await else { return };
-    let vm = place.vm(EgressPolicy::none().allow(Rule::name("web.example"))).await;
+    let vm = place.vm(EgressPolicy::none().allow(EgressRule::name("web.example"))).await;
     let capture = place.lab.capture();
     let direct = "say 198.51.100.80:80 'GET / HTTP/1.1\\r\\nHost: web.example\\r\\n\\r\\n'";
     let said = attempt(&vm, direct).await;

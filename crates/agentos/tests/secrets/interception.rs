@@ -8,7 +8,7 @@ use agentos::{AgentOs, AgentOsOptions, Secret};
 use crate::lab::Lab;
 use crate::lab::certificates::Authority;
 use crate::lab::guest::sh;
-use crate::lab::names::Entry;
+use crate::lab::names::{Entry, Names};
 use crate::lab::web::{Asked, Site, Web};
 use crate::support::world::World;
 
@@ -17,6 +17,7 @@ const VALUE: &str = "the-real-token-0123456789";
 /// A declared destination and another host, each with TLS and without.
 struct Place {
     lab: Lab,
+    names: Names,
     world: World,
     authority: Authority,
     api: Web,
@@ -44,7 +45,7 @@ impl Place {
         let other = Web::serve_tls(lab.tcp("other", "198.51.100.81:443"), tls("other.example"), site);
         let trusted = lab.file("authority.pem", authority.pem());
         let world = lab.world_with(&[("SSL_CERT_FILE", &trusted)]).await;
-        Some(Self { lab, world, authority, api, plain, other })
+        Some(Self { lab, names, world, authority, api, plain, other })
     }
 
     fn options(&self) -> AgentOsOptions {
@@ -175,6 +176,26 @@ async fn the_secret_goes_to_no_server_that_only_claims_to_be_the_one() {
     let answer = sh(&vm, r#"curl -sS -H "authorization: Bearer $TOKEN" https://api.example/"#).await;
     assert!(answer.contains("certificate is not accepted"), "{answer}");
     assert!(liar.asked().is_empty());
+}
+
+/// Both names are declared, and the server has a certificate for both: but one of them led elsewhere.
+#[tokio::test]
+async fn a_secret_goes_to_no_address_that_its_name_did_not_lead_to() {
+    let Some(place) = Place::new().await else { return };
+    place.lab.host("both", &["198.51.100.83"]);
+    place.names.set("both.example", Entry::addresses(&["198.51.100.83"]));
+    let tls = place.authority.server(&["both.example", "api.example"]);
+    let both = Web::serve_tls(place.lab.tcp("both", "198.51.100.83:443"), tls, Site::Text("fetched"));
+    let other = Secret::new("OTHER", "another-token-0123456789").bearer("both.example");
+    let vm = place.world.vm_with(place.options().secret(other)).await;
+    let honest = r#"curl -sS -H "authorization: Bearer $OTHER" https://both.example/"#;
+    assert_eq!(sh(&vm, honest).await, "fetched");
+    assert_eq!(last(&both).header("authorization"), "Bearer another-token-0123456789", "the control");
+    let elsewhere = r#"curl -sS -k --connect-to api.example:443:both.example:443 \
+        -H "authorization: Bearer $TOKEN" https://api.example/"#;
+    assert_eq!(sh(&vm, elsewhere).await, "fetched");
+    let placeholder = sh(&vm, "printenv TOKEN").await;
+    assert_eq!(last(&both).header("authorization"), format!("Bearer {placeholder}"));
 }
 
 #[tokio::test]

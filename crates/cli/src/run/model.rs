@@ -170,15 +170,28 @@ impl Keys {
     }
 }
 
-/// The host of a base URL, with its port.
+/// The host of a base URL, with its port. It is shown: a password that stands before it is not.
 fn host_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split('/').next().unwrap_or(rest)
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    authority.rsplit('@').next().unwrap_or(authority)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_in_a_base_url_is_not_shown() {
+        for (url, host) in [
+            ("https://proxy.example:8443/v1", "proxy.example:8443"),
+            ("https://me:hidden@proxy.example/v1", "proxy.example"),
+            ("https://proxy.example?key=hidden", "proxy.example"),
+            ("proxy.example", "proxy.example"),
+        ] {
+            assert_eq!(host_of(url), host, "{url}");
+        }
+    }
 
     /// What is kept, given and left.
     fn names(flags: &[&str], all: bool, set: &[(&str, &str)]) -> [String; 3] {

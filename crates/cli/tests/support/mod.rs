@@ -200,6 +200,10 @@ impl Running {
     }
 
     /// The sidecar this command has started for itself.
+    pub(crate) fn sidecar(&self) -> u32 {
+        sidecar_of(self.child.id())
+    }
+
     pub(crate) fn kill_sidecar(&self) {
         kill_sidecar_of(self.child.id());
     }
@@ -234,9 +238,16 @@ impl Running {
 
 /// Kills the sidecar that this command has started.
 pub(crate) fn kill_sidecar_of(pid: u32) {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let sidecar = children.split_whitespace().next().expect("it started the sidecar").parse().unwrap();
-    signal(sidecar, rustix::process::Signal::KILL);
+    signal(sidecar_of(pid), rustix::process::Signal::KILL);
+}
+
+fn sidecar_of(pid: u32) -> u32 {
+    // Whichever of its threads has started it is the parent.
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let children =
+        threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).unwrap());
+    let children: String = children.collect();
+    children.split_whitespace().next().expect("it started the sidecar").parse().unwrap()
 }
 
 fn signal(pid: u32, number: rustix::process::Signal) {

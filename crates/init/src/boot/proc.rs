@@ -6,6 +6,7 @@ use std::path::Path;
 use agentos_guest_protocol::launcher::{BootFailure, BootPlan, IdRange};
 use agentos_linux::Errno;
 use agentos_linux::mount::{self, Restrictions};
+use rustix::fs::Access;
 use rustix::mount::MountFlags;
 
 use super::{disk, fail};
@@ -49,11 +50,8 @@ pub(super) fn mount(plan: &BootPlan) -> Result<(), BootFailure> {
 /// Interfaces made from now on, which is the uplink, have the addresses they are given and ask nobody for more.
 fn quiet_ipv6(plan: &BootPlan) -> Result<(), BootFailure> {
     let Some(uplink) = plan.uplink else { return Ok(()) };
-    let settings: &[(&str, &str)] = if uplink.v6 {
-        &[("accept_ra", "0"), ("router_solicitations", "0"), ("addr_gen_mode", "1")]
-    } else {
-        &[("disable_ipv6", "1")]
-    };
+    let settings: &[(&str, &str)] =
+        if uplink.v6 { &[("accept_ra", "0"), ("addr_gen_mode", "1")] } else { &[("disable_ipv6", "1")] };
     for (name, value) in settings {
         match std::fs::write(path(&format!("sys/net/ipv6/conf/default/{name}")), value) {
             // A kernel without IPv6.
@@ -110,11 +108,13 @@ pub(super) fn mask() -> Result<(), BootFailure> {
 /// Attaches `source` over a name that this kernel may or may not have.
 fn cover(source: &Path, name: &str) -> Result<(), BootFailure> {
     let target = path(name);
-    let tree = mount::open_tree_alone(source).map_err(|errno| fail("open_tree", source, errno))?;
-    match mount::attach_path(tree.as_fd(), Path::new(&target)) {
-        Err(Errno::NOENT) => Ok(()),
-        other => other.map_err(|errno| fail("mask", &target, errno)),
+    // Asked first, because a tree that is made and not attached takes the kernel as long to forget as ten others to make.
+    match rustix::fs::access(&target, Access::EXISTS) {
+        Err(Errno::NOENT) => return Ok(()),
+        found => found.map_err(|errno| fail("find", &target, errno))?,
     }
+    let tree = mount::open_tree_alone(source).map_err(|errno| fail("open_tree", source, errno))?;
+    mount::attach_path(tree.as_fd(), Path::new(&target)).map_err(|errno| fail("mask", &target, errno))
 }
 
 fn set(name: &str, value: &str) -> Result<(), BootFailure> {

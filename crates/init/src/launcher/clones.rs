@@ -1,7 +1,7 @@
 //! The VMs of this launcher, from clone to reaping.
 //!
 //! ```text
-//! boot ─► Opening ─ trees of host directories ─► Staging ─"unshared"─► Running ─ exit ─► reaped ─► Exited sent
+//! boot ─► Opening ─ trees of host directories ─► Staging ─ hang-up ─► Running ─ exit ─► reaped ─► Exited sent
 //!   └ a step fails: the clone is killed, reaped, and BootFailed sent instead
 //! ```
 
@@ -253,23 +253,14 @@ impl Clones {
         self.retry_cgroups()
     }
 
-    /// The clone has its own mounts now, or hangs up: it has left the stage, or died on the way.
+    /// The clone hangs up: it has left the stage, or died on the way.
     pub(super) fn boot_message(&mut self, vm: u64) -> Result<(), WireError> {
-        let Some(clone) = self.live.get_mut(&vm) else { return Ok(()) };
-        let hung_up = match clone.boot.as_ref().map(|boot| seqpacket::receive(boot.as_fd(), &mut [0; 16])) {
-            Some(Ok(received)) => received.len == 0,
+        let Some(boot) = self.live.get(&vm).and_then(|clone| clone.boot.as_ref()) else { return Ok(()) };
+        match seqpacket::receive(boot.as_fd(), &mut [0; 16]) {
             // Killed before it has read the word to go on: what it leaves unread resets the connection.
-            Some(Err(Errno::CONNRESET)) => true,
-            Some(Err(errno)) => return Err(errno.into()),
-            None => return Ok(()),
-        };
-        if let Some(staged) = &clone.staged {
-            staged.unmount();
+            Ok(_) | Err(Errno::CONNRESET) => self.leave_stage(vm),
+            Err(errno) => Err(errno.into()),
         }
-        if hung_up {
-            self.leave_stage(vm)?;
-        }
-        Ok(())
     }
 
     /// The stage of a VM is done with. Closing alone would not end the watch: a clone made meanwhile may hold a copy
@@ -277,8 +268,7 @@ impl Clones {
     fn leave_stage(&mut self, vm: u64) -> Result<(), WireError> {
         let Some(clone) = self.live.get_mut(&vm) else { return Ok(()) };
         if let Some(staged) = clone.staged.take() {
-            staged.unmount();
-            staged.remove();
+            staged.clear();
         }
         if let Some(boot) = clone.boot.take() {
             epoll::delete(&self.poll, &boot).or_else(ignore_absent)?;

@@ -95,18 +95,13 @@ impl Staged {
         targets.zip(trees).try_for_each(|(target, tree)| attach(tree.as_fd(), target))
     }
 
-    /// Takes the mounts out of this namespace. The clone has its own copy of them, or is gone.
-    pub(super) fn unmount(&self) {
+    /// Takes mounts and directories away. Not before the clone has left them for its own root: the kernel takes a mount
+    /// away from every namespace when the directory below it is removed in one, and each unmount waits for all
+    /// processors to notice, for which the clone would have to wait, too.
+    pub(super) fn clear(&self) {
         for path in self.paths() {
             // A tree that was never attached, after a failure, has nothing to take away.
             let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
-        }
-    }
-
-    /// Removes the directories. Not before the clone has left them for its own root: the kernel takes a mount away
-    /// from every namespace when the directory below it is removed in one.
-    pub(super) fn remove(&self) {
-        for path in self.paths() {
             let _ = rustix::fs::rmdir(path);
         }
         let _ = rustix::fs::rmdir(&self.directory);

@@ -29,20 +29,31 @@ pub(super) enum BodyError {
 pub(super) struct Outgoing {
     /// `None` if it is empty: then the request can be sent again.
     body: Option<Incoming>,
+    /// What may not stand in the trailers.
+    strip_trailers: Option<fn(&mut HeaderMap)>,
     patience: Patience,
     progress: Progress,
 }
 
 impl Outgoing {
     pub(super) fn new(body: Incoming) -> Self {
-        let body = Some(body).filter(|body| !body.is_end_stream());
-        Self { body, patience: Patience::default(), progress: Progress::default() }
+        Self::of(Some(body).filter(|body| !body.is_end_stream()))
+    }
+
+    fn of(body: Option<Incoming>) -> Self {
+        Self { body, strip_trailers: None, patience: Patience::default(), progress: Progress::default() }
+    }
+
+    /// Servers may read trailers as if they had stood in the head.
+    pub(super) fn strip_trailers(mut self, strip: fn(&mut HeaderMap)) -> Self {
+        self.strip_trailers = Some(strip);
+        self
     }
 
     /// Another one, if there is nothing in it.
     pub(super) fn copy(&self) -> Option<Self> {
         let is_empty = self.body.is_none();
-        is_empty.then(|| Self { body: None, patience: Patience::default(), progress: Progress::default() })
+        is_empty.then(|| Self::of(None))
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -58,13 +69,18 @@ impl Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let strip = self.strip_trailers;
         // Being asked for more means that the upstream took what was before.
         self.progress.happened();
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         match Pin::new(body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.patience.renew();
-                Poll::Ready(frame.map(|frame| Ok(frame?)))
+                let mut frame = frame.transpose()?;
+                if let (Some(strip), Some(trailers)) = (strip, frame.as_mut().and_then(Frame::trailers_mut)) {
+                    strip(trailers);
+                }
+                Poll::Ready(frame.map(Ok))
             }
             Poll::Pending => {
                 ready!(self.patience.poll(cx));

@@ -25,8 +25,8 @@ const CREDENTIALS: [HeaderName; 4] = [
 ];
 
 /// Prepares a request's head for an upstream that may be sent a secret.
-pub(super) fn outgoing(headers: &mut HeaderMap, host: HeaderValue, websocket: bool) {
-    forwarded(headers, websocket);
+pub(super) fn outgoing(headers: &mut HeaderMap, host: HeaderValue, upgrade: Option<&HeaderValue>) {
+    forwarded(headers, upgrade);
     // Proxies' credentials are for us, and we want none.
     headers.remove(header::PROXY_AUTHORIZATION);
     // In an encoded answer nobody would see a secret that is echoed.
@@ -35,17 +35,17 @@ pub(super) fn outgoing(headers: &mut HeaderMap, host: HeaderValue, websocket: bo
     headers.insert(header::HOST, host);
 }
 
-/// Prepares a request's head for any upstream. What it asks for beyond one request and one answer is a WebSocket or
+/// Prepares a request's head for any upstream. What it asks for beyond one request and one answer is this upgrade or
 /// nothing.
-pub(super) fn forwarded(headers: &mut HeaderMap, websocket: bool) {
+pub(super) fn forwarded(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
     let wants_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     strip_hops(headers);
     // The continuation was given by us.
     for name in [header::EXPECT, HTTP2_SETTINGS] {
         headers.remove(name);
     }
-    if websocket {
-        ask_for_websocket(headers);
+    if let Some(protocols) = upgrade {
+        set_upgrade(headers, protocols.clone());
     } else if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
@@ -69,26 +69,32 @@ pub(super) fn strip_claims(headers: &mut HeaderMap) {
 pub(super) fn incoming(
     headers: &mut HeaderMap,
     patterns: &Patterns,
-    websocket: bool,
+    switched: Option<HeaderValue>,
 ) -> Result<bool, Refusal> {
-    if !is_plain(headers, &header::CONTENT_ENCODING) {
+    // A WebSocket's frames can be compressed too, which wasn't asked for either.
+    let is_compressed = switched.is_some() && headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
+    if is_compressed || !is_plain(headers, &header::CONTENT_ENCODING) {
         return Err(Refusal::Encoded);
     }
-    returned(headers, websocket)?;
+    returned(headers, switched)?;
     // Another way to the same host, which nobody would intercept.
     headers.remove(ALT_SVC);
     Ok(scrub(headers, patterns))
 }
 
-/// Prepares an answer's head for the guest, where there is no secret.
-pub(super) fn returned(headers: &mut HeaderMap, websocket: bool) -> Result<(), Refusal> {
+/// Prepares an answer's head for the guest, where there is no secret. `switched` is what both sides go on with.
+pub(super) fn returned(headers: &mut HeaderMap, switched: Option<HeaderValue>) -> Result<(), Refusal> {
     // The body comes to us, and goes on, in another one.
     if !is_plain(headers, &header::TRANSFER_ENCODING) {
         return Err(Refusal::Encoded);
     }
+    // Beside a transfer encoding a length is a lie: RFC 9112, section 6.3.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     strip_hops(headers);
-    if websocket {
-        ask_for_websocket(headers);
+    if let Some(protocol) = switched {
+        set_upgrade(headers, protocol);
     }
     Ok(())
 }
@@ -111,10 +117,38 @@ pub(super) fn scrub(headers: &mut HeaderMap, patterns: &Patterns) -> bool {
     has_found
 }
 
-pub(super) fn wants_websocket(headers: &HeaderMap) -> bool {
-    let upgrade = |token: &str| token.eq_ignore_ascii_case("upgrade");
-    let websocket = |token: &str| token.eq_ignore_ascii_case(WEBSOCKET);
-    tokens(headers, &header::CONNECTION).any(upgrade) && tokens(headers, &header::UPGRADE).any(websocket)
+/// The upgrade to a WebSocket, if the request asks for one. Where secrets are, no other protocol can be scrubbed.
+pub(super) fn websocket(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut protocols = upgrades(headers);
+    let asked = protocols.any(|protocol| protocol.eq_ignore_ascii_case(WEBSOCKET));
+    asked.then(|| HeaderValue::from_static(WEBSOCKET))
+}
+
+/// The protocols that a plain request asks to go on with, but for those in which there would be further requests or
+/// names that nobody judges.
+pub(super) fn plain_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocols: Vec<&str> = upgrades(headers).filter(|protocol| !hides_requests(protocol)).collect();
+    if protocols.is_empty() { None } else { HeaderValue::from_str(&protocols.join(", ")).ok() }
+}
+
+/// What the upstream switches to, if it is one of the protocols that were asked for.
+pub(super) fn switched(headers: &HeaderMap, asked: &HeaderValue) -> Option<HeaderValue> {
+    let asked = asked.to_str().ok()?;
+    let is_asked = |protocol: &str| words(asked).any(|word| word.eq_ignore_ascii_case(protocol));
+    let mut protocols = upgrades(headers);
+    let (protocol, None) = (protocols.next()?, protocols.next()) else { return None };
+    is_asked(protocol).then(|| HeaderValue::from_str(protocol).ok()).flatten()
+}
+
+/// What the head asks to go on with, or says that it does.
+fn upgrades(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let asks = tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    tokens(headers, &header::UPGRADE).filter(move |_| asks)
+}
+
+fn hides_requests(protocol: &str) -> bool {
+    let name = protocol.split('/').next().unwrap_or_default();
+    ["h2", "h2c", "h3", "http", "tls"].iter().any(|hiding| name.eq_ignore_ascii_case(hiding))
 }
 
 /// Whether the request is for the host that its connection is for, and says so once.
@@ -177,15 +211,19 @@ fn is_authority(text: &str, name: &HostName, port: u16) -> bool {
     claimed == Some(port) && HostName::parse(host).as_ref() == Ok(name)
 }
 
-fn ask_for_websocket(headers: &mut HeaderMap) {
+fn set_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    headers.insert(header::UPGRADE, protocols);
 }
 
-/// Removes what concerns one connection and not the exchange: RFC 9110, section 7.6.1. Announced trailers stay.
+/// Removes what concerns one connection and not the exchange: RFC 9110, section 7.6.1. Announced trailers stay, and so
+/// does what says where a request goes and where it ends: whoever names that there wants it to be read in another way.
 fn strip_hops(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> =
-        tokens(headers, &header::CONNECTION).filter_map(|name| HeaderName::try_from(name).ok()).collect();
+    let concerns_all = |name: &HeaderName| [header::HOST, header::CONTENT_LENGTH].contains(name);
+    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+        .filter_map(|name| HeaderName::try_from(name).ok())
+        .filter(|name| !concerns_all(name))
+        .collect();
     let always = [
         header::CONNECTION,
         KEEP_ALIVE,
@@ -203,7 +241,11 @@ fn strip_hops(headers: &mut HeaderMap) {
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     // What isn't ASCII is no word that matters here, but it isn't nothing.
     let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+    values.flat_map(words)
+}
+
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -233,7 +275,7 @@ mod tests {
             ("upgrade", "h2c"),
             ("accept", "*/*"),
         ]);
-        outgoing(&mut head, HeaderValue::from_static("api.example"), false);
+        outgoing(&mut head, HeaderValue::from_static("api.example"), None);
         let expected = headers(&[
             ("accept", "*/*"),
             ("accept-encoding", "identity"),
@@ -261,10 +303,43 @@ mod tests {
     fn an_answer_in_an_encoding_is_refused_and_an_echo_starred_out() {
         let patterns = Patterns::of(["0123456789abcdef"]);
         let mut zipped = headers(&[("content-encoding", "gzip")]);
-        assert!(matches!(incoming(&mut zipped, &patterns, false), Err(Refusal::Encoded)));
+        assert!(matches!(incoming(&mut zipped, &patterns, None), Err(Refusal::Encoded)));
+        let mut deflated = headers(&[("sec-websocket-extensions", "permessage-deflate")]);
+        let websocket = Some(HeaderValue::from_static(WEBSOCKET));
+        assert!(matches!(incoming(&mut deflated, &patterns, websocket), Err(Refusal::Encoded)));
         let mut echo = headers(&[("x-key", "is 0123456789abcdef"), ("alt-svc", "h3=\":443\"")]);
-        assert!(incoming(&mut echo, &patterns, false).unwrap());
+        assert!(incoming(&mut echo, &patterns, None).unwrap());
         assert_eq!(echo, headers(&[("x-key", "is 01**************")]));
+    }
+
+    #[test]
+    fn where_a_request_goes_and_how_long_it_is_is_no_matter_of_a_connection() {
+        let mut head = headers(&[
+            ("connection", "Host, content-length, x-mine"),
+            ("host", "api.example"),
+            ("content-length", "3"),
+            ("x-mine", "1"),
+        ]);
+        forwarded(&mut head, None);
+        assert_eq!(head, headers(&[("host", "api.example"), ("content-length", "3")]));
+        let mut two_lengths = headers(&[("content-length", "3"), ("transfer-encoding", "chunked")]);
+        returned(&mut two_lengths, None).unwrap();
+        assert!(two_lengths.is_empty(), "{two_lengths:?}");
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_switched_to() {
+        let asks = |protocols: &'static str| headers(&[("connection", "Upgrade"), ("upgrade", protocols)]);
+        let asked = plain_upgrade(&asks("h2c, tcp, TLS/1.0, HTTP/2.0, foo/2")).unwrap();
+        assert_eq!(asked, "tcp, foo/2");
+        assert_eq!(plain_upgrade(&asks("h2c")), None);
+        assert_eq!(plain_upgrade(&headers(&[("upgrade", "tcp")])), None);
+        assert_eq!(websocket(&asks("tcp, WebSocket")).unwrap(), "websocket");
+        assert_eq!(websocket(&asks("tcp")), None);
+        assert_eq!(switched(&asks("TCP"), &asked).unwrap(), "TCP");
+        for other in ["websocket", "tcp, foo/2", "foo", ""] {
+            assert_eq!(switched(&asks(other), &asked), None, "{other}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Guest and upstream are paired: a guest's connection has at most one connection outside, which is kept for its next
 //! request. So nothing is shared between connections, either side is read only as fast as the other takes it, and when
-//! the guest hangs up, the upstream's work ends too.
+//! the guest hangs up, the upstream's work ends too: at once where secrets are, and with the answer's next piece where
+//! plain HTTP may be half-closed.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -99,7 +100,10 @@ impl<'a> Relay<'a> {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_BUFFER_BYTES);
+            .max_buf_size(MAX_BUFFER_BYTES)
+            // Plain clients may say that they are through and wait for the answer, as they could without us. Where
+            // secrets are, a client that hangs up ends the upstream's work.
+            .half_close(matches!(self.side, Side::Plain { .. }));
         let service = service_fn(|request| self.answer(request));
         let served = builder.serve_connection(TokioIo::new(guest), service).with_upgrades().await;
         if let Err(error) = served {
@@ -172,32 +176,42 @@ impl<'a> Relay<'a> {
         plan: &Plan<'_>,
         mut request: Request<Incoming>,
     ) -> Result<Response<Answer>, Refusal> {
-        let websocket = request.method() == Method::GET && head::wants_websocket(request.headers());
-        let guest = websocket.then(|| hyper::upgrade::on(&mut request));
+        let upgrade = upgrade_of(plan, &request);
+        let guest = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        let mut outgoing = Request::new(Outgoing::new(body));
+        let mut body = Outgoing::new(body);
+        let mut version = Version::HTTP_11;
         match &plan.terms {
             // Before a secret is put in: the guest may name any header as one that is not to be passed on.
             Terms::Gateway { host, .. } | Terms::Intercepted { host } => {
-                head::outgoing(&mut parts.headers, host.clone(), websocket);
+                head::outgoing(&mut parts.headers, host.clone(), upgrade.as_ref());
                 self.put_in(plan, &mut parts.headers)?;
+                if matches!(plan.terms, Terms::Gateway { .. }) {
+                    body = body.strip_trailers(head::strip_claims);
+                }
             }
             Terms::Plain => {
-                head::forwarded(&mut parts.headers, websocket);
-                *outgoing.version_mut() = parts.version;
+                head::forwarded(&mut parts.headers, upgrade.as_ref());
+                version = parts.version;
             }
         }
+        let mut outgoing = Request::new(body);
+        *outgoing.version_mut() = version;
         *outgoing.method_mut() = parts.method;
         *outgoing.uri_mut() = Uri::from(plan.target.clone());
         *outgoing.headers_mut() = parts.headers;
         let mut response = self.send(plan, outgoing).await?;
-        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if switches {
-            let guest = guest.filter(|_| head::wants_websocket(response.headers()));
-            let (guest, upstream) = (guest.ok_or(Refusal::Protocol)?, hyper::upgrade::on(&mut response));
-            *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tunnel { guest, upstream });
+        let mut switched = None;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let protocol = upgrade.and_then(|asked| head::switched(response.headers(), &asked));
+            let (guest, protocol) = guest.zip(protocol).ok_or(Refusal::Protocol)?;
+            let upstream = hyper::upgrade::on(&mut response);
+            let closes_by_halves = matches!(plan.terms, Terms::Plain);
+            let tunnel = Tunnel { guest, upstream, closes_by_halves };
+            *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+            switched = Some(protocol);
         }
-        self.pass_on(plan, response, switches)
+        self.pass_on(plan, response, switched)
     }
 
     fn put_in(&self, plan: &Plan<'_>, headers: &mut HeaderMap) -> Result<(), Refusal> {
@@ -206,7 +220,7 @@ impl<'a> Relay<'a> {
                 head::strip_claims(headers);
                 self.border.set_credentials(route, headers)?
             }
-            Terms::Intercepted { .. } => self.border.fill_placeholders(&plan.upstream, headers),
+            Terms::Intercepted { .. } => self.border.fill_placeholders(&plan.upstream, headers)?,
             Terms::Plain => Vec::new(),
         };
         for secret in used {
@@ -255,15 +269,15 @@ impl<'a> Relay<'a> {
         &self,
         plan: &Plan<'_>,
         response: Response<Incoming>,
-        switches: bool,
+        switched: Option<HeaderValue>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut parts, body) = response.into_parts();
         let (events, upstream) = (Arc::clone(&self.outside.events), plan.upstream.clone());
         let on_echo = move || events(BorderEvent::Echoed { upstream });
         let on_echo: Box<dyn FnOnce() + Send> = Box::new(on_echo);
         let has_echoed = match plan.terms {
-            Terms::Plain => head::returned(&mut parts.headers, switches).map(|()| false)?,
-            _ => head::incoming(&mut parts.headers, &self.patterns, switches)?,
+            Terms::Plain => head::returned(&mut parts.headers, switched).map(|()| false)?,
+            _ => head::incoming(&mut parts.headers, &self.patterns, switched)?,
         };
         let on_echo = if has_echoed {
             on_echo();
@@ -277,6 +291,19 @@ impl<'a> Relay<'a> {
         *answer.status_mut() = parts.status;
         *answer.headers_mut() = parts.headers;
         Ok(answer)
+    }
+}
+
+/// The protocols that a request may go on with, if it asks for any.
+fn upgrade_of(plan: &Plan<'_>, request: &Request<Incoming>) -> Option<HeaderValue> {
+    // An upgrade in HTTP/1.0 is to be ignored: RFC 9110, section 7.8.
+    if request.version() != Version::HTTP_11 {
+        return None;
+    }
+    match plan.terms {
+        Terms::Plain => head::plain_upgrade(request.headers()),
+        _ if request.method() == Method::GET => head::websocket(request.headers()),
+        _ => None,
     }
 }
 

@@ -25,6 +25,9 @@ const MAX_SHOWN_BYTES: usize = 3;
 /// Of a short one, at most this part.
 const SHOWN_PART: usize = 8;
 
+/// Of one character, in JSON: `\u003c`.
+const MAX_ESCAPE_BYTES: usize = 6;
+
 const MASK: u8 = b'*';
 
 /// The spellings of some secrets.
@@ -95,30 +98,54 @@ fn shown(pattern: &[u8]) -> usize {
 }
 
 fn spellings(secret: &str) -> Vec<Zeroizing<Vec<u8>>> {
-    let mut spellings: Vec<Vec<u8>> = vec![secret.as_bytes().to_vec()];
-    if let Ok(mut json) = serde_json::to_string(secret) {
-        json.pop();
-        json.remove(0);
-        // Some writers of JSON escape slashes, others what would be dangerous in HTML.
-        spellings.push(json.replace('/', "\\/").into_bytes());
-        let html = json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026").into_bytes();
-        spellings.push(html);
-        spellings.push(json.into_bytes());
-    }
+    let mut spellings: Vec<Zeroizing<Vec<u8>>> = vec![Zeroizing::new(secret.as_bytes().to_vec())];
+    spellings.push(escaped(secret, |byte| match byte {
+        b'"' => Some("\\\""),
+        b'\\' => Some("\\\\"),
+        _ => None,
+    }));
+    // Some writers of JSON escape slashes, others what would be dangerous in HTML.
+    spellings.push(escaped(secret, |byte| match byte {
+        b'"' => Some("\\\""),
+        b'\\' => Some("\\\\"),
+        b'/' => Some("\\/"),
+        _ => None,
+    }));
+    spellings.push(escaped(secret, |byte| match byte {
+        b'"' => Some("\\\""),
+        b'\\' => Some("\\\\"),
+        b'<' => Some("\\u003c"),
+        b'>' => Some("\\u003e"),
+        b'&' => Some("\\u0026"),
+        _ => None,
+    }));
     spellings.push(percent_encoded(secret, b"0123456789ABCDEF"));
     spellings.push(percent_encoded(secret, b"0123456789abcdef"));
     for offset in 0..3 {
         // What shares a group of four characters with its neighbours is spelled by them too.
         let inner = &secret.as_bytes()[offset..];
         let inner = &inner[..inner.len() / 3 * 3];
-        spellings.push(STANDARD_NO_PAD.encode(inner).into_bytes());
-        spellings.push(URL_SAFE_NO_PAD.encode(inner).into_bytes());
+        spellings.push(Zeroizing::new(STANDARD_NO_PAD.encode(inner).into_bytes()));
+        spellings.push(Zeroizing::new(URL_SAFE_NO_PAD.encode(inner).into_bytes()));
     }
-    spellings.into_iter().map(Zeroizing::new).collect()
+    spellings
 }
 
-fn percent_encoded(text: &str, digits: &[u8; 16]) -> Vec<u8> {
-    let mut encoded = Vec::new();
+/// The text as in a string of JSON, by a writer that escapes so. Values are visible ASCII.
+fn escaped(text: &str, escape: impl Fn(u8) -> Option<&'static str>) -> Zeroizing<Vec<u8>> {
+    // With room for all, so that no copy is left behind by growing.
+    let mut escaped = Zeroizing::new(Vec::with_capacity(MAX_ESCAPE_BYTES * text.len()));
+    for byte in text.bytes() {
+        match escape(byte) {
+            Some(text) => escaped.extend_from_slice(text.as_bytes()),
+            None => escaped.push(byte),
+        }
+    }
+    escaped
+}
+
+fn percent_encoded(text: &str, digits: &[u8; 16]) -> Zeroizing<Vec<u8>> {
+    let mut encoded = Zeroizing::new(Vec::with_capacity(3 * text.len()));
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             encoded.push(byte);
@@ -235,10 +262,18 @@ mod tests {
     }
 
     #[test]
+    fn the_spelling_in_json_is_that_of_a_writer_of_json() {
+        let visible: String = (b' '..=b'~').map(char::from).collect();
+        let json = serde_json::to_string(&visible).unwrap();
+        let known: Vec<_> = spellings(&visible);
+        assert!(known.iter().any(|spelling| spelling.as_slice() == &json.as_bytes()[1..json.len() - 1]));
+    }
+
+    #[test]
     fn the_spellings_of_servers_are_known() {
         let patterns = patterns(&[SECRET]);
         let json = serde_json::to_string(SECRET).unwrap();
-        let percent = String::from_utf8(percent_encoded(SECRET, b"0123456789ABCDEF")).unwrap();
+        let percent = String::from_utf8(percent_encoded(SECRET, b"0123456789ABCDEF").to_vec()).unwrap();
         for text in [json.clone(), json.replace('/', "\\/"), percent] {
             let masked = String::from_utf8(scrub(&patterns, &[text.as_bytes()])).unwrap();
             assert_eq!(masked.len(), text.len());

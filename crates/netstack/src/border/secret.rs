@@ -170,11 +170,14 @@ impl HeaderScheme {
 /// Headers that a guest could use to send a secret elsewhere, or that would never arrive.
 pub(super) fn check_header(name: &HeaderName) -> Result<(), SecretError> {
     let taken = [
+        header::ACCEPT_ENCODING,
         header::CONNECTION,
         header::CONTENT_LENGTH,
         header::EXPECT,
         header::HOST,
+        HeaderName::from_static("keep-alive"),
         header::PROXY_AUTHORIZATION,
+        HeaderName::from_static("proxy-connection"),
         header::TE,
         header::TRAILER,
         header::TRANSFER_ENCODING,

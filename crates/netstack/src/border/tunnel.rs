@@ -1,4 +1,5 @@
-//! A WebSocket between a guest and an upstream, after both have agreed on it.
+//! A WebSocket between a guest and an upstream, after both have agreed on it; where no secret is, whatever else they have
+//! agreed on.
 //!
 //! The frames are not read. Stars are as many as what they stand for, so that frames stay whole where a secret is
 //! starred out of them; compression, which would hide one, is not let through in the heads.
@@ -23,28 +24,36 @@ const PIECE_BYTES: usize = 64 * 1024;
 pub(super) struct Tunnel {
     pub(super) guest: OnUpgrade,
     pub(super) upstream: OnUpgrade,
+    /// Each direction ends by itself, as of any connection. A WebSocket's sides say goodbye in frames: when one closes
+    /// its connection, nothing more is expected.
+    pub(super) closes_by_halves: bool,
 }
 
 impl Tunnel {
-    /// Carries bytes in both directions until either side ends.
+    /// Carries bytes in both directions until they end.
     pub(super) async fn carry(self, patterns: &Arc<Patterns>) {
         let switched = timeout(SWITCH_DEADLINE, async { tokio::try_join!(self.guest, self.upstream) }).await;
         let Ok(Ok((guest, upstream))) = switched else {
-            tracing::debug!("a side didn't switch to the WebSocket");
+            tracing::debug!("a side didn't switch protocols");
             return;
         };
         let (mut from_guest, mut to_guest) = split(TokioIo::new(guest));
         let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
-        // A WebSocket's sides say goodbye in frames; when one closes its connection, nothing more is expected.
-        let ended = tokio::select! {
-            ended = async {
-                copy(&mut from_guest, &mut to_upstream).await?;
-                to_upstream.shutdown().await
-            } => ended,
-            ended = carry_scrubbed(&mut from_upstream, &mut to_guest, patterns) => ended,
+        let outward = async {
+            copy(&mut from_guest, &mut to_upstream).await?;
+            to_upstream.shutdown().await
+        };
+        let inward = carry_scrubbed(&mut from_upstream, &mut to_guest, patterns);
+        let ended = if self.closes_by_halves {
+            tokio::try_join!(outward, inward).map(|_| ())
+        } else {
+            tokio::select! {
+                ended = outward => ended,
+                ended = inward => ended,
+            }
         };
         if let Err(error) = ended {
-            tracing::debug!(%error, "WebSocket");
+            tracing::debug!(%error, "tunnel");
         }
     }
 }

@@ -49,6 +49,27 @@ impl EgressPolicy {
         }
     }
 
+    /// Whether a connection may go on that speaks TLS or HTTP, in which clients say a name, and says none that could be
+    /// read. Where a denied name could be kept silent about, it goes only to an address to which an allowed name led, or
+    /// which a rule by network is about.
+    ///
+    /// # Errors
+    ///
+    /// Says why it may not.
+    pub fn decide_nameless(&self, flow: &Flow, own: &HostAddresses) -> Result<(), Refusal> {
+        match self.decide(flow, own) {
+            // No name that led there is denied: else the gate would be another.
+            Decision::Gate(Gate::MayName) if !flow.names.is_empty() => Ok(()),
+            Decision::Gate(Gate::MayName) => {
+                let by = self.verdict(flow, own, None)?;
+                let is_meant = by.and_then(|by| self.rules.get(by)).is_some_and(Rule::is_by_network);
+                let rule = self.denied_name(flow, by);
+                if is_meant { Ok(()) } else { Err(Refusal { reason: Reason::NoName, rule }) }
+            }
+            _ => self.decide_named(flow, own, None),
+        }
+    }
+
     /// Whether a query for the name may leave at all: names carry data out as well as anything. It may, where the last
     /// rule that is about the name allows it on some port, or where the base is public and no rule is about it. A deny
     /// rule that leaves some port or protocol open is none about the name.
@@ -87,7 +108,7 @@ impl EgressPolicy {
             // Several names of which one is denied: the connection must say that it is for another.
             (_, Some(_), true) | (Err(_), _, true) => Ok(Decision::Gate(Gate::MustName)),
             (_, Some(refusal), false) | (Err(refusal), None, false) => Err(refusal),
-            (Ok(by), None, _) if self.may_deny_a_name(flow, by) => Ok(Decision::Gate(Gate::MayName)),
+            (Ok(by), None, _) if self.denied_name(flow, by).is_some() => Ok(Decision::Gate(Gate::MayName)),
             (Ok(_), None, _) => Ok(Decision::Allow),
         }
     }
@@ -106,7 +127,7 @@ impl EgressPolicy {
         };
         let by_names_alone = by.is_none();
         let quic = flow.protocol == Protocol::Udp && flow.destination.port() == QUIC_PORT;
-        if quic && (by_names_alone || by.is_some_and(|by| self.may_deny_a_name(flow, by))) {
+        if quic && (by_names_alone || by.is_some_and(|by| self.denied_name(flow, by).is_some())) {
             return Err(Refusal { reason: Reason::Quic, rule: None });
         }
         Ok(Decision::Allow)
@@ -135,13 +156,14 @@ impl EgressPolicy {
         verdicts
     }
 
-    /// Whether some name would turn into a refusal what the rule of index `by`, or the base, allows.
-    fn may_deny_a_name(&self, flow: &Flow, by: Option<usize>) -> bool {
+    /// The last rule by which some name would turn into a refusal what the rule of index `by`, or the base, allows.
+    fn denied_name(&self, flow: &Flow, by: Option<usize>) -> Option<usize> {
         let first_after = by.map_or(0, |by| by + 1);
-        let mut later = self.rules.iter().skip(first_after);
-        later.any(|rule| {
+        let later = self.rules.iter().enumerate().skip(first_after).rev();
+        let mut denying = later.filter(|(_, rule)| {
             rule.action == Action::Deny && matches!(rule.target, Target::Name(_)) && rule.is_for(flow)
-        })
+        });
+        denying.next().map(|(index, _)| index)
     }
 
     /// What the policy says of the flow if it is for `name`, or for no name.
@@ -257,6 +279,10 @@ impl Rule {
                 // What might be led on to the network is denied with it.
                 (Target::Network(network), Action::Deny) => network.touches(address),
             }
+    }
+
+    fn is_by_network(&self) -> bool {
+        matches!(self.target, Target::Network(_))
     }
 
     /// Whether the rule is about the protocol and port of the flow.

@@ -77,6 +77,13 @@ fn claim(policy: &EgressPolicy, names: &[&str], claimed: Option<&str>) -> Result
     policy.decide_named(&flow, &own(), claimed.as_ref()).map_err(|refusal| refusal.reason)
 }
 
+/// What becomes of the same connection, if it speaks TLS and says no name.
+fn say_no_name(policy: &EgressPolicy, names: &[&str]) -> Result<(), Refusal> {
+    let names: Vec<HostName> = names.iter().copied().map(host).collect();
+    let destination = "203.0.113.7:443".parse().unwrap();
+    policy.decide_nameless(&Flow { protocol: Protocol::Tcp, destination, names: &names }, &own())
+}
+
 fn refused(reason: Reason, rule: impl Into<Option<usize>>) -> Decision {
     Decision::Refuse(Refusal { reason, rule: rule.into() })
 }
@@ -87,6 +94,29 @@ fn private(class: AddressClass) -> Reason {
 
 const MUST: Decision = Decision::Gate(Gate::MustName);
 const MAY: Decision = Decision::Gate(Gate::MayName);
+
+#[test]
+fn a_denied_name_is_not_reached_by_keeping_silent_about_it() {
+    let (no_name, denied) = (Reason::NoName, deny("bad.example"));
+    let policy = public([allow("10.0.0.0/8"), denied.clone()]);
+    assert_eq!(tcp(&policy, "203.0.113.7:443", &[]), MAY);
+    assert_eq!(say_no_name(&policy, &[]), Err(Refusal { reason: no_name, rule: Some(1) }));
+    // What speaks something else has no name to say.
+    assert_eq!(claim(&policy, &[], None), Ok(()));
+    // A name led there, and it isn't the denied one; or it is, among others or alone.
+    assert_eq!(say_no_name(&policy, &["good.example"]), Ok(()));
+    assert_eq!(say_no_name(&policy, &["good.example", "bad.example"]).unwrap_err().reason, no_name);
+    assert_eq!(say_no_name(&policy, &["bad.example"]).unwrap_err().reason, Reason::Rule);
+    // The network is the user's own word, wherever it stands.
+    for rules in [[allow("203.0.113.0/24"), denied.clone()], [denied.clone(), allow("203.0.113.7")]] {
+        assert_eq!(say_no_name(&public(rules.clone()), &[]), Ok(()));
+        assert_eq!(say_no_name(&none(rules), &[]), Ok(()));
+    }
+    assert_eq!(say_no_name(&public([allow("any"), denied]), &[]).unwrap_err().reason, no_name);
+    // Where no rule denies a name, or only at another port, there is nothing to keep silent about.
+    assert_eq!(say_no_name(&public([deny("bad.example").port(80)]), &[]), Ok(()));
+    assert_eq!(say_no_name(&none([allow("good.example")]), &["good.example"]).unwrap_err().reason, no_name);
+}
 
 #[test]
 fn none_lets_nothing_out() {
@@ -429,6 +459,9 @@ proptest! {
             let after = stricter.decide_named(&flow, &own(), claimed).is_ok();
             prop_assert!(before || !after, "{:?} for {:?}", stricter, claimed);
         }
+        let [before, after] =
+            [&policy, &stricter].map(|policy| policy.decide_nameless(&flow, &own()).is_ok());
+        prop_assert!(before || !after, "{:?} without a name", stricter);
     }
 
     #[test]
@@ -441,6 +474,7 @@ proptest! {
         let flow = Flow { protocol: Protocol::Tcp, destination: (IpAddr::V4(address), port).into(), names: &names };
         prop_assert!(policy.decide(&flow, &own()) != Decision::Allow);
         prop_assert!(policy.decide_named(&flow, &own(), None).is_err());
+        prop_assert!(policy.decide_nameless(&flow, &own()).is_err());
         let stranger = host("never.pinned.example");
         prop_assert!(policy.decide_named(&flow, &own(), Some(&stranger)).is_err());
     }

@@ -165,7 +165,6 @@ fn a_request_that_servers_may_read_differently_has_no_host() {
 fn what_is_neither_tls_nor_http_is_known_early() {
     for (bytes, at_most) in [
         (&b"SSH-2.0-OpenSSH_10.0\r\n"[..], 5),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 14),
         (b"EHLO client.example\r\n", 21),
         (b"\0\0\0\x08\x04\xd2\x16\x2f", 1),
         (b"get / HTTP/1.1\r\n", 1),
@@ -177,6 +176,16 @@ fn what_is_neither_tls_nor_http_is_known_early() {
         assert!(first <= at_most, "{:?}: known after {first}", String::from_utf8_lossy(bytes));
         assert_eq!(sniff(bytes), Sniffed::Nameless(Wire::Unknown));
     }
+}
+
+#[test]
+fn http_2_in_the_clear_is_known_and_says_no_name() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for end in 0..=preface.len() {
+        let expected = if end < 16 { Sniffed::Incomplete } else { Sniffed::Nameless(Wire::Http2) };
+        assert_eq!(sniff(&preface[..end]), expected, "{end}");
+    }
+    assert_eq!(sniff(b"PRI * HTTP/2.1\r\n"), Sniffed::Nameless(Wire::Unknown));
 }
 
 #[test]

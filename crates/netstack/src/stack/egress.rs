@@ -20,6 +20,7 @@ use crate::event::{EventLog, NetworkEventKind};
 use crate::name::HostName;
 use crate::pins::Pins;
 use crate::policy::{Decision, EgressPolicy, Flow, Protocol, Refusal};
+use crate::sniff::Wire;
 
 /// Processes that are looked for at a time; a flood of refusals is told without them.
 const LOOKUPS: usize = 2;
@@ -60,13 +61,16 @@ pub(super) struct Facts {
     names: OnceLock<Vec<HostName>>,
     /// What the flow said it is for, where it was asked.
     claimed: OnceLock<Option<HostName>>,
+    /// It speaks TLS or HTTP, and has said no name.
+    nameless: OnceLock<()>,
     /// The flow ends with a server of our own.
     inside: OnceLock<()>,
 }
 
 impl Facts {
     pub(super) fn new(protocol: Protocol, key: FlowKey) -> Self {
-        Self { protocol, key, names: OnceLock::new(), claimed: OnceLock::new(), inside: OnceLock::new() }
+        let (names, claimed) = (OnceLock::new(), OnceLock::new());
+        Self { protocol, key, names, claimed, nameless: OnceLock::new(), inside: OnceLock::new() }
     }
 
     pub(super) fn stay_inside(&self) {
@@ -127,10 +131,25 @@ impl Shared {
         self.policy().decide_named(&flow(facts, facts.names()), &own, claimed.as_ref())
     }
 
+    /// Asks the policy about a flow that speaks so and has said no name.
+    pub(super) fn decide_nameless(&self, facts: &Facts, wire: Wire) -> Result<(), Refusal> {
+        match wire {
+            Wire::Unknown => self.decide_named(facts, None),
+            Wire::Tls | Wire::Http | Wire::Http2 => {
+                facts.nameless.get_or_init(|| ());
+                self.decide_request(facts, None)
+            }
+        }
+    }
+
     /// Asks the policy about one request of a flow.
     pub(super) fn decide_request(&self, facts: &Facts, host: Option<&HostName>) -> Result<(), Refusal> {
         let own = own_address(facts.key.remote.ip());
-        self.policy().decide_named(&flow(facts, facts.names()), &own, host)
+        let (policy, flow) = (self.policy(), flow(facts, facts.names()));
+        match host {
+            None => policy.decide_nameless(&flow, &own),
+            Some(_) => policy.decide_named(&flow, &own, host),
+        }
     }
 
     /// Asks the policy as it is now about a flow that was allowed.
@@ -149,6 +168,7 @@ impl Shared {
         match policy.decide(&flow, &own) {
             Decision::Allow => None,
             Decision::Refuse(refusal) => Some(refusal),
+            Decision::Gate(_) if facts.nameless.get().is_some() => policy.decide_nameless(&flow, &own).err(),
             Decision::Gate(_) => {
                 let claimed = facts.claimed.get().and_then(Option::as_ref);
                 policy.decide_named(&flow, &own, claimed).err()

@@ -22,7 +22,7 @@ impl Shared {
         self.border.serve_gateway(stream, &self.outside()).await;
     }
 
-    /// Serves a connection whose TLS ends here. Its destination has been allowed, by the name that it claims.
+    /// Serves a connection whose TLS ends here. The policy has let it pass, and the name that it claims led there.
     pub(super) async fn intercept(
         self: &Arc<Self>,
         stream: DuplexStream,

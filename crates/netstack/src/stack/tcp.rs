@@ -24,6 +24,7 @@ use super::carry::{Carry, End, Passage, Peer};
 use super::connection::Connection;
 use super::egress::{Facts, Shared};
 use super::packet::{self, Inbound, Unreachable};
+use crate::name::HostName;
 use crate::policy::{Decision, Gate, Reason, Refusal};
 use crate::sniff::{MAX_SNIFF_BYTES, Sniffed, Wire, sniff};
 
@@ -160,10 +161,17 @@ impl Flow {
             Ok(Some(Sniffed::Incomplete)) | Err(_) => (None, None),
             Ok(None) => return Err(Failed::Gone),
         };
-        self.shared.decide_named(&self.facts, name.as_ref())?;
+        match (&name, wire) {
+            (None, Some(wire)) => self.shared.decide_nameless(&self.facts, wire)?,
+            _ => self.shared.decide_named(&self.facts, name.as_ref())?,
+        }
         let (remote, shared) = (self.facts.key.remote, Arc::clone(&self.shared));
+        // A secret goes only where its host's name led: what says the name elsewhere is as any other connection.
+        let is_declared = |name: &HostName| {
+            shared.border.intercepts(name, remote.port()) && self.facts.names().contains(name)
+        };
         match (name, wire) {
-            (Some(name), Some(Wire::Tls)) if shared.border.intercepts(&name, remote.port()) => {
+            (Some(name), Some(Wire::Tls)) if is_declared(&name) => {
                 let serve = async move |stream| shared.intercept(stream, remote, name).await;
                 self.serve_inside(serve).await
             }
@@ -240,7 +248,7 @@ impl Flow {
                 Sniffed::Name(name, wire) => {
                     Some(shared.decide_named(&facts, Some(&name)).map(|()| passage(wire)))
                 }
-                Sniffed::Nameless(wire) => Some(shared.decide_named(&facts, None).map(|()| passage(wire))),
+                Sniffed::Nameless(wire) => Some(shared.decide_nameless(&facts, wire).map(|()| passage(wire))),
                 Sniffed::Incomplete => Some(shared.decide_named(&facts, None).map(|()| Passage::AsItIs)),
             }) as super::carry::GateKeeper
         });
@@ -280,7 +288,7 @@ impl Flow {
 fn passage(wire: Wire) -> Passage {
     match wire {
         Wire::Http => Passage::Http,
-        Wire::Tls | Wire::Unknown => Passage::AsItIs,
+        Wire::Tls | Wire::Http2 | Wire::Unknown => Passage::AsItIs,
     }
 }
 

@@ -131,3 +131,23 @@ async fn fill_until_full<W: tokio::io::AsyncWrite + Unpin>(stream: &mut W) -> us
     }
     taken
 }
+
+/// Servers may read trailers as if they had stood in the head.
+#[tokio::test]
+async fn no_credential_of_the_guests_goes_out_behind_a_body() {
+    let listener = listen().await;
+    let world = World::gateway(&listener);
+    let mut guest = world.connect();
+    guest
+        .say(
+            "POST /anthropic/x HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nTrailer: x-api-key, x-sum\r\n\
+             Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Api-Key: the-guests\r\nX-Sum: 7\r\n\r\n",
+        )
+        .await;
+    let mut upstream = accept(&listener).await;
+    let head = hear(&mut upstream, "\r\n\r\n").await;
+    assert_eq!(head.matches(crate::support::KEY).count(), 1, "{head}");
+    let rest = hear(&mut upstream, "\r\n\r\n").await;
+    assert!(rest.to_lowercase().ends_with("0\r\nx-sum: 7\r\n\r\n"), "{rest}");
+    assert!(!rest.contains("the-guests"), "{rest}");
+}

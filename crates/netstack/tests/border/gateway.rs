@@ -155,20 +155,23 @@ async fn an_echoed_key_is_starred_out_of_heads_bodies_and_trailers() {
 #[tokio::test]
 async fn an_answer_in_an_encoding_that_hides_echoes_is_refused() {
     let listener = listen().await;
-    let world = World::gateway(&listener);
-    let upstream = async {
-        let mut stream = accept(&listener).await;
-        let head = hear(&mut stream, "\r\n\r\n").await;
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n??";
-        stream.write_all(answer).await.unwrap();
-        head
-    };
-    let guest = world.connect().exchange(
-        "GET /anthropic/x HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip, br\r\nConnection: close\r\n\r\n",
-    );
-    let (head, answer) = tokio::join!(upstream, guest);
-    assert!(head.contains("accept-encoding: identity\r\n"), "{head}");
-    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    for encoding in ["content-encoding: gzip\r\ncontent-length: 2", "transfer-encoding: gzip, chunked"] {
+        let world = World::gateway(&listener);
+        let upstream = async {
+            let mut stream = accept(&listener).await;
+            let head = hear(&mut stream, "\r\n\r\n").await;
+            let answer = format!("HTTP/1.1 200 OK\r\n{encoding}\r\n\r\n??");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            head
+        };
+        let guest = world.connect().exchange(
+            "GET /anthropic/x HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip, br\r\nTE: gzip\r\n\
+             Connection: close, te\r\n\r\n",
+        );
+        let (head, answer) = tokio::join!(upstream, guest);
+        assert!(head.contains("accept-encoding: identity\r\n") && !head.contains("gzip"), "{head}");
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{encoding}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -168,3 +168,18 @@ async fn a_guest_that_does_not_know_the_authority_is_told_to_the_host() {
     within("the border's side", guest.served).await.unwrap();
     assert!(world.events().contains("Handshake"));
 }
+
+#[tokio::test]
+async fn a_request_that_repeats_the_placeholder_without_end_is_refused() {
+    let (_authority, listener, world) = intercepted(&["x-api-key"]).await;
+    let address = listener.local_addr().unwrap();
+    let line = format!("X-Api-Key: {}\r\n", world.placeholder().repeat(50));
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: api.example:{}\r\n{}Connection: close\r\n\r\n",
+        address.port(),
+        line.repeat(10)
+    );
+    let answer = world.connect_tls(address).await.exchange(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert_eq!(world.dialed(), 0);
+}

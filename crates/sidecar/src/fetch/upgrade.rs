@@ -1,6 +1,7 @@
 //! A request that ends HTTP on its connection: WebSockets above all.
 
 use std::io;
+use std::pin::pin;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -43,12 +44,12 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let nothing = Empty::<Bytes>::new().map_err(|never| -> io::Error { match never {} });
-    let (mut response, _connection) = send(stream, request.map(|()| nothing)).await?;
+    let (mut response, mut connection) = send(stream, request.map(|()| nothing)).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(UpgradeError::NotSwitched(response.status()));
     }
-    // The task of the connection has handed it over, or is about to.
-    let upgraded = hyper::upgrade::on(&mut response).await.map_err(FetchError::Exchange)?;
+    let mut upgraded = pin!(hyper::upgrade::on(&mut response));
+    let upgraded = connection.drive(|cx| upgraded.as_mut().poll(cx)).await.map_err(FetchError::Exchange)?;
     Ok((response.map(drop), TokioIo::new(upgraded)))
 }
 

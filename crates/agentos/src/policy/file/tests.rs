@@ -32,9 +32,14 @@ fn refusal(text: &str) -> String {
 #[test]
 fn a_policy_is_read_from_a_file() {
     let expected = EgressPolicy::none()
-        .allow(Rule::name("*.npmjs.org").port(443))
-        .allow(Rule::network("10.0.0.0/8").ports(8000..=8100).protocol(Protocol::Tcp).to_private_addresses())
-        .deny(Rule::any().port(25));
+        .allow(EgressRule::name("*.npmjs.org").port(443))
+        .allow(
+            EgressRule::network("10.0.0.0/8")
+                .ports(8000..=8100)
+                .protocol(EgressProtocol::Tcp)
+                .to_private_addresses(),
+        )
+        .deny(EgressRule::any().port(25));
     assert_eq!(EgressPolicy::from_toml(WHOLE).unwrap(), expected);
     assert_eq!(EgressPolicy::from_toml("base = \"public\"").unwrap(), EgressPolicy::public());
 }
@@ -75,7 +80,7 @@ fn a_mistake_is_told_with_its_line_and_reason() {
 #[test]
 fn private_false_is_what_is_the_case_anyway() {
     let text = "base = \"none\"\n[[rule]]\ndeny = \"a.example\"\nprivate = false";
-    let expected = EgressPolicy::none().deny(Rule::name("a.example"));
+    let expected = EgressPolicy::none().deny(EgressRule::name("a.example"));
     assert_eq!(EgressPolicy::from_toml(text).unwrap(), expected);
 }
 
