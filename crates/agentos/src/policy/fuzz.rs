@@ -6,7 +6,7 @@
 use toml::{Table, Value};
 
 use super::file::parse;
-use super::{Action, EgressPolicy, PolicyBase, Protocol, Rule, Target};
+use super::{Action, EgressPolicy, EgressProtocol, EgressRule, PolicyBase, Target};
 
 /// # Panics
 ///
@@ -29,7 +29,7 @@ pub fn policy_file(text: &str) {
     if let Ok(closed) = parse(&closed) {
         assert_eq!(closed.base, policy.base);
         assert_eq!(closed.rules.len(), policy.rules.len() + 1);
-        assert_eq!(closed.rules.last(), Some(&(Action::Deny, Rule::any())));
+        assert_eq!(closed.rules.last(), Some(&(Action::Deny, EgressRule::any())));
     }
 }
 
@@ -80,9 +80,9 @@ fn written(policy: &EgressPolicy) -> String {
         }
         if let Some(protocol) = rule.protocol {
             let name = match protocol {
-                Protocol::Tcp => "tcp",
-                Protocol::Udp => "udp",
-                Protocol::Icmp => "icmp",
+                EgressProtocol::Tcp => "tcp",
+                EgressProtocol::Udp => "udp",
+                EgressProtocol::Icmp => "icmp",
             };
             text += &format!("protocol = \"{name}\"\n");
         }

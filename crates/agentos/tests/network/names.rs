@@ -182,8 +182,8 @@ async fn a_resolver_over_https_is_reached_like_any_site_and_only_so() {
     let resolver = Web::serve_tls(place.lab.tcp("doh", "198.51.100.8:443"), tls, Site::Text("an answer"));
     let policies = [
         (EgressPolicy::public(), true),
-        (EgressPolicy::public().deny(Rule::name("dns.example")), false),
-        (EgressPolicy::none().allow(Rule::name("web.example")), false),
+        (EgressPolicy::public().deny(EgressRule::name("dns.example")), false),
+        (EgressPolicy::none().allow(EgressRule::name("web.example")), false),
     ];
     for (policy, is_reached) in policies {
         let vm = place.vm(policy).await;

@@ -1,6 +1,6 @@
 //! WebSockets out of a VM, by a client that knows nothing of what is in between.
 
-use agentos::{EgressPolicy, Rule};
+use agentos::{EgressPolicy, EgressRule};
 
 use crate::lab::Lab;
 use crate::lab::certificates::Authority;
@@ -46,8 +46,8 @@ async fn a_websocket_talks_both_ways_in_the_clear_and_over_tls() {
     }
 
     let world = lab.world().await;
-    let by_name = EgressPolicy::none().allow(Rule::name("chat.example"));
-    let all_but_one = EgressPolicy::public().deny(Rule::name("other.example"));
+    let by_name = EgressPolicy::none().allow(EgressRule::name("chat.example"));
+    let all_but_one = EgressPolicy::public().deny(EgressRule::name("other.example"));
     for (policy, kind) in [(EgressPolicy::public(), "public"), (by_name, "by name"), (all_but_one, "but one")]
     {
         let vm = world.vm_with(world.options().network(policy)).await;

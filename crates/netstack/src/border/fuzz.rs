@@ -32,10 +32,11 @@ const HOPS: [&str; 7] = [
 pub fn request_head(bytes: &[u8]) {
     let Some(request) = request(bytes) else { return };
     is_for_one_host(bytes, &request);
-    let websocket = head::wants_websocket(request.headers());
+    let upgrade = head::websocket(request.headers());
+    let websocket = upgrade.is_some();
     let mut outgoing = request.headers().clone();
     let host = HeaderValue::from_static("upstream.example");
-    head::outgoing(&mut outgoing, host.clone(), websocket);
+    head::outgoing(&mut outgoing, host.clone(), upgrade.as_ref());
     for name in HOPS {
         assert!(!outgoing.contains_key(name), "{name} is passed on: {outgoing:?}");
     }
@@ -47,7 +48,7 @@ pub fn request_head(bytes: &[u8]) {
         if websocket { &[["upgrade", "websocket", ""]] } else { &[["", "", ""], ["te", "", "trailers"]] };
     assert!(expected.iter().any(|expected| change == *expected), "{change:?}");
     let mut again = outgoing.clone();
-    head::outgoing(&mut again, host, websocket);
+    head::outgoing(&mut again, host, upgrade.as_ref());
     assert_eq!(again, outgoing, "what is passed on is passed on as it is");
 
     head::strip_claims(&mut outgoing);
@@ -66,7 +67,7 @@ pub fn answer_head(bytes: &[u8]) {
     let Some(mut headers) = answer(bytes) else { return };
     let patterns = Patterns::of([SECRET]);
     let before = headers.clone();
-    let Ok(has_found) = head::incoming(&mut headers, &patterns, false) else { return };
+    let Ok(has_found) = head::incoming(&mut headers, &patterns, None) else { return };
     for name in ["connection", "keep-alive", "transfer-encoding", "upgrade", "alt-svc"] {
         assert!(!headers.contains_key(name), "{name} is passed on: {headers:?}");
     }

@@ -73,7 +73,11 @@ pub fn upstream(bytes: &[u8]) {
     let host = HostName::parse("www.a.example").expect("a name");
     for record in &answer.answers {
         if let Some(address) = record.data.ip_addr() {
-            assert_eq!(pins.names_of(address, Instant::now()), [host.clone()], "{address} is not pinned");
+            assert_eq!(
+                pins.names_of(address, Instant::now()),
+                std::slice::from_ref(&host),
+                "{address} is not pinned"
+            );
         }
     }
 }
