@@ -12,7 +12,7 @@ use super::{Action, EgressPolicy, EgressProtocol, EgressRule, PolicyBase, Target
 ///
 /// If anything of a file that is accepted was passed over, so that the policy might be wider than what is written; or
 /// if the line of a mistake isn't one of the text.
-pub fn policy_file(text: &str) {
+pub(crate) fn policy_file(text: &str) {
     let policy = match parse(text) {
         Ok(policy) => policy,
         Err(error) => {
