@@ -2,6 +2,7 @@
 //!
 //! - [`test`]: every test of the project, as the caller and, when that is root, again as an unprivileged user
 //! - [`tidy`]: the rules no compiler checks: who may import whom, where unsafe code may live, how long a file is
+//! - [`fuzz`]: the fuzz targets, each for some seconds
 //! - [`bench`]: the figures this project promises, measured
 //!
 //! Called as `cargo xtask NAME`, an alias in `.cargo/config.toml`. It depends on little, so that it builds in
@@ -11,6 +12,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod fuzz;
 mod test;
 mod tidy;
 mod workspace;
@@ -28,6 +30,9 @@ Usage: cargo xtask <CHORE> [OPTIONS]
            --as USER            only as `root` or only `unprivileged`
            FILTER               only tests whose name contains FILTER
   tidy   Check the rules of the project that no compiler checks
+  fuzz   Run the fuzz targets; takes a nightly toolchain and a C++ compiler
+           TARGET...            only these
+           --seconds N          how long each (60)
   bench  Measure the project's figures against a release build
            --quick              few samples, nothing that needs minutes
            --json FILE          write every sample
@@ -42,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match chore.as_deref() {
         Some("test") => test::run(&rest),
         Some("tidy") => tidy::run(&rest),
+        Some("fuzz") => fuzz::run(&rest),
         Some("bench") => bench::run(&rest),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

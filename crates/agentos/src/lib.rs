@@ -80,6 +80,15 @@ mod terminal;
 mod vm;
 mod vm_connection;
 
+/// For fuzz targets, and only where these are built.
+#[cfg(fuzzing)]
+pub mod fuzz {
+    /// See the module that it is in.
+    pub fn policy_file(text: &str) {
+        crate::policy::fuzz::policy_file(text);
+    }
+}
+
 pub use agent::{AgentProvider, AgentRegistryEntry, InstallAgent};
 pub use bytes_in::{Content, GuestPath};
 pub use egress::{

@@ -3,6 +3,8 @@
 //! known.
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod target;
 
 use std::ops::RangeInclusive;

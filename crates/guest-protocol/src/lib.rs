@@ -9,6 +9,8 @@
 
 pub mod filesystem;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod init;
 pub mod launcher;
 pub mod mount;

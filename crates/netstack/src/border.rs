@@ -53,6 +53,8 @@ use scrub::Patterns;
 
 mod authority;
 mod body;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod head;
 mod refusal;
 mod relay;

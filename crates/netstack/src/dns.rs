@@ -18,6 +18,8 @@
 //! which VMs share.
 
 mod chain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod host_files;
 mod local;
 mod message;

@@ -5,6 +5,9 @@
 //! whatever another reader might understand differently has no name here. The guest chooses the bytes and where they
 //! are cut, so the answer must not depend on the cuts: it is `Incomplete` up to one byte, and from there on the same.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 use crate::name::HostName;
 
 /// A client that hasn't said its name by then never will.

@@ -17,6 +17,8 @@ mod carry;
 mod connection;
 mod echo;
 mod egress;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod inside;
 mod packet;
 mod stats;

@@ -9,6 +9,7 @@
 )]
 
 mod events;
+#[allow(dead_code, reason = "other tests use the rest")]
 mod guest;
 
 use std::net::{Ipv4Addr, SocketAddr};

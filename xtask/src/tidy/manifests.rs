@@ -23,8 +23,15 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("windows-sys", "not built on Linux"),
 ];
 
+/// The lock file of the fuzz targets, which are a workspace of their own.
+const FUZZ_LOCK: &str = "fuzz/Cargo.lock";
+
 pub(super) fn check(files: &[File]) -> Result<Vec<Problem>, Failure> {
     let mut problems = Vec::new();
+    let lock = |path: &str| files.iter().find(|file| file.path == path).map(|file| file.text.parse());
+    if let (Some(own), Some(fuzz)) = (lock("Cargo.lock"), lock(FUZZ_LOCK)) {
+        problems.extend(strays(&own?, &fuzz?));
+    }
     for file in files {
         let is_manifest = file.path.ends_with("/Cargo.toml");
         if is_manifest {
@@ -50,13 +57,32 @@ fn lints(path: &str, manifest: &Table) -> Option<Problem> {
     Some(Problem::new(path, "needs `[lints] workspace = true`"))
 }
 
-/// Two versions of a package cost build time and size, and their types don't fit each other.
-fn duplicates(lock: &Table, permitted: &[(&str, &str)]) -> Vec<Problem> {
+/// What is fuzzed must be what is shipped: of a package that both lock files have, the fuzz targets use a version that
+/// the product uses.
+fn strays(own: &Table, fuzz: &Table) -> Vec<Problem> {
+    let own = versions(own);
+    let strays = versions(fuzz).into_iter().filter_map(|(name, versions)| {
+        let ours = own.get(name)?;
+        let stray = versions.into_iter().find(|version| !ours.contains(version))?;
+        let what = format!("{name} is {stray} here and {} in Cargo.lock", ours.join(", "));
+        Some(Problem::new(FUZZ_LOCK, what))
+    });
+    strays.collect()
+}
+
+/// The versions in a lock file by package.
+fn versions(lock: &Table) -> BTreeMap<&str, Vec<&str>> {
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for package in lock.get("package").and_then(Value::as_array).into_iter().flatten() {
         let field = |key: &str| package.get(key).and_then(Value::as_str).unwrap_or_default();
         versions.entry(field("name")).or_default().push(field("version"));
     }
+    versions
+}
+
+/// Two versions of a package cost build time and size, and their types don't fit each other.
+fn duplicates(lock: &Table, permitted: &[(&str, &str)]) -> Vec<Problem> {
+    let versions = versions(lock);
     let mut problems = Vec::new();
     for (name, versions) in &versions {
         if versions.len() > 1 && !permitted.iter().any(|(known, _)| known == name) {
@@ -96,6 +122,19 @@ mod tests {
             table("[package]\nname = \"x\"\n[lints.rust]\na = \"deny\"\n[lints.clippy]\nb = \"deny\"\n");
         assert!(lints(OWN_LINTS, &own).is_none());
         assert!(lints("crates/x/Cargo.toml", &own).is_some());
+    }
+
+    #[test]
+    fn fuzz_targets_with_another_version_than_the_product_are_a_problem() {
+        let lock = |version: &str| {
+            table(&format!(
+                "[[package]]\nname = \"a\"\nversion = \"{version}\"\n\
+                 [[package]]\nname = \"b{version}\"\nversion = \"1\"\n"
+            ))
+        };
+        assert!(strays(&lock("1"), &lock("1")).is_empty());
+        let problems = strays(&lock("1"), &lock("2"));
+        assert_eq!(problems, [Problem::new(FUZZ_LOCK, "a is 2 here and 1 in Cargo.lock")]);
     }
 
     #[test]

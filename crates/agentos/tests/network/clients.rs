@@ -68,6 +68,7 @@ async fn curl_and_the_libraries_of_python_and_node_fetch_over_tls() {
     let clients = [
         "curl -sS --cacert {ca} https://registry.example/",
         "SSL_CERT_FILE={ca} python3 -c 'import urllib.request as r; print(r.urlopen(\"https://registry.example/\").read().decode())'",
+        "REQUESTS_CA_BUNDLE={ca} /usr/bin/python3 -c 'from pip._vendor import requests as r; print(r.get(\"https://registry.example/\").text)'",
         "NODE_EXTRA_CA_CERTS={ca} node -e 'fetch(\"https://registry.example/\").then(a => a.text()).then(console.log)'",
     ];
     for client in clients {

@@ -18,3 +18,4 @@ mod neighbours;
 mod public;
 #[path = "../support/mod.rs"]
 mod support;
+mod websockets;

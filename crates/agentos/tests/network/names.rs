@@ -4,6 +4,7 @@ use agentos::{AgentOs, EgressPolicy, EgressRule};
 use hickory_proto::op::ResponseCode;
 
 use crate::lab::capture::{TCP, UDP};
+use crate::lab::certificates::Authority;
 use crate::lab::echo;
 use crate::lab::guest::{attempt, check_refused, is_refusal, sh, with_probe};
 use crate::lab::names::{Entry, Names};
@@ -43,9 +44,9 @@ fn fetch(name: &str) -> String {
     format!("curl -sS -m 20 http://{name}/")
 }
 
-/// Neither an address nor a connection.
+/// An address, but no connection: that the name is still answered shows that it was not the name that was refused.
 fn is_unreached(said: &str) -> bool {
-    said.starts_with("curl: (6)") || said.starts_with("curl: (7)")
+    said.starts_with("curl: (7)")
 }
 
 /// Asks as often as it takes for the former answer to be forgotten, and returns the first outcome that is another.
@@ -167,6 +168,32 @@ async fn only_the_vm_s_own_resolver_answers() {
     // Who names a network means it.
     let vm = place.vm(EgressPolicy::public().allow(EgressRule::network("198.51.100.80"))).await;
     assert_eq!(attempt(&vm, &ways[2]).await, "hello");
+}
+
+/// To the network, a resolver over HTTPS is one more web server: `public` can't tell it from others, and doesn't promise
+/// to. A policy by name does, and so does a rule that denies its name.
+#[tokio::test]
+async fn a_resolver_over_https_is_reached_like_any_site_and_only_so() {
+    let Some(place) = Place::new().await else { return };
+    let authority = Authority::new();
+    place.lab.host("doh", &["198.51.100.8"]);
+    place.names.set("dns.example", Entry::addresses(&["198.51.100.8"]));
+    let tls = authority.server(&["dns.example"]);
+    let resolver = Web::serve_tls(place.lab.tcp("doh", "198.51.100.8:443"), tls, Site::Text("an answer"));
+    let policies = [
+        (EgressPolicy::public(), true),
+        (EgressPolicy::public().deny(EgressRule::name("dns.example")), false),
+        (EgressPolicy::none().allow(EgressRule::name("web.example")), false),
+    ];
+    for (policy, is_reached) in policies {
+        let vm = place.vm(policy).await;
+        vm.write_file("/tmp/ca.pem", authority.pem()).await.unwrap();
+        let ask = "curl -sS -m 20 --cacert /tmp/ca.pem --resolve dns.example:443:198.51.100.8 https://dns.example/dns-query?dns=AAAB";
+        let said = sh(&vm, ask).await;
+        assert_eq!(said == "an answer", is_reached, "{said}");
+        assert!(is_reached || said.starts_with("curl: ("), "{said}");
+    }
+    assert_eq!(resolver.asked().len(), 1);
 }
 
 #[tokio::test]

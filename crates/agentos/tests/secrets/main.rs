@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
 
+mod clients;
 mod gateway;
 mod interception;
 #[path = "../network/lab/mod.rs"]

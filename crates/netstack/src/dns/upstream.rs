@@ -183,7 +183,7 @@ impl Servers {
     }
 
     /// What a server said, without what nobody will look at, kept for the next who asks.
-    fn keep(&self, query: &Query, said: Result<&DnsResponse, &NetError>) -> Option<Found> {
+    pub(super) fn keep(&self, query: &Query, said: Result<&DnsResponse, &NetError>) -> Option<Found> {
         let (said, bytes) = match said {
             Ok(response) => {
                 let bytes = response.as_buffer().len();

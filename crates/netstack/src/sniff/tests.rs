@@ -241,6 +241,16 @@ proptest! {
     }
 
     #[test]
+    fn a_server_hears_no_other_name(bytes in mutated(), server in "[a-c]{1,5}(\\.[a-c]{1,5}){0,2}", at: prop::sample::Index, byte: u8) {
+        fuzz::first_words(&bytes);
+        let mut real = hello_of_rustls(&server);
+        fuzz::first_words(&real);
+        let at = at.index(real.len());
+        real[at] = byte;
+        fuzz::first_words(&real);
+    }
+
+    #[test]
     fn noise_is_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = sniff(&bytes);
         let _ = sniff(&[&[22, 3, 1][..], &bytes].concat());

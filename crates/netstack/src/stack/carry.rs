@@ -104,7 +104,7 @@ pub(super) struct Carry<'a> {
     /// Nothing is left to be told to the peer.
     finished: bool,
     /// When the bandwidth has room again.
-    resume: Option<std::time::Instant>,
+    resume: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -163,6 +163,7 @@ impl Future for Carry<'_> {
             // Both have closed; what the guest said last may still have to be passed on.
             let closing = gone && this.guest_ended && this.peer_done && !this.broken;
             if gone && !closing {
+                this.pass_last_words(context);
                 return Poll::Ready(End::GuestReset);
             }
             this.resume = None;
@@ -185,7 +186,9 @@ impl Future for Carry<'_> {
                 this.finished = true;
                 return Poll::Ready(End::Closed);
             }
-            if !progress {
+            // The stack gives a guest up that answers nothing any more, and wants not to be called again.
+            let given_up = !gone && this.connection.is_gone();
+            if !progress && !given_up {
                 return this.wait(context);
             }
         }
@@ -203,7 +206,7 @@ impl Carry<'_> {
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<End> {
         let times = self.connection.next_call().into_iter().chain(self.resume);
         let Some(at) = times.min() else { return Poll::Pending };
-        self.timer.as_mut().reset(at.into());
+        self.timer.as_mut().reset(at);
         if self.timer.as_mut().poll(context).is_ready() {
             context.waker().wake_by_ref();
         }
@@ -212,7 +215,7 @@ impl Carry<'_> {
 
     /// How much may go now; None: nothing, until `resume`.
     fn allowance(&mut self, direction: Direction) -> Option<usize> {
-        match self.throttle.allowance(direction, MAX_BUFFER_BYTES, std::time::Instant::now()) {
+        match self.throttle.allowance(direction, MAX_BUFFER_BYTES, Instant::now()) {
             Ok(bytes) => Some(bytes),
             Err(again) => {
                 self.resume = Some(self.resume.map_or(again, |earlier| earlier.min(again)));
@@ -285,6 +288,16 @@ impl Carry<'_> {
             }
         }
         Ok(progress)
+    }
+
+    /// What the guest said before it broke the connection goes on as far as the peer has room, as it would on a wire.
+    fn pass_last_words(&mut self, context: &mut Context<'_>) {
+        if self.gate.is_none() {
+            // No end follows these words, but a reset.
+            self.guest_done = true;
+            // Without a gate nothing is refused.
+            let _ = self.pass_outward(context);
+        }
     }
 
     /// Peer to guest. True when something was passed on.

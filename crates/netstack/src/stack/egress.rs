@@ -146,8 +146,8 @@ impl Shared {
 
     /// Waits until the bandwidth has room for a datagram.
     pub(super) async fn wait_for_turn(&self, direction: Direction, bytes: usize) {
-        while let Err(again) = self.throttle.allowance(direction, bytes, Instant::now()) {
-            tokio::time::sleep_until(again.into()).await;
+        while let Err(again) = self.throttle.allowance(direction, bytes, tokio::time::Instant::now()) {
+            tokio::time::sleep_until(again).await;
         }
         self.throttle.take(direction, bytes);
     }

@@ -1,7 +1,9 @@
 //! The bandwidth of one VM, shared by all of its flows.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// What may go at once after a pause, as a part of a second's worth.
 const BURST: Duration = Duration::from_millis(50);

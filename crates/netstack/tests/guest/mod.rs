@@ -92,6 +92,11 @@ impl World {
     }
 
     pub(crate) fn of(parts: Parts) -> Self {
+        Self::made_with(parts, |_| {})
+    }
+
+    /// With the options changed before the stack starts.
+    pub(crate) fn made_with(parts: Parts, change: impl FnOnce(&mut StackOptions)) -> Self {
         let (device, wire) = std::os::unix::net::UnixDatagram::pair().unwrap();
         device.set_nonblocking(true).unwrap();
         wire.set_nonblocking(true).unwrap();
@@ -101,7 +106,7 @@ impl World {
         let hosts = parts.hosts.iter().map(|(name, address)| (HostName::parse(name).unwrap(), *address));
         let (asked, identifies) = (Asked::default(), parts.identifies);
         let log = Arc::clone(&asked);
-        let options = StackOptions {
+        let mut options = StackOptions {
             addresses: Addresses {
                 guest: GUEST,
                 guest_v6: None,
@@ -128,6 +133,7 @@ impl World {
                 })
             }),
         };
+        change(&mut options);
         let stack = Stack::start(device.into(), options).unwrap();
         let (packets, all) = broadcast::channel(16_384);
         let (from, to) = (Arc::clone(&wire), packets.clone());
@@ -236,6 +242,51 @@ impl World {
             }
         }
         found
+    }
+
+    /// What came so far is of no interest.
+    pub(crate) async fn forget_packets(&self) {
+        let mut all = self.all.lock().await;
+        *all = all.resubscribe();
+    }
+
+    /// Answers the next segment of this port as a kernel does that knows nothing of its connection.
+    pub(crate) async fn disown(&self, port: u16) {
+        loop {
+            let packet = self.next().await;
+            let header = Ipv4Packet::new_checked(&packet).unwrap();
+            if header.next_header() != IpProtocol::Tcp {
+                continue;
+            }
+            let segment = TcpPacket::new_checked(header.payload()).unwrap();
+            if segment.dst_port() != port {
+                continue;
+            }
+            let remote = SocketAddr::from((header.src_addr(), segment.src_port()));
+            self.send_reset(port, remote, segment.ack_number()).await;
+            return;
+        }
+    }
+
+    async fn send_reset(&self, port: u16, remote: SocketAddr, seq_number: TcpSeqNumber) {
+        let repr = TcpRepr {
+            src_port: port,
+            dst_port: remote.port(),
+            control: TcpControl::Rst,
+            seq_number,
+            ack_number: None,
+            window_len: 0,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None, None, None],
+            timestamp: None,
+            payload: &[],
+        };
+        let packet = to(remote, IpProtocol::Tcp, repr.buffer_len(), |buffer, from, to| {
+            repr.emit(&mut TcpPacket::new_unchecked(buffer), &from, &to, &ChecksumCapabilities::default());
+        });
+        self.send_raw(&packet).await;
     }
 
     /// Waits until the stack's figures are as wanted.
@@ -348,6 +399,61 @@ impl Guest {
         })
         .await;
         received
+    }
+
+    /// Takes the connection back.
+    pub(crate) async fn abort(&mut self) {
+        self.socket().abort();
+        self.poll();
+    }
+
+    /// Reads so many bytes.
+    pub(crate) async fn read(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.drive(|guest| {
+            take(guest.socket(), &mut bytes);
+            (bytes.len() >= count).then_some(())
+        })
+        .await;
+        bytes
+    }
+
+    /// Keeps its side of the connection up while something else goes on.
+    pub(crate) async fn drive_until<T>(&mut self, done: impl Future<Output = T>) -> T {
+        tokio::select! {
+            result = done => result,
+            () = self.drive(|_| None) => unreachable!("it is driven without end"),
+        }
+    }
+
+    /// Answers all that is on its way to it.
+    pub(crate) async fn settle(&mut self) {
+        for _ in 0..100 {
+            while let Ok(packet) = self.packets.try_recv() {
+                self.take(packet);
+                self.poll();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn is_open(&mut self) -> bool {
+        self.socket().state() == State::Established
+    }
+
+    /// All that comes before the connection is reset.
+    pub(crate) async fn read_until_reset(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.drive(|guest| {
+            take(guest.socket(), &mut bytes);
+            (guest.socket().state() == State::Closed).then_some(())
+        })
+        .await;
+        bytes
     }
 
     /// Waits for the reset.

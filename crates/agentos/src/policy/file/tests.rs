@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ErrorKind;
+use crate::policy::fuzz;
 
 const WHOLE: &str = r#"
 base = "none"
@@ -83,6 +84,26 @@ fn private_false_is_what_is_the_case_anyway() {
     assert_eq!(EgressPolicy::from_toml(text).unwrap(), expected);
 }
 
+/// Lines that a policy file may have, if in another order.
+fn any_line() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(
+        [
+            "[[rule]]\nallow = \"*.a.example\"\n",
+            "[[rule]]\ndeny = \"*\"\n",
+            "[[rule]]\nallow = \"10.0.0.0/8\"\n",
+            "rule = [{ allow = \"a.example\", ports = 443 }, { deny = \"::1\" }]\n",
+            "ports = \"80-443\"\n",
+            "protocol = \"udp\"\n",
+            "private = true\n",
+            "private = false\n",
+            "deny = \"a.example\"\n",
+            "base = \"public\"\n",
+            "# a word\n",
+        ]
+        .as_slice(),
+    )
+}
+
 proptest! {
     /// A file that ends between two lines can't be told from a shorter one, but half a line is no other line.
     #[test]
@@ -116,5 +137,20 @@ proptest! {
         if let Err(error) = parse(&text) {
             prop_assert!((1..=text.lines().count() + 1).contains(&error.line), "{}", error);
         }
+        fuzz::policy_file(&text);
+    }
+
+    #[test]
+    fn nothing_in_a_file_is_passed_over(
+        lines in proptest::collection::vec(any_line(), 0..8),
+        at: prop::sample::Index,
+        byte in proptest::option::of("[\"\\n=*#.a0]"),
+    ) {
+        let mut text = format!("base = \"none\"\n{}", lines.concat());
+        if let Some(byte) = byte {
+            let at = at.index(text.len());
+            text.replace_range(at..=at, &byte);
+        }
+        fuzz::policy_file(&text);
     }
 }

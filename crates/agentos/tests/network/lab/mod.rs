@@ -16,6 +16,7 @@ pub(crate) mod echo;
 pub(crate) mod guest;
 pub(crate) mod names;
 pub(crate) mod web;
+mod websocket;
 
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
