@@ -1,7 +1,6 @@
 //! `cargo xtask fuzz`: runs the fuzz targets of `fuzz/`, each for some seconds.
 //!
-//! The targets are laid out for cargo-fuzz, which works too (`cargo fuzz run NAME fuzz/corpus/NAME fuzz/seeds/NAME`).
-//! This chore does without it: it builds them with the flags by which libFuzzer sees what was reached, in a directory
+//! The targets are laid out for cargo-fuzz. This chore does without it: it builds them with the flags by which libFuzzer sees what was reached, in a directory
 //! of their own, and leaves what it learns below `target/fuzz`, so that the next run goes on from there.
 
 use crate::{Failure, workspace};
