@@ -29,7 +29,7 @@ pub struct NetworkEvent {
     /// From 0 on, for events, whatever their count; those that the reader came too late for are told by
     /// [`NetworkEventKind::Missed`].
     pub sequence: u64,
-    /// When it happened, or with a count above 1, was told.
+    /// When it happened, or where it stands for those that were counted, when it was told.
     pub at: SystemTime,
     /// How often it happened since it was told last.
     pub count: u64,
@@ -54,7 +54,8 @@ pub enum NetworkEventKind {
         /// The process that asked, where it was found in time.
         process: Option<PortOwner>,
     },
-    /// A request with a secret was refused or was answered with that secret.
+    /// A request was refused at the border (one for the gateway, one that could carry a secret, or plain HTTP where names
+    /// matter), or was answered with a secret.
     Border {
         /// Name and port of where it went.
         destination: String,

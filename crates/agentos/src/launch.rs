@@ -24,7 +24,7 @@ use tokio::process::Command;
 
 use crate::connection::{Connection, DialError};
 use crate::discovery::{DiscoverError, find_binary};
-use crate::secret::PROVIDER_KEYS;
+use crate::secret::is_provider_key;
 
 /// The version both sides must agree on.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -170,8 +170,8 @@ async fn spawn_and_wait(target: &Target) -> Result<(), LaunchError> {
         .map_err(|source| LaunchError::Log { path: target.rendezvous.log.clone(), source })?;
     let mut command = Command::new(&binary);
     // It would have them for as long as it runs, also when whoever started it is long gone.
-    for key in PROVIDER_KEYS {
-        command.env_remove(key);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_provider_key(name)) {
+        command.env_remove(name);
     }
     let mut child = command
         .arg("sidecar")

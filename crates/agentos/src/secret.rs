@@ -1,12 +1,18 @@
 //! Secrets that never enter a VM.
 
+use std::ffi::OsStr;
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// The keys of model providers that agents know. A sidecar is told of those that VMs are to have; it looks for none.
-pub(crate) const PROVIDER_KEYS: [&str; 4] =
-    ["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "OPENROUTER_API_KEY"];
+/// How variables end that hold keys of model providers. A sidecar is told of those that VMs are to have; it looks for
+/// none.
+const KEY_ENDINGS: [&str; 3] = ["_API_KEY", "_AUTH_TOKEN", "_OAUTH_TOKEN"];
+
+/// Whether a variable of the environment holds a provider's key, by its name.
+pub(crate) fn is_provider_key(name: &OsStr) -> bool {
+    KEY_ENDINGS.iter().any(|ending| name.as_encoded_bytes().ends_with(ending.as_bytes()))
+}
 
 /// A credential that the VM's programs use without having it: in the VM, the variable of its name holds a placeholder,
 /// which becomes the real value on the way out, outside of the VM, and only where the secret is declared for.

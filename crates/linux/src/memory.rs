@@ -4,6 +4,16 @@
 #[cfg(target_env = "gnu")]
 const APART_BYTES: libc::c_int = 128 * 1024;
 
+/// Gives what is free back to the kernel: blocks that are not apart stay with the allocator otherwise, whole or in pieces,
+/// for as long as anything behind them is in use. Takes milliseconds.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes a number and may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Has the allocator map large blocks by themselves for good: such a block costs what is used of it, and goes back to the
 /// kernel when it is freed. By itself glibc stops doing so for blocks of a size that was freed once, up to 32 MiB.
 pub fn keep_large_blocks_apart() {

@@ -15,14 +15,17 @@ pub const MAX_SNIFF_BYTES: usize = 16 * 1024;
 
 /// Browsers send about twenty.
 const MAX_HEADERS: usize = 100;
-/// The longest registered method is UPDATEREDIRECTREF.
-const MAX_METHOD_BYTES: usize = 24;
+/// The longest registered method is UPDATEREDIRECTREF, but servers take longer ones.
+const MAX_METHOD_BYTES: usize = 64;
 
 /// RFC 9113, section 3.4, as far as it is a line.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
 const RECORD_HEADER_BYTES: usize = 5;
 const CONTENT_HANDSHAKE: u8 = 22;
+/// The kinds of records that there are: change of ciphers, alert, handshake, data, heartbeat.
+const FIRST_CONTENT: u8 = 20;
+const LAST_CONTENT: u8 = 24;
 const MAX_RECORD_BYTES: usize = 1 << 14;
 const HANDSHAKE_HEADER_BYTES: usize = 4;
 const CLIENT_HELLO: u8 = 1;
@@ -55,18 +58,14 @@ pub enum Sniffed {
 pub fn sniff(first_bytes: &[u8]) -> Sniffed {
     let bytes = &first_bytes[..first_bytes.len().min(MAX_SNIFF_BYTES)];
     let (wire, found) = match bytes {
-        [] | [CONTENT_HANDSHAKE] => return Sniffed::Incomplete,
-        [CONTENT_HANDSHAKE, 3, ..] => (Wire::Tls, server_name(bytes)),
-        [first, ..] if first.is_ascii_uppercase() => match http_host(bytes) {
-            Err(Unreadable::NotHttp) if bytes.starts_with(HTTP2_PREFACE) => {
-                return Sniffed::Nameless(Wire::Http2);
-            }
-            // One that is still to come to its end, for the answer must not depend on the cuts.
-            Err(Unreadable::NotHttp) if HTTP2_PREFACE.starts_with(bytes) => return Sniffed::Incomplete,
+        [] | [FIRST_CONTENT..=LAST_CONTENT] => return Sniffed::Incomplete,
+        // Some servers pass over an alert or the like before the hello: then this says that there is no name.
+        [FIRST_CONTENT..=LAST_CONTENT, 3, ..] => (Wire::Tls, server_name(bytes)),
+        _ => match http_host(bytes) {
             Err(Unreadable::NotHttp) => return Sniffed::Nameless(Wire::Unknown),
+            _ if bytes.starts_with(HTTP2_PREFACE) => return Sniffed::Nameless(Wire::Http2),
             found => (Wire::Http, found),
         },
-        _ => return Sniffed::Nameless(Wire::Unknown),
     };
     match found {
         Ok(name) => Sniffed::Name(name, wire),
@@ -188,9 +187,7 @@ impl<'a> Reader<'a> {
 
 /// The host of a request whose head is there in full: a second Host may stand in its last line.
 fn http_host(bytes: &[u8]) -> Result<HostName, Unreadable> {
-    // A method is taken by its looks, so that "SSH-2.0" is known before a line has ended.
-    let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
-    if method > MAX_METHOD_BYTES || bytes.get(method).is_some_and(|byte| *byte != b' ') {
+    if !is_http(bytes)? {
         return Err(Unreadable::NotHttp);
     }
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -198,10 +195,7 @@ fn http_host(bytes: &[u8]) -> Result<HostName, Unreadable> {
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Unreadable::CutShort),
-        Err(httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::TooManyHeaders) => {
-            return Err(Unreadable::NoName);
-        }
-        Err(_) => return Err(Unreadable::NotHttp),
+        Err(_) => return Err(Unreadable::NoName),
     }
     let mut hosts = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host"));
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Unreadable::NoName) };
@@ -210,6 +204,34 @@ fn http_host(bytes: &[u8]) -> Result<HostName, Unreadable> {
     let target = request.path.unwrap_or_default();
     let agrees = target.starts_with('/') || target == "*" || host_of_url(target).as_ref() == Some(&host);
     agrees.then_some(host).ok_or(Unreadable::NoName)
+}
+
+/// Whether the first line is a request's to some server. Servers pass over white space before it, take methods and
+/// versions that nobody has heard of, and some still know HTTP/0.9, whose requests are a GET and a path.
+fn is_http(bytes: &[u8]) -> Result<bool, Unreadable> {
+    let start = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+    let request = bytes.get(start..).unwrap_or_default();
+    let method = request.iter().take_while(|byte| is_of_token(**byte)).count();
+    match request.get(method) {
+        _ if method > MAX_METHOD_BYTES => return Ok(false),
+        None => return Err(Unreadable::CutShort),
+        Some(b' ' | b'\t') if method > 0 => {}
+        Some(_) => return Ok(false),
+    }
+    let end = request.iter().position(|byte| *byte == b'\n').ok_or(Unreadable::CutShort)?;
+    let line = request.get(..end).unwrap_or_default();
+    let words: Vec<&[u8]> = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
+    let has_version = |word: &[u8]| word.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP/"));
+    Ok(match words.as_slice() {
+        [method, path, ..] if method.eq_ignore_ascii_case(b"GET") && path.starts_with(b"/") => true,
+        [_, .., last] => has_version(last),
+        _ => false,
+    })
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// `HOST` or `HOST:PORT`. With user information it is no name, for `@` is in none.

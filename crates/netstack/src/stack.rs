@@ -159,6 +159,8 @@ impl Stack {
                 Some(Err(fault)) => format!("fault in the VM's network stack: {fault}"),
                 None => return,
             };
+            // Nobody else reads the device from now on.
+            tasks.shutdown().await;
             tracing::warn!(reason, "network of a VM has ended");
             events.push(NetworkEventKind::Ended { reason });
             answer_nothing(&tun).await;
@@ -367,6 +369,8 @@ impl Flows {
         };
         let socket = if segment.opens { self.room_for_connection() } else { None };
         if let Some(socket) = socket {
+            // It may bring data along.
+            let Some(packet) = self.shared.queued_segment(packet) else { return };
             let (packets, queue) = mpsc::channel(QUEUED_PACKETS);
             let (cut, wait) = oneshot::channel();
             let facts = Arc::new(Facts::new(Protocol::Tcp, key));

@@ -15,8 +15,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agentos_netstack::border::{Border, Destination, Secret, Trust};
 use agentos_netstack::event::NetworkEventKind;
-use agentos_netstack::policy::{Action, Base, EgressPolicy, Rule, Target};
+use agentos_netstack::name::HostName;
+use agentos_netstack::policy::{Action, Base, EgressPolicy, NamePattern, Rule, Target};
 use agentos_netstack::stack::StackLimits;
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,6 +148,33 @@ async fn a_connection_that_is_idle_for_minutes_still_stands() {
     }
     assert!(guest.is_open());
     exchange(&mut guest, &mut host).await;
+}
+
+#[tokio::test]
+async fn who_is_slow_to_say_a_denied_name_says_it_in_vain() {
+    let (listener, address) = server().await;
+    let host = HostName::parse("good.example").unwrap();
+    let denied = Target::Name(NamePattern::parse("evil.example").unwrap());
+    let deny = Rule { action: Action::Deny, target: denied, ports: None, protocol: None, private: false };
+    let policy = EgressPolicy::new(Base::None, [to_loopback().rules(), &[deny]].concat());
+    // A host whose connections are listened to in any case, for its secret.
+    let header = "x-api-key".parse().unwrap();
+    let secret = Secret::new("TOKEN", "a secret of some length".to_owned().into()).unwrap();
+    let secret =
+        secret.destination(Destination { host: host.clone(), port: address.port(), header }).unwrap();
+    let border = Border::new(vec![secret], Vec::new(), Trust::nobody().unwrap()).unwrap();
+    let world = World::made_with(Parts { border, ..Parts::new(policy) }, |options| {
+        options.pins.pin(host, address.ip(), Duration::from_secs(60), Instant::now());
+    });
+    let mut guest = Guest::connect(&world, address);
+    guest.send(b"GET / HTTP/1.1\r\nHo").await;
+    guest.settle().await;
+    pass(Duration::from_secs(11)).await;
+    let mut host = guest.drive_until(soon(listener.accept())).await.unwrap().0;
+    guest.send(b"st: evil.example\r\n\r\n").await;
+    let said = String::from_utf8(guest.read_to_end().await).unwrap();
+    assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
+    assert!(is_over(&mut host).await, "nothing of it came");
 }
 
 #[tokio::test]

@@ -161,11 +161,14 @@ async fn a_name_that_is_denied_is_not_reached_by_leaving_it_out() {
     let Some(place) = Place::new().await else { return };
     let hello = "openssl s_client -connect 198.51.100.80:443 -noservername </dev/null";
     let request = "say 198.51.100.80:80 'GET / HTTP/1.0\\r\\n\\r\\n'";
+    // Said so that not every reader takes it for a request.
+    let hidden = "say 198.51.100.80:80 '\\r\\nGET / HTTP/1.1\\r\\nHost: bad.example\\r\\n\\r\\n'";
     let reached = |hello: &str, request: &str| {
         (hello.contains("BEGIN CERTIFICATE"), request.starts_with("HTTP/1") && request.contains(" 200 OK"))
     };
     let outside = (place.lab.outside(hello).await, place.lab.attempt_outside(request).await);
     assert_eq!(reached(&outside.0, &outside.1), (true, true), "the control");
+    assert!(place.lab.attempt_outside(hidden).await.contains(" 200 OK"), "the control");
     let denied = || EgressRule::name("bad.example");
     for (policy, expected) in [
         (EgressPolicy::public().deny(denied()), false),
@@ -176,6 +179,9 @@ async fn a_name_that_is_denied_is_not_reached_by_leaving_it_out() {
         let vm = place.vm(policy.clone()).await;
         let inside = (sh(&vm, hello).await, attempt(&vm, request).await);
         assert_eq!(reached(&inside.0, &inside.1), (expected, expected), "{policy:?}: {inside:?}");
+        let said = attempt(&vm, hidden).await;
+        let is_open = policy == EgressPolicy::public().deny(denied().port(8443));
+        assert_eq!(said.contains(" 200 OK"), is_open, "{policy:?}: {said}");
         let preface = attempt(&vm, "say 198.51.100.80:7 'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'").await;
         assert_eq!(preface.starts_with("PRI"), expected, "{policy:?}: {preface}");
         // What has no name to say goes where it goes.

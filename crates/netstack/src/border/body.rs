@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::head;
-use super::scrub::{Patterns, Scrubber};
+use super::scrub::{HELD_FOR, Patterns, Scrubber};
 
 /// Between two pieces of a body, in either direction: a model that thinks sends a sign of life more often.
 pub(super) const PIECE_DEADLINE: Duration = Duration::from_secs(600);
@@ -143,6 +143,8 @@ pub(super) struct Relayed {
     scrubber: Scrubber,
     rest: Rest,
     on_echo: Option<Box<dyn FnOnce() + Send>>,
+    /// Until when the end of the last piece is held back, where it is.
+    held: Option<Pin<Box<Sleep>>>,
 }
 
 /// What is still to come when the upstream's last piece has been seen.
@@ -162,7 +164,8 @@ impl Relayed {
         let scrubber = Scrubber::new(Arc::clone(patterns));
         // An answer without a body is known to have none before it is asked for a piece.
         let rest = if body.is_end_stream() { Rest::Nothing } else { Rest::Unknown };
-        Self { body, patience: Patience::default(), patterns: Arc::clone(patterns), scrubber, rest, on_echo }
+        let (patterns, patience) = (Arc::clone(patterns), Patience::default());
+        Self { body, patience, patterns, scrubber, rest, on_echo, held: None }
     }
 
     /// The next piece as it has come, or the end of the data.
@@ -191,10 +194,18 @@ impl Relayed {
 
     fn poll_relayed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while let Rest::Unknown = self.rest {
-            let piece = ready!(self.poll_piece(cx))?;
-            let data = match piece {
-                Some(piece) => self.scrubber.push(piece),
-                None => self.scrubber.finish(),
+            let data = match self.poll_piece(cx)? {
+                Poll::Ready(piece) => {
+                    self.held = None;
+                    match piece {
+                        Some(piece) => self.scrubber.push(piece),
+                        None => self.scrubber.finish(),
+                    }
+                }
+                Poll::Pending => {
+                    ready!(self.poll_held(cx));
+                    self.scrubber.let_go()
+                }
             };
             if self.scrubber.has_found() {
                 self.echoed();
@@ -207,6 +218,17 @@ impl Relayed {
             Rest::Trailers(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             Rest::Unknown | Rest::Nothing => Poll::Ready(None),
         }
+    }
+
+    /// Whether what is held back has been long enough.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.scrubber.held_bytes() == 0 {
+            return Poll::Pending;
+        }
+        let held = self.held.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + HELD_FOR)));
+        ready!(held.as_mut().poll(cx));
+        self.held = None;
+        Poll::Ready(())
     }
 
     fn echoed(&mut self) {

@@ -31,6 +31,10 @@ pub(super) fn outgoing(headers: &mut HeaderMap, host: HeaderValue, upgrade: Opti
     headers.remove(header::PROXY_AUTHORIZATION);
     // In an encoded answer nobody would see a secret that is echoed.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    // Nor in two halves of one.
+    for name in [header::RANGE, header::IF_RANGE] {
+        headers.remove(name);
+    }
     headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
     headers.insert(header::HOST, host);
 }

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::time::timeout;
 
-use super::scrub::{Patterns, Scrubber};
+use super::scrub::{HELD_FOR, Patterns, Scrubber};
 
 /// Both sides have their heads when a tunnel is made; what is left is to let go of them.
 const SWITCH_DEADLINE: Duration = Duration::from_secs(15);
@@ -67,8 +67,14 @@ where
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(PIECE_BYTES);
-        let is_end = from.read_buf(&mut buffer).await? == 0;
-        let given = if is_end { scrubber.finish() } else { scrubber.push(buffer.split().freeze()) };
+        let read = from.read_buf(&mut buffer);
+        let read = if scrubber.held_bytes() > 0 { timeout(HELD_FOR, read).await } else { Ok(read.await) };
+        let is_end = matches!(read, Ok(Ok(0)));
+        let given = match read {
+            Ok(Ok(0)) => scrubber.finish(),
+            Ok(read) => read.map(|_| scrubber.push(buffer.split().freeze()))?,
+            Err(_) => scrubber.let_go(),
+        };
         to.write_all(&given).await?;
         to.flush().await?;
         if is_end {

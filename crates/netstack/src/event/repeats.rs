@@ -10,7 +10,8 @@
 //!
 //! Kinds are told apart by what was refused, and then by the process, which has to be looked up. That costs the VM, so
 //! that it is done for the first few ends of a kind alone; what others do is counted with the first. New kinds come
-//! from a budget; those beyond it are one kind, [`Further`](NetworkEventKind::Further).
+//! from budgets, one for each [class](Class), so that a flood of datagrams hides no request for a secret; those beyond
+//! them are one kind, [`Further`](NetworkEventKind::Further).
 //!
 //! There is no clock in here: who calls says what time it is.
 
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{NetworkEventKind, Owner};
+use crate::policy::Protocol;
 
 /// For how long a kind is counted after it was told first.
 const FIRST: Duration = Duration::from_secs(1);
@@ -29,8 +31,11 @@ const LONGEST: Duration = Duration::from_secs(64);
 /// Processes that are looked for per kind, until it is forgotten.
 const LOOKUPS_OF_A_KIND: usize = 4;
 
-/// Different kinds that are told at once, of 1,024 events that are kept.
-const BURST: f64 = 256.0;
+/// Different kinds of a class that are told at once, of 1,024 events that are kept.
+const BURST: f64 = 128.0;
+
+/// Those of a class that are counted at a time: each remembers what was refused, and names can be long.
+const MAX_KINDS: usize = 256;
 
 /// And then in a second.
 const KINDS_PER_SECOND: f64 = 2.0;
@@ -39,9 +44,50 @@ const KINDS_PER_SECOND: f64 = 2.0;
 #[derive(Debug)]
 pub(crate) struct Repeats {
     kinds: HashMap<NetworkEventKind, Kind>,
-    /// New kinds that may be told now.
-    budget: f64,
+    budgets: HashMap<Class, Budget>,
+}
+
+/// What refusals are about, as far as one kind of flood makes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Class {
+    Connections,
+    /// And pings.
+    Datagrams,
+    Names,
+    Border,
+}
+
+impl Class {
+    /// None: there are few of these.
+    fn of(kind: &NetworkEventKind) -> Option<Self> {
+        match kind {
+            NetworkEventKind::Refused { protocol: Protocol::Tcp, .. } => Some(Self::Connections),
+            NetworkEventKind::Refused { .. } => Some(Self::Datagrams),
+            NetworkEventKind::QueryRefused { .. } => Some(Self::Names),
+            NetworkEventKind::Border { .. } => Some(Self::Border),
+            NetworkEventKind::LimitReached { .. }
+            | NetworkEventKind::Further
+            | NetworkEventKind::Ended { .. } => None,
+        }
+    }
+}
+
+/// New kinds that may be told now.
+#[derive(Debug)]
+struct Budget {
+    left: f64,
     filled: Instant,
+}
+
+impl Budget {
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.filled = now.max(self.filled);
+        self.left = (self.left + passed * KINDS_PER_SECOND).min(BURST);
+        let is_enough = self.left >= 1.0;
+        self.left -= if is_enough { 1.0 } else { 0.0 };
+        is_enough
+    }
 }
 
 #[derive(Debug)]
@@ -75,7 +121,9 @@ pub(crate) enum Next {
 
 impl Repeats {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { kinds: HashMap::new(), budget: BURST, filled: now }
+        let classes = [Class::Connections, Class::Datagrams, Class::Names, Class::Border];
+        let budgets = classes.map(|class| (class, Budget { left: BURST, filled: now }));
+        Self { kinds: HashMap::new(), budgets: budgets.into() }
     }
 
     /// Takes in a refusal, which says nothing of the process yet. `end` is the guest's, where it has one.
@@ -89,9 +137,7 @@ impl Repeats {
             known.count(end);
             return Next::Nothing;
         }
-        // There are few of these.
-        let few = matches!(kind, NetworkEventKind::Further | NetworkEventKind::LimitReached { .. });
-        if !few && !self.has_room(now) {
+        if !self.has_room(&kind, now) {
             return self.refused(NetworkEventKind::Further, None, now);
         }
         let told = if end.is_none() { vec![Told { process: None, more: 0 }] } else { Vec::new() };
@@ -108,8 +154,8 @@ impl Repeats {
         end: SocketAddr,
         process: Option<Owner>,
     ) -> Option<NetworkEventKind> {
-        // A kind is not forgotten while one of its processes is looked for.
-        let known = self.kinds.get_mut(&kind)?;
+        // A kind is not forgotten while one of its processes is looked for, but at the end of all.
+        let Some(known) = self.kinds.get_mut(&kind) else { return Some(kind.by(process)) };
         let number = known.told.iter().position(|told| told.process == process);
         let place = number.unwrap_or(known.told.len());
         if let Some((_, asked)) = known.ends.iter_mut().find(|(asked, _)| *asked == end) {
@@ -150,17 +196,21 @@ impl Repeats {
         let mut counted = Vec::new();
         for (kind, mut known) in self.kinds.drain() {
             known.take(&kind, &mut counted);
+            if known.early > 0 {
+                counted.push((kind, known.early));
+            }
         }
         counted
     }
 
-    fn has_room(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.filled = now.max(self.filled);
-        self.budget = (self.budget + passed * KINDS_PER_SECOND).min(BURST);
-        let room = self.budget >= 1.0;
-        self.budget -= if room { 1.0 } else { 0.0 };
-        room
+    /// Whether one more kind can be told and counted.
+    fn has_room(&mut self, kind: &NetworkEventKind, now: Instant) -> bool {
+        let Some(class) = Class::of(kind) else { return true };
+        // Asked first: who is out of it costs no more than this.
+        if !self.budgets.get_mut(&class).is_some_and(|budget| budget.take(now)) {
+            return false;
+        }
+        self.kinds.keys().filter(|known| Class::of(known) == Some(class)).count() < MAX_KINDS
     }
 }
 
@@ -193,7 +243,6 @@ impl Kind {
 mod tests {
     use super::*;
     use crate::event::Limit;
-    use crate::policy::Protocol;
 
     fn refused(port: u16) -> NetworkEventKind {
         NetworkEventKind::Refused {
@@ -221,6 +270,36 @@ mod tests {
             Next::Tell(kind) => Some(kind),
             Next::Nothing => None,
         }
+    }
+
+    #[test]
+    fn what_is_counted_at_a_time_is_bounded() {
+        let start = Instant::now();
+        let mut repeats = Repeats::new(start);
+        let tell = |repeats: &mut Repeats, number: u16| {
+            repeats.refused(refused(number), None, start + Duration::from_secs(u64::from(number)))
+        };
+        for number in 0..MAX_KINDS as u16 {
+            assert_eq!(tell(&mut repeats, number), Next::Tell(refused(number)));
+        }
+        assert_eq!(tell(&mut repeats, MAX_KINDS as u16), Next::Tell(NetworkEventKind::Further));
+        // There is room again when some have not come for a while.
+        let later = start + Duration::from_secs(2 * MAX_KINDS as u64);
+        assert!(repeats.due(later).is_empty());
+        assert_eq!(repeats.refused(refused(7), None, later), Next::Tell(refused(7)));
+    }
+
+    #[test]
+    fn a_refusal_whose_process_is_found_after_the_end_is_told() {
+        let start = Instant::now();
+        let mut repeats = Repeats::new(start);
+        let Next::LookUp(kind) = repeats.refused(refused(7), end(1), start) else { panic!("told too soon") };
+        // The third has the process of nobody: it comes before the first is told.
+        for _ in 0..2 {
+            assert_eq!(repeats.refused(refused(7), end(1), start), Next::Nothing);
+        }
+        assert_eq!(repeats.rest(), [(refused(7), 2)]);
+        assert_eq!(repeats.found(kind, end(1).unwrap(), owner(42)), Some(refused(7).by(owner(42))));
     }
 
     #[test]

@@ -162,15 +162,48 @@ fn a_request_that_servers_may_read_differently_has_no_host() {
 }
 
 #[test]
+fn a_hello_behind_another_record_has_no_name() {
+    for record in [&[21, 3, 1, 0, 2, 1, 90][..], &[20, 3, 1, 0, 1, 1]] {
+        let bytes = [record, &records(&simple_hello("a.example"), &[])].concat();
+        assert_eq!(sniff(&bytes), Sniffed::Nameless(Wire::Tls));
+    }
+}
+
+#[test]
+fn a_request_is_one_to_whichever_server_would_take_it() {
+    for request in [
+        "GET / HTTP/1.9\r\nHost: a.example\r\n\r\n",
+        "GET / HTTP/1.01\r\nHost: a.example\r\n\r\n",
+        "GET / http/1.1\r\nHost: a.example\r\n\r\n",
+        "GET\t/\tHTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "GET / now HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "\r\n\nGET / HTTP/3.0 \r\n",
+        " GET  /  HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "GET /\x7f HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "GET /a b\r\n",
+        "GET /path\r\n",
+        "get /path\n",
+    ] {
+        assert_eq!(sniff(request.as_bytes()), Sniffed::Nameless(Wire::Http), "{request}");
+    }
+    for request in ["\r\nGET / HTTP/1.1\r\n", "get / HTTP/1.1\r\n", "X-1.a / HTTP/1.1\r\n"] {
+        let request = format!("{request}Host: a.example\r\n\r\n");
+        assert_eq!(sniff(request.as_bytes()), named("a.example", Wire::Http), "{request}");
+    }
+}
+
+#[test]
 fn what_is_neither_tls_nor_http_is_known_early() {
     for (bytes, at_most) in [
-        (&b"SSH-2.0-OpenSSH_10.0\r\n"[..], 5),
+        (&b"SSH-2.0-OpenSSH_10.0\r\n"[..], 21),
         (b"EHLO client.example\r\n", 21),
         (b"\0\0\0\x08\x04\xd2\x16\x2f", 1),
-        (b"get / HTTP/1.1\r\n", 1),
+        (b"helo client.example\r\n", 21),
+        (b"{\"id\": 1}", 1),
         (b"\x16\x02\0\0", 2),
         (b"QUIT\r\n", 5),
-        (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", 25),
+        (&[b'A'; 80], 65),
+        (b"get key\r\n", 9),
     ] {
         let first = (0..=bytes.len()).find(|end| sniff(&bytes[..*end]) != Sniffed::Incomplete).unwrap();
         assert!(first <= at_most, "{:?}: known after {first}", String::from_utf8_lossy(bytes));
@@ -185,7 +218,7 @@ fn http_2_in_the_clear_is_known_and_says_no_name() {
         let expected = if end < 16 { Sniffed::Incomplete } else { Sniffed::Nameless(Wire::Http2) };
         assert_eq!(sniff(&preface[..end]), expected, "{end}");
     }
-    assert_eq!(sniff(b"PRI * HTTP/2.1\r\n"), Sniffed::Nameless(Wire::Unknown));
+    assert_eq!(sniff(b"PRI * HTTP/2.1\r\n"), Sniffed::Nameless(Wire::Http));
 }
 
 #[test]

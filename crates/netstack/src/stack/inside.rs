@@ -136,8 +136,8 @@ impl Shared {
                 TcpStream::connect(targets.as_slice()).await?
             }
         };
-        // Heads and events are small and urgent.
-        stream.set_nodelay(true)?;
+        // Heads and events are small and urgent, and a host that vanished is to be found out about.
+        super::tcp::prepare(&stream)?;
         self.counted(stream, upstream)
     }
 

@@ -11,6 +11,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,11 +37,14 @@ const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// The kernel's own idle time before it asks the other side whether it is still there, for connections of a guest.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
+/// What a server of our own still has to do when the guest has broken its connection off: to tell what was refused.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 pub(super) struct Flow {
     shared: Arc<Shared>,
     facts: Arc<Facts>,
     /// Until the guest is answered.
-    opening: Vec<u8>,
+    opening: Option<Queued>,
     packets: Option<mpsc::Receiver<Queued>>,
     connection: Option<Connection>,
     /// Since it is carried, by whatever and however often.
@@ -59,6 +63,8 @@ enum Failed {
 /// How far a connection has been carried.
 enum Carried {
     Whole,
+    /// Until the guest broke it off.
+    Reset,
     /// Not at all: it speaks plain HTTP, whose requests are to be looked at.
     Http,
 }
@@ -73,10 +79,10 @@ impl Flow {
     pub(super) fn new(
         shared: Arc<Shared>,
         facts: Arc<Facts>,
-        opening: Vec<u8>,
+        opening: Queued,
         packets: mpsc::Receiver<Queued>,
     ) -> Self {
-        Self { shared, facts, opening, packets: Some(packets), connection: None, live: None }
+        Self { shared, facts, opening: Some(opening), packets: Some(packets), connection: None, live: None }
     }
 
     /// Serves the connection until it ends or is cut.
@@ -139,8 +145,13 @@ impl Flow {
 
     /// Connects outside, then answers the guest.
     async fn outside(&mut self, gated: bool) -> Result<(), Failed> {
-        let mut peer = Peer::Host(connect(self.facts.key.remote).await?);
+        let stream = connect(self.facts.key.remote).await?;
         self.answer();
+        self.pass(stream, gated).await
+    }
+
+    async fn pass(&mut self, stream: TcpStream, gated: bool) -> Result<(), Failed> {
+        let mut peer = Peer::Host(stream);
         match (self.carry(&mut peer, gated).await?, peer) {
             (Carried::Http, Peer::Host(stream)) => self.requests(Some(stream)).await,
             _ => Ok(()),
@@ -181,9 +192,10 @@ impl Flow {
                 let stream = connect(remote).await?;
                 self.requests(Some(stream)).await
             }
-            _ => {
-                let mut peer = Peer::Host(connect(remote).await?);
-                self.carry(&mut peer, false).await.map(drop)
+            // Whoever has said nothing yet may still say a name.
+            (_, wire) => {
+                let stream = connect(remote).await?;
+                self.pass(stream, wire.is_none()).await
             }
         }
     }
@@ -217,7 +229,7 @@ impl Flow {
 
     /// Makes the guest's connection stand.
     fn answer(&mut self) -> &mut Connection {
-        let opening = std::mem::take(&mut self.opening);
+        let opening = self.opening.take().map(|opening| opening.bytes).unwrap_or_default();
         // Taken once: each way through here answers once.
         let packets = self.packets.take().unwrap_or_else(|| mpsc::channel(1).1);
         self.connection.insert(Connection::new(self.facts.key, &self.shared, opening, packets))
@@ -233,7 +245,20 @@ impl Flow {
             drop(peer);
             carried
         };
-        let (carried, ()) = tokio::join!(carry, serve(theirs));
+        let (mut carry, mut serve) = (pin!(carry), pin!(serve(theirs)));
+        let mut is_served = false;
+        let carried = loop {
+            tokio::select! {
+                carried = &mut carry => break carried,
+                () = &mut serve, if !is_served => is_served = true,
+            }
+        };
+        match carried {
+            _ if is_served => {}
+            // Of an upstream that goes on saying nothing nobody wants to hear any more.
+            Ok(Carried::Reset) => drop(tokio::time::timeout(LAST_WORDS, serve).await),
+            _ => serve.await,
+        }
         carried.map(drop)
     }
 
@@ -258,7 +283,8 @@ impl Flow {
         match Carry::new(connection, peer, counter.as_ref(), &self.shared.throttle, gate).await {
             End::Refused(refusal) => Err(refusal.into()),
             End::Http => Ok(Carried::Http),
-            End::Closed | End::GuestReset | End::PeerReset => Ok(Carried::Whole),
+            End::GuestReset => Ok(Carried::Reset),
+            End::Closed | End::PeerReset => Ok(Carried::Whole),
         }
     }
 
@@ -267,7 +293,8 @@ impl Flow {
         match &mut self.connection {
             Some(connection) => connection.abort(),
             None => {
-                if let Some(error) = packet::unreachable(&self.opening, why) {
+                let opening = self.opening.as_ref();
+                if let Some(error) = opening.and_then(|opening| packet::unreachable(&opening.bytes, why)) {
                     self.shared.tun.write_packet(&error);
                 }
             }
@@ -278,7 +305,8 @@ impl Flow {
         match &mut self.connection {
             Some(connection) => connection.abort(),
             None => {
-                if let Inbound::Tcp { key, segment } = packet::parse(&self.opening)
+                if let Some(opening) = &self.opening
+                    && let Inbound::Tcp { key, segment } = packet::parse(&opening.bytes)
                     && let Some(reset) = packet::reset(key, segment)
                 {
                     self.shared.tun.write_packet(&reset);
@@ -312,12 +340,15 @@ async fn first_words(connection: &mut Connection) -> Option<Sniffed> {
 
 async fn connect(address: std::net::SocketAddr) -> Result<TcpStream, Failed> {
     let stream = TcpStream::connect(address).await.map_err(Failed::Connect)?;
+    prepare(&stream).map_err(Failed::Connect)?;
+    Ok(stream)
+}
+
+/// Sets what every connection outside has.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     // What the guest sends in pieces goes out in pieces: it has decided on that already. And a host that vanished is
     // found out about, though the guest may never write.
-    let options = stream.set_nodelay(true).and_then(|()| {
-        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-        Ok(rustix::net::sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE)?)
-    });
-    options.map_err(Failed::Connect)?;
-    Ok(stream)
+    stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+    Ok(rustix::net::sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?)
 }

@@ -96,8 +96,8 @@ async fn a_flood_of_equal_refusals_is_two_events_and_one_look_up() {
     let refused = world.stack.stats().refused;
     let events = world.events_until(|events| sum(events) == refused).await;
     assert_eq!((events[0].count, events[0].sequence), (1, 0));
-    // A slow machine may take more than the first second for them.
-    assert!(events.len() <= 4, "{events:?}");
+    // A slow machine may take more than the first second for them; the next is told after two more, and then four.
+    assert!(events.len() <= 7, "{events:?}");
     for (event, sequence) in events.iter().zip(0..) {
         assert_eq!((event.sequence, &event.kind), (sequence, &events[0].kind));
     }
@@ -159,12 +159,12 @@ async fn a_limit_that_is_met_is_told() {
     world.send_ping(FAR, 1, b"ping").await;
     let events = world.events_until(|events| sum(events) == 11).await;
     let reached = |limit, count| {
-        let mut equal = events.iter().filter(|event| event.kind == NetworkEventKind::LimitReached { limit });
-        equal.any(|event| event.count == count)
+        let equal = events.iter().filter(|event| event.kind == NetworkEventKind::LimitReached { limit });
+        let counts: Vec<u64> = equal.map(|event| event.count).collect();
+        counts.first() == Some(&1) && counts.iter().sum::<u64>() == count
     };
-    assert!(reached(Limit::Connections, 1) && reached(Limit::Connections, 9), "{events:?}");
+    assert!(reached(Limit::Connections, 10), "{events:?}");
     assert!(reached(Limit::Pings, 1), "{events:?}");
-    assert_eq!(events.len(), 3);
 }
 
 fn gateway(port: u16) -> Border {

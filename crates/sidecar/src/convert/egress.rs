@@ -67,9 +67,9 @@ fn limit(limit: Limit) -> v1::NetworkLimit {
     }
 }
 
-/// So many events before `sequence` are lost to this reader.
-pub(crate) fn missed(count: u64, sequence: u64) -> v1::NetworkEvent {
-    v1::NetworkEvent { sequence, at_ms: 0, event: Some(Event::Missed(count)), count: 1 }
+/// So many events before this one, the first that is kept, are lost to this reader.
+pub(crate) fn missed(count: u64, first: &NetworkEvent) -> v1::NetworkEvent {
+    v1::NetworkEvent { event: Some(Event::Missed(count)), count: 1, ..event(first) }
 }
 
 pub(crate) fn stats(stats: NetworkStats) -> v1::NetworkStats {

@@ -57,7 +57,8 @@ fn watch_network(vm: Vm, past_only: bool) -> Streamed<v1::NetworkEvent> {
             }
             let found = log.since(next);
             let Some(last) = found.events.last().map(|event| event.sequence) else { return Ok(None) };
-            let missed = (found.missed > 0).then(|| egress::missed(found.missed, next + found.missed));
+            let first = found.events.first().filter(|_| found.missed > 0);
+            let missed = first.map(|first| egress::missed(found.missed, first));
             let messages: Vec<Result<v1::NetworkEvent, Status>> = missed
                 .into_iter()
                 .chain(found.events.iter().map(|event| egress::event(event)))

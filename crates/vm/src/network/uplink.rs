@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentos_guest_protocol::init::Request;
 use agentos_guest_protocol::launcher::BootFailure;
@@ -91,13 +92,18 @@ impl Uplink {
 
     /// Ends the stack, once those who use it now are through.
     pub(crate) fn end(&self) {
+        let mut was_busy = false;
         self.link.send_if_modified(|link| {
+            was_busy = matches!(link, Link::Up(stack) if stack.stats().connections >= BUSY_CONNECTIONS);
             let up = !matches!(link, Link::Missing(_));
             if up {
                 *link = Link::Missing(Missing::Ended);
             }
             up
         });
+        if let (true, Ok(runtime)) = (was_busy, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(give_back());
+        }
     }
 
     async fn stack(&self) -> Result<Arc<Stack>, Missing> {
@@ -109,6 +115,20 @@ impl Uplink {
             // The sender is in what this is called on.
             Ok(Link::Coming) | Err(_) => Err(Missing::Ended),
         }
+    }
+}
+
+/// A network that has had so many connections may leave megabytes of freed buffers.
+const BUSY_CONNECTIONS: u64 = 64;
+
+/// Until the tasks of a network that has ended are gone.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+/// Gives the memory of a network that has ended back to the kernel, when its last buffers are free.
+async fn give_back() {
+    tokio::time::sleep(SETTLED_AFTER).await;
+    if let Err(fault) = tokio::task::spawn_blocking(agentos_linux::memory::give_back).await {
+        tracing::warn!(%fault, "freed memory stays with the sidecar");
     }
 }
 
