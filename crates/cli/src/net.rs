@@ -1,11 +1,23 @@
 //! What the VM may reach: `--net none|public|POLICY.toml` and `--allow HOST[:PORT]`; and how much of it at a time.
 
-use std::path::PathBuf;
+use std::fs::{File, FileType};
+use std::io::{self, Read};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use agentos::{AgentOsOptions, EgressPolicy, EgressRule, Limits};
 use clap::Args;
+use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
+
+/// As much as the SDK takes for a policy.
+const MAX_POLICY_BYTES: u64 = 1 << 20;
+
+/// What the sidecar takes, so that what it would refuse is wrong usage before anything starts.
+const CONNECTIONS: RangeInclusive<i64> = 1..=65_535;
+const MIN_BANDWIDTH_BYTES: u64 = 1_024;
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetArgs {
@@ -36,10 +48,11 @@ pub(crate) struct NetLimitArgs {
     /// Let the VM reach this port of the host's 127.0.0.1, as its own and at host.agentos.internal
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) loopback_exempt_port: Vec<u16>,
-    /// Refuse TCP connections beyond so many at a time [default: 2048]
-    #[arg(long, value_name = "COUNT")]
+    /// Refuse TCP connections beyond so many at a time, from 1 to 65535 [default: 2048]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(CONNECTIONS))]
     pub(crate) connections_limit: Option<u32>,
-    /// Let so many bytes a second out of the VM, and as many in; k, m and g are powers of 1024 [default: no limit]
+    /// Let so many bytes a second out of the VM, and as many in, at least 1024; k, m and g are powers of 1024. What
+    /// counts is the payload of TCP, UDP and pings, and not queries to the VM's own resolver [default: no limit]
     #[arg(long, value_name = "BYTES[k|m|g]")]
     pub(crate) bandwidth_limit: Option<BytesSpec>,
 }
@@ -58,7 +71,7 @@ impl NetLimitArgs {
     }
 }
 
-/// A number of bytes, as docker's `--memory` has it.
+/// A number of bytes a second, written as docker's `--memory` is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BytesSpec(pub(crate) u64);
 
@@ -74,15 +87,19 @@ impl FromStr for BytesSpec {
         };
         let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
         let number = digits.parse::<u64>().ok().filter(|_| is_number);
-        let bytes = number.and_then(|number| number.checked_mul(unit)).filter(|bytes| *bytes > 0);
-        bytes.map(Self).ok_or(NetError::Bytes)
+        let bytes = number.and_then(|number| number.checked_mul(unit)).ok_or(NetError::Bytes)?;
+        if bytes < MIN_BANDWIDTH_BYTES { Err(NetError::FewBytes) } else { Ok(Self(bytes)) }
     }
 }
 
 #[derive(Debug, Error)]
 pub(crate) enum NetError {
     #[error("it is neither `none` nor `public`, nor a policy file that can be read: {source}")]
-    Read { source: std::io::Error },
+    Read { source: io::Error },
+    #[error("{}: a policy file must be a regular file, and this is {what}", .path.display())]
+    NoFile { path: PathBuf, what: &'static str },
+    #[error("{}: it is longer than {MAX_POLICY_BYTES} bytes, which no policy file may be", .path.display())]
+    LongFile { path: PathBuf },
     #[error("{}: {source}", .path.display())]
     Policy { path: PathBuf, source: agentos::Error },
     #[error("{0}")]
@@ -93,8 +110,10 @@ pub(crate) enum NetError {
     Url,
     #[error("port must be between 1 and 65535")]
     Port,
-    #[error("it is a number of bytes above 0, such as 500000, 512k or 10m")]
+    #[error("it is a number of bytes, such as 500000, 512k or 10m")]
     Bytes,
+    #[error("it must be {MIN_BANDWIDTH_BYTES} bytes or more, such as 500000, 512k or 10m")]
+    FewBytes,
 }
 
 /// A policy file is read where its name is, so that what is wrong with it is wrong usage.
@@ -109,12 +128,43 @@ impl FromStr for NetSpec {
             "none" => EgressPolicy::none(),
             "public" => EgressPolicy::public(),
             path => {
-                let content = std::fs::read_to_string(path).map_err(|source| NetError::Read { source })?;
+                let content = read_policy(Path::new(path))?;
                 EgressPolicy::from_toml(&content)
                     .map_err(|source| NetError::Policy { path: path.into(), source })?
             }
         };
         Ok(Self(policy))
+    }
+}
+
+/// The text of a policy file. What never ends, or never begins, must not hold up the command.
+fn read_policy(path: &Path) -> Result<String, NetError> {
+    let unreadable = |source| NetError::Read { source };
+    // A FIFO that nobody writes to would not open.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| unreadable(errno.into()))?;
+    let file = File::from(file);
+    let kind = file.metadata().map_err(unreadable)?.file_type();
+    if !kind.is_file() {
+        return Err(NetError::NoFile { path: path.into(), what: describe(kind) });
+    }
+    let mut content = Vec::new();
+    // One more tells a file of just that length from a longer one.
+    let read = file.take(MAX_POLICY_BYTES + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if read as u64 > MAX_POLICY_BYTES {
+        return Err(NetError::LongFile { path: path.into() });
+    }
+    String::from_utf8(content).map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+/// What can be opened and is no regular file, which a socket can't.
+fn describe(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else {
+        "a device"
     }
 }
 
@@ -210,18 +260,33 @@ mod tests {
         }
         let shown = format!("{:?}", NetLimitArgs::default().declare(AgentOsOptions::default()));
         assert_eq!(shown, format!("{:?}", AgentOsOptions::default()));
-        for wrong in ["--loopback-exempt-port 0", "--connections-limit -1", "--bandwidth-limit fast"] {
-            let flags = ["x"].into_iter().chain(wrong.split(' '));
-            assert!(<Limited as clap::Parser>::try_parse_from(flags).is_err(), "{wrong}");
+        for (flag, value, reason) in [
+            ("--loopback-exempt-port", "0", "1..=65535"),
+            ("--connections-limit", "-1", "1..=65535"),
+            ("--connections-limit", "0", "1..=65535"),
+            ("--connections-limit", "65536", "1..=65535"),
+            ("--bandwidth-limit", "fast", "a number of bytes"),
+            ("--bandwidth-limit", "1", "1024 bytes or more"),
+        ] {
+            let argument = format!("{flag}={value}");
+            let error = <Limited as clap::Parser>::try_parse_from(["x", &argument]).unwrap_err();
+            let message = error.to_string();
+            assert_eq!(error.exit_code(), 2, "{message}");
+            assert!(message.contains(flag) && message.contains(reason), "{flag} {value}: {message}");
+        }
+        for edge in ["--connections-limit=1", "--connections-limit=65535", "--bandwidth-limit=1k"] {
+            assert!(<Limited as clap::Parser>::try_parse_from(["x", edge]).is_ok(), "{edge}");
         }
     }
 
     #[test]
     fn bytes_are_numbers_with_a_unit_or_without() {
-        for (text, bytes) in [("500000", 500_000), ("512k", 512 << 10), ("10M", 10 << 20), ("1g", 1 << 30)] {
+        for (text, bytes) in
+            [("1024", 1_024), ("500000", 500_000), ("512k", 512 << 10), ("10M", 10 << 20), ("1g", 1 << 30)]
+        {
             assert_eq!(text.parse::<BytesSpec>().unwrap().0, bytes, "{text}");
         }
-        for text in ["", "k", "0", "0m", "-1", "+1", "1.5m", "1mb", "99999999999g", "1 k", "ä"] {
+        for text in ["", "k", "0", "0m", "1023", "-1", "+1", "1.5m", "1mb", "99999999999g", "1 k", "ä"] {
             assert!(text.parse::<BytesSpec>().is_err(), "{text}");
         }
     }
@@ -277,5 +342,25 @@ mod tests {
         assert!(message.contains("policy.toml: policy, line 3: unknown field `alow`"), "{message}");
         let message = refusal(&["--net", "pubic"]);
         assert!(message.contains("neither `none` nor `public`"), "{message}");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_or_has_no_end_is_no_policy() {
+        let directory = tempfile::tempdir().unwrap();
+        let (fifo, file) = (directory.path().join("fifo"), directory.path().join("policy.toml"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        for (path, what) in
+            [(directory.path(), "a directory"), (&fifo, "a pipe"), (Path::new("/dev/zero"), "a device")]
+        {
+            let message = refusal(&["--net", path.to_str().unwrap()]);
+            assert!(message.contains(&format!("must be a regular file, and this is {what}")), "{message}");
+        }
+        let mut text = "base = \"none\"\n".to_owned();
+        text.push_str(&" ".repeat((1 << 20) - text.len()));
+        std::fs::write(&file, &text).unwrap();
+        assert_eq!(policy(&["--net", file.to_str().unwrap()]), Some(EgressPolicy::none()));
+        std::fs::write(&file, text + " ").unwrap();
+        let message = refusal(&["--net", file.to_str().unwrap()]);
+        assert!(message.contains("policy.toml: it is longer than 1048576 bytes"), "{message}");
     }
 }

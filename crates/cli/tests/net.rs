@@ -165,8 +165,6 @@ fn a_limit_of_connections_is_kept() {
         let said = world.agentos([&arguments[..], &["--", "python3", "-c", &script]].concat());
         assert_eq!(said.expect(0).text(), expected);
     }
-    let refused = world.agentos(["exec", "--connections-limit", "0", "--", "true"]).expect(125);
-    assert!(refused.stderr.contains("0 is not between 1 and 65535"), "{}", refused.stderr);
 }
 
 #[test]
@@ -174,9 +172,9 @@ fn a_limit_of_bandwidth_is_kept() {
     let Some(world) = world() else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
+    let started = std::time::Instant::now();
     let server = std::thread::spawn(move || {
         let (mut stream, mut received) = (listener.accept().unwrap().0, Vec::new());
-        let started = std::time::Instant::now();
         stream.read_to_end(&mut received).unwrap();
         (received.len(), started.elapsed())
     });

@@ -207,13 +207,15 @@ fn http_host(bytes: &[u8]) -> Result<HostName, Unreadable> {
 }
 
 /// Whether the first line is a request's to some server. Servers pass over white space before it, take methods and
-/// versions that nobody has heard of, and some still know HTTP/0.9, whose requests are a GET and a path.
+/// versions that nobody has heard of, and some still know HTTP/0.9, whose requests are a GET and a path. Few take methods
+/// that don't begin with a capital, and many other protocols begin with such a word, which may be all that comes.
 fn is_http(bytes: &[u8]) -> Result<bool, Unreadable> {
     let start = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     let request = bytes.get(start..).unwrap_or_default();
     let method = request.iter().take_while(|byte| is_of_token(**byte)).count();
     match request.get(method) {
         _ if method > MAX_METHOD_BYTES => return Ok(false),
+        _ if request.first().is_some_and(|first| !first.is_ascii_uppercase()) => return Ok(false),
         None => return Err(Unreadable::CutShort),
         Some(b' ' | b'\t') if method > 0 => {}
         Some(_) => return Ok(false),

@@ -10,6 +10,9 @@ use toml::Spanned;
 
 use super::{Action, EgressPolicy, EgressProtocol, EgressRule, PolicyBase, Target, TargetError};
 
+/// A few ten thousand rules: no hand writes more, and whoever names another file by mistake is told so at once.
+const MAX_BYTES: usize = 1 << 20;
+
 /// What is wrong with a policy file, and where.
 #[derive(Debug, thiserror::Error)]
 #[error("policy, line {line}: {problem}")]
@@ -21,6 +24,8 @@ pub(crate) struct FileError {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileProblem {
+    #[error("the policy goes on beyond {MAX_BYTES} bytes, which is the most that is read")]
+    TooLong,
     /// Not TOML, or not the keys and values of a policy.
     #[error("{}", .0.message())]
     Toml(Box<toml::de::Error>),
@@ -109,6 +114,9 @@ fn port(text: &str) -> Option<u16> {
 }
 
 pub(super) fn parse(text: &str) -> Result<EgressPolicy, FileError> {
+    if text.len() > MAX_BYTES {
+        return Err(FileError { line: line_of(text, MAX_BYTES), problem: FileProblem::TooLong });
+    }
     let at = |span: Range<usize>, problem| FileError { line: line_of(text, span.start), problem };
     let file: File = toml::from_str(text)
         .map_err(|error| at(error.span().unwrap_or_default(), FileProblem::Toml(Box::new(error))))?;

@@ -29,6 +29,8 @@ pub(crate) enum TargetError {
     Length,
     #[error("it is neither an address nor a host name, which never ends in a number")]
     Number,
+    #[error("a host name or a network is needed and not a URL, such as example.com or 10.0.0.0/8")]
+    Url,
     #[error("it is no network such as 10.0.0.0/8")]
     Network,
     #[error("the number after the slash must be from 0 to {longest}")]
@@ -43,6 +45,9 @@ impl Target {
     pub(crate) fn parse(text: &str) -> Result<Self, TargetError> {
         if text == "*" {
             return Ok(Self::Any);
+        }
+        if text.contains("://") {
+            return Err(TargetError::Url);
         }
         if let Some((address, prefix)) = text.split_once('/') {
             check_network(address, prefix)?;
@@ -128,7 +133,8 @@ mod tests {
             ("10.0.0", TargetError::Number),
             ("a.0x1F", TargetError::Number),
             ("example.com/8", TargetError::Network),
-            ("https://example.com/", TargetError::Network),
+            ("https://example.com/", TargetError::Url),
+            ("http://10.0.0.0/8", TargetError::Url),
             ("10.0.0.0/33", TargetError::Prefix { longest: 32 }),
             ("10.0.0.0/", TargetError::Prefix { longest: 32 }),
             ("10.0.0.0/+8", TargetError::Prefix { longest: 32 }),

@@ -60,6 +60,7 @@ fn a_mistake_is_told_with_its_line_and_reason() {
         (rule("allow = \"a b\""), 4, "name holds ' '"),
         (rule("allow = \"a.example:80\""), 4, "name holds ':'"),
         (rule("allow = \"10.0.0.1/8\""), 4, "bits set beyond /8"),
+        (rule("allow = \"https://a.example/\""), 4, "a host name or a network is needed and not a URL"),
         (rule("allow = [\"a.example\"]"), 4, "expected a string"),
         (rule("deny = \"a.example\"\nprivate = true"), 5, "denies private addresses anyway"),
         (rule("deny = \"a.example\"\nprotocol = \"icmp\"\nports = 1"), 6, "icmp has no ports"),
@@ -75,6 +76,19 @@ fn a_mistake_is_told_with_its_line_and_reason() {
         let message = refusal(&rule(&format!("allow = \"a.example\"\nports = {ports}")));
         assert!(message.starts_with("policy, line 5: ") && message.contains("8000-8100"), "{message}");
     }
+}
+
+#[test]
+fn a_policy_is_read_up_to_a_bound_and_no_further() {
+    let mut text = "base = \"none\"\n".to_owned();
+    text.push_str(&"#\n".repeat((MAX_BYTES - text.len()) / 2 - 1));
+    text.push_str(&" ".repeat(MAX_BYTES - text.len()));
+    assert_eq!(EgressPolicy::from_toml(&text).unwrap(), EgressPolicy::none());
+    let lines = text.lines().count();
+    text.push(' ');
+    let message = refusal(&text);
+    let start = format!("policy, line {lines}: ");
+    assert!(message.starts_with(&start) && message.contains("beyond 1048576 bytes"), "{message}");
 }
 
 #[test]
