@@ -42,8 +42,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(120);
 const BODY_DEADLINE: Duration = Duration::from_secs(600);
 
 const MAX_HEADERS: usize = 256;
-/// Bounds the head as a whole, and one read of a body: buffers beyond the allocator's threshold for large blocks would
-/// come from the kernel, page by page, for every piece.
+/// Bounds the head as a whole, and one read of a body: larger buffers can come from the kernel anew, page by page, for
+/// every piece.
 const MAX_HEAD_BYTES: usize = 96 * 1024;
 
 #[derive(Debug, thiserror::Error)]

@@ -160,7 +160,6 @@ impl HostNetwork {
             tracing::warn!(%error, "VMs can resolve no names");
             Upstream::servers(&[])
         });
-        agentos_linux::memory::keep_large_blocks_apart();
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let sockets = Arc::new(Semaphore::new(socket_count(descriptors)));
         Ok(Self { upstream, nobody: Trust::nobody()?, trusted: OnceCell::new(), sockets })
