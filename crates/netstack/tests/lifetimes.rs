@@ -178,6 +178,26 @@ async fn who_is_slow_to_say_a_denied_name_says_it_in_vain() {
 }
 
 #[tokio::test]
+async fn who_begins_to_say_something_and_waits_hears_that_it_leads_nowhere() {
+    let (listener, address) = server().await;
+    let denied = Target::Name(NamePattern::parse("evil.example").unwrap());
+    let deny = Rule { action: Action::Deny, target: denied, ports: None, protocol: None, private: false };
+    let world = World::new(EgressPolicy::new(Base::None, [to_loopback().rules(), &[deny]].concat()));
+    let mut guest = Guest::connect(&world, address);
+    let mut host = guest.drive_until(soon(listener.accept())).await.unwrap().0;
+    // Who says nothing waits for its server, and may.
+    pass(Duration::from_secs(60)).await;
+    guest.settle().await;
+    assert!(guest.is_open());
+    guest.send(b"HELLO").await;
+    guest.settle().await;
+    pass(Duration::from_secs(11)).await;
+    assert!(guest.is_refused().await);
+    assert!(is_over(&mut host).await, "nothing of it came");
+    world.until(|stats| stats.refused == 1).await;
+}
+
+#[tokio::test]
 async fn a_guest_that_has_forgotten_its_connection_is_asked_and_ends_it() {
     let (listener, _) = server().await;
     let world = World::new(to_loopback());

@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use super::budget::MAX_BUFFER_BYTES;
 use super::connection::Connection;
 use super::stats::Counter;
+use super::tcp::FIRST_WORDS;
 use super::throttle::{Direction, Throttle};
 use crate::policy::{Reason, Refusal};
 use crate::sniff::MAX_SNIFF_BYTES;
@@ -91,6 +92,8 @@ pub(super) struct Carry<'a> {
     throttle: &'a Throttle,
     /// Until it has let the guest's first bytes pass.
     gate: Option<GateKeeper>,
+    /// When the first bytes must have become a greeting; from the first one on.
+    greeted_by: Option<Instant>,
     /// The peer has said all it has to say.
     peer_done: bool,
     /// The guest has, and the peer knows.
@@ -138,6 +141,7 @@ impl<'a> Carry<'a> {
             counter,
             throttle,
             gate,
+            greeted_by: None,
             peer_done: false,
             guest_done: false,
             guest_ended: false,
@@ -204,7 +208,8 @@ impl Carry<'_> {
 
     /// Sleeps until the stack wants to be called. Returns only where it is called for now.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        let times = self.connection.next_call().into_iter().chain(self.resume);
+        let greeting = self.greeted_by.filter(|_| self.gate.is_some());
+        let times = self.connection.next_call().into_iter().chain(self.resume).chain(greeting);
         let Some(at) = times.min() else { return Poll::Pending };
         self.timer.as_mut().reset(at);
         if self.timer.as_mut().poll(context).is_ready() {
@@ -232,7 +237,8 @@ impl Carry<'_> {
         let bytes = socket.peek(MAX_SNIFF_BYTES).unwrap_or_default();
         let bytes_empty = bytes.is_empty();
         match gate(bytes) {
-            None if !full && !self.connection.has_ended() => return Ok(false),
+            None if bytes_empty && !self.connection.has_ended() => return Ok(false),
+            None if !full && !self.connection.has_ended() && !self.is_overdue() => return Ok(false),
             // Half a greeting is none: what it would have named is not known.
             None if !bytes_empty => {
                 return Err(Break::Refused(Refusal { reason: Reason::NoName, rule: None }));
@@ -243,6 +249,12 @@ impl Carry<'_> {
         }
         self.gate = None;
         Ok(true)
+    }
+
+    /// Whether the guest has begun to say something long ago, and not gone on: it waits for an answer to that.
+    fn is_overdue(&mut self) -> bool {
+        let now = Instant::now();
+        *self.greeted_by.get_or_insert(now + FIRST_WORDS) <= now
     }
 
     /// Guest to peer. True when something was passed on.

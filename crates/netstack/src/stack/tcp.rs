@@ -32,7 +32,7 @@ use crate::policy::{Decision, Gate, Reason, Refusal};
 use crate::sniff::{MAX_SNIFF_BYTES, Sniffed, Wire, sniff};
 
 /// A client that has a name to say says it first; one that waits for its server is none of those.
-const FIRST_WORDS: Duration = Duration::from_secs(10);
+pub(super) const FIRST_WORDS: Duration = Duration::from_secs(10);
 
 /// The kernel's own idle time before it asks the other side whether it is still there, for connections of a guest.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
