@@ -12,6 +12,7 @@
 pub mod configuration;
 pub mod home;
 pub mod model;
+pub mod permission;
 pub mod plan;
 pub mod provider;
 pub mod registry;
@@ -21,6 +22,7 @@ pub mod transcript;
 pub mod wire;
 
 pub use home::{Home, HomeError};
+pub use permission::PermissionPolicy;
 pub use registry::{Agent, AgentConfig, Registry, UnknownAgent, UnsupportedAgent};
 pub use session::{AgentExit, AgentProcess, Session, SessionId, SessionNotFound, Sessions};
 pub use store::Store;

@@ -17,9 +17,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::model::{ModelChoice, ModelKind};
+use crate::permission::PermissionPolicy;
 use crate::provider::Redirect;
 use crate::registry::{Agent, Launch, UnsupportedAgent};
 use crate::session::SessionId;
@@ -77,8 +78,23 @@ pub struct LaunchPlan {
     pub path_dirs: Vec<String>,
     /// How the process is spoken to.
     pub launch: Launch,
+    /// What an agent that speaks ACP is told at its start.
+    pub acp: AcpSetup,
     /// The agent's version, where it is pinned and the pinned one is what runs.
     pub agent_version: Option<String>,
+}
+
+/// What an agent that speaks ACP is told at its start, beyond where it works.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AcpSetup {
+    /// The tool servers, in ACP's shape.
+    pub mcp_servers: Vec<Value>,
+    /// The way to authenticate where the agent wants one: one of the ids it offers.
+    pub auth_method: Option<String>,
+    /// Whether the agent has to be offered the client's files; agents in a VM work on its files directly.
+    pub client_files: bool,
+    /// Whether the agent has to be offered the client's terminals.
+    pub client_terminals: bool,
 }
 
 /// A tool server the session's agent should reach.
@@ -127,6 +143,8 @@ pub struct PlanRequest<'a> {
     pub redirects: &'a [Redirect],
     /// The tool servers.
     pub mcp_servers: &'a [McpServer],
+    /// Who decides what the agent asks; it is started accordingly.
+    pub permission_policy: PermissionPolicy,
 }
 
 /// Why no plan could be made.
@@ -213,6 +231,7 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
         files,
         path_dirs: node_dirs(request.installed),
         launch: agent.launch,
+        acp: AcpSetup::default(),
         agent_version: agent.version().filter(|_| request.node_modules.is_none()).map(str::to_owned),
     })
 }
@@ -252,6 +271,7 @@ pub fn plan_warm_up(agent: &Agent, store: &Store, installed: &Installed) -> Resu
         files: Vec::new(),
         path_dirs: node_dirs(installed),
         launch: agent.launch,
+        acp: AcpSetup::default(),
         agent_version: agent.version().map(str::to_owned),
     };
     Ok(WarmUp { plan, scratch, finished })

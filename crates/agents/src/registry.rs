@@ -56,6 +56,8 @@ impl Package {
 pub enum Launch {
     /// `pi --mode rpc` on Node: one process, JSON lines, translated to ACP by [`crate::wire::pi_rpc`].
     PiRpc,
+    /// It speaks ACP over its stdio.
+    Acp,
     /// Known by name, its start-up isn't built yet.
     NotYet,
 }
@@ -137,7 +139,7 @@ impl Agent {
     /// Whether a session with this agent can be started at all.
     pub fn launchable(&self) -> Result<(), UnsupportedAgent> {
         match self.launch {
-            Launch::PiRpc => Ok(()),
+            Launch::PiRpc | Launch::Acp => Ok(()),
             Launch::NotYet => Err(UnsupportedAgent { id: self.id.clone() }),
         }
     }

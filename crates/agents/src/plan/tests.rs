@@ -42,6 +42,7 @@ impl Case {
             demo_base_url: "http://127.0.0.1:4141",
             redirects: &[],
             mcp_servers: &[],
+            permission_policy: PermissionPolicy::AllowAll,
         };
         change(&mut request);
         plan_session(&request).unwrap()
@@ -104,6 +105,7 @@ fn no_environment_leads_a_demo_session_to_another_configuration() {
             demo_base_url: "http://127.0.0.1:4141",
             redirects: &[],
             mcp_servers: &[],
+            permission_policy: PermissionPolicy::AllowAll,
         })
         .unwrap()
     };
@@ -146,6 +148,7 @@ fn instructions_travel_in_a_file_and_the_users_environment_wins() {
         demo_base_url: "http://127.0.0.1:4141",
         redirects: &[],
         mcp_servers: &[],
+        permission_policy: PermissionPolicy::AllowAll,
     })
     .unwrap();
     assert_eq!(plan.env["PI_OFFLINE"], "0");
@@ -175,6 +178,7 @@ fn secrets_of_tool_servers_are_in_the_environment_and_in_no_file() {
         demo_base_url: "http://127.0.0.1:4141",
         redirects: &[],
         mcp_servers: &servers,
+        permission_policy: PermissionPolicy::AllowAll,
     })
     .unwrap();
     assert!(plan.files.iter().all(|file| !String::from_utf8_lossy(&file.content).contains("s3cret")));

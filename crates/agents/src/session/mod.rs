@@ -181,7 +181,7 @@ impl Session {
     pub async fn start(start: SessionStart<'_>) -> Result<Self, StartError> {
         match start.plan.launch {
             Launch::PiRpc => {}
-            Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
+            Launch::Acp | Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
         }
         let log = Arc::new(EventLog::new(start.id.clone(), start.transcripts.clone()));
         let provisional = Provisional { id: start.id.clone(), transcripts: Some(start.transcripts.clone()) };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentos_agents::model::{ModelChoice, ModelKind};
-use agentos_agents::plan::LaunchPlan;
+use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
 use agentos_agents::session::{SessionStart, StartError};
 use agentos_agents::store::InstallRecord;
@@ -96,6 +96,7 @@ fn plan() -> LaunchPlan {
         files: Vec::new(),
         path_dirs: Vec::new(),
         launch: Launch::PiRpc,
+        acp: AcpSetup::default(),
         agent_version: None,
     }
 }

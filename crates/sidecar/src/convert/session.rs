@@ -5,7 +5,7 @@ use agentos_agents::plan::McpServer;
 use agentos_agents::provider::Provider;
 use agentos_agents::store::Progress;
 use agentos_agents::transcript::Event;
-use agentos_agents::{AgentConfig, AgentEntry, Registry, Session};
+use agentos_agents::{AgentConfig, AgentEntry, PermissionPolicy, Registry, Session};
 use agentos_proto::v1::{self, mcp_server};
 
 use crate::errors::Failure;
@@ -16,7 +16,11 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
 
     fn try_from(request: v1::CreateSessionRequest) -> Result<Self, Failure> {
         let install = request.agent_install() != v1::AgentInstall::Never;
-        let reject_all = request.permission_policy() == v1::PermissionPolicy::RejectAll;
+        let permission_policy = match request.permission_policy() {
+            v1::PermissionPolicy::Unspecified | v1::PermissionPolicy::Ask => PermissionPolicy::Ask,
+            v1::PermissionPolicy::AllowAll => PermissionPolicy::AllowAll,
+            v1::PermissionPolicy::RejectAll => PermissionPolicy::RejectAll,
+        };
         let model = match request.model {
             0 => None,
             wish => Some(model_wish(wish)?),
@@ -29,7 +33,7 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
             mcp_servers: request.mcp_servers.into_iter().map(mcp_server).collect::<Result<_, _>>()?,
             skip_os_instructions: request.skip_os_instructions,
             additional_instructions: request.additional_instructions,
-            reject_all,
+            permission_policy,
             model,
             may_install: install && sessions::may_install(),
             provider_required: request.provider_required || sessions::provider_required(),

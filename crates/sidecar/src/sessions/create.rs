@@ -9,7 +9,7 @@ use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
 use agentos_agents::session::SessionStart;
 use agentos_agents::store::{Installed, Progress};
-use agentos_agents::{Agent, Session, Store};
+use agentos_agents::{Agent, PermissionPolicy, Session, Store};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
 use rustix::io::Errno;
@@ -37,8 +37,7 @@ pub(crate) struct CreateSession {
     pub(crate) mcp_servers: McpServers,
     pub(crate) skip_os_instructions: bool,
     pub(crate) additional_instructions: String,
-    /// Every request for permission is to be rejected.
-    pub(crate) reject_all: bool,
+    pub(crate) permission_policy: PermissionPolicy,
     /// Absent means the VM's.
     pub(crate) model: Option<ModelWish>,
     pub(crate) may_install: bool,
@@ -58,7 +57,7 @@ impl Host {
         let registry = SessionHost::registry(&hosted.sessions.defaults);
         let agent = registry.find(&wish.agent_type)?;
         agent.launchable()?;
-        if wish.reject_all {
+        if wish.permission_policy == PermissionPolicy::RejectAll {
             return Err(unkept_promise(agent));
         }
         let mut env = hosted.sessions.defaults.env.clone();
@@ -97,6 +96,7 @@ impl Host {
             demo_base_url: &demo_base_url,
             redirects: &ProviderKey::redirects(&hosted.sessions.defaults.keys, agent, &env),
             mcp_servers: &wish.mcp_servers,
+            permission_policy: wish.permission_policy,
         })?;
         let launched = launch(&hosted, &plan).await?;
         let process = launched

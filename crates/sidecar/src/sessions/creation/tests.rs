@@ -3,7 +3,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use agentos_agents::model::{ModelChoice, ModelKind};
-use agentos_agents::plan::LaunchPlan;
+use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
 use agentos_agents::session::SessionStart;
 use agentos_agents::{AgentExit, AgentProcess, Home};
@@ -72,6 +72,7 @@ impl Place {
             files: Vec::new(),
             path_dirs: Vec::new(),
             launch: Launch::PiRpc,
+            acp: AcpSetup::default(),
             agent_version: None,
         };
         let session = Session::start(SessionStart {
