@@ -136,6 +136,12 @@ pub struct UnsupportedAgent {
 }
 
 impl Agent {
+    /// Whether it can be started so that it asks before it acts.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.launch == Launch::Acp
+    }
+
     /// Whether a session with this agent can be started at all.
     pub fn launchable(&self) -> Result<(), UnsupportedAgent> {
         match self.launch {

@@ -17,6 +17,7 @@ mod guest;
 mod instructions;
 mod launch;
 mod stdio;
+mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
