@@ -209,6 +209,98 @@ async fn the_transcript_outlives_the_session_until_it_is_deleted() {
 }
 
 #[tokio::test]
+async fn stored_sessions_are_listed_after_the_sidecar_has_gone() {
+    let home = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(agent_store(), home.path().join("agents")).unwrap();
+    let world = World::with_env("AGENTOS_HOME", home.path()).await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let closed = session(&vm).await;
+    let create = vm.create_session("pi").permission_policy(PermissionPolicy::AllowAll).cwd("/tmp");
+    let killed = create.env("TOKEN", "hush").additional_instructions("Be brief.").await.unwrap();
+    within("the turn", closed.prompt("Run the command `echo remembered`")).await.unwrap();
+    let of = |page: &agentos::StoredSessionPage, id: &str| {
+        page.sessions.iter().find(|session| session.session_id == id).cloned().unwrap()
+    };
+    let page = world.sidecar.stored_sessions().await.unwrap();
+    assert_eq!((page.sessions.len(), page.next), (2, None));
+    assert!(page.sessions.iter().all(|session| session.is_live && session.ended.is_none()));
+    closed.close().await.unwrap();
+    let page = world.sidecar.stored_sessions().id_prefix(closed.id()).await.unwrap();
+    let ended = of(&page, closed.id());
+    assert_eq!(
+        ended.ended.map(|end| end.reason).as_deref(),
+        Some("closed"),
+        "it is known when close returns"
+    );
+    world.kill();
+
+    let world = World::with_env("AGENTOS_HOME", home.path()).await;
+    let page = world.sidecar.stored_sessions().await.unwrap();
+    assert_eq!(page.sessions[0].session_id, killed.id(), "the newest first");
+    let (closed, killed) = (of(&page, closed.id()), of(&page, killed.id()));
+    assert!(!closed.is_live && !killed.is_live);
+    assert_eq!(killed.ended, None, "nobody was left to tell");
+    assert_eq!((closed.agent_type.as_str(), closed.model), ("pi", ModelKind::Demo));
+    assert_eq!((closed.cwd.as_deref(), closed.vm.as_deref()), (Some("/home/user"), Some(vm.id())));
+    assert_eq!(
+        (killed.cwd.as_deref(), closed.permission_policy),
+        (Some("/tmp"), Some(PermissionPolicy::AllowAll))
+    );
+    assert!(closed.agent_version.is_some() && closed.agent_session_id.is_some(), "{closed:?}");
+    assert_eq!(killed.options["env"], serde_json::json!(["TOKEN"]));
+    assert_eq!(killed.options["additionalInstructions"], "Be brief.");
+    assert!(!format!("{killed:?}").contains("hush"));
+    assert!(
+        closed.created_at_ms <= closed.updated_at_ms && closed.updated_at_ms <= closed.ended.unwrap().at_ms
+    );
+
+    let history = world.sidecar.read_history(&closed.session_id).await.unwrap();
+    assert_eq!(history.len() as u64, closed.events);
+    assert!(
+        history
+            .iter()
+            .all(|event| event.at_ms >= closed.created_at_ms && event.at_ms <= closed.updated_at_ms)
+    );
+    let updates = world.sidecar.read_history(&closed.session_id).method("session/update").since(2).limit(3);
+    let updates = updates.await.unwrap();
+    assert_eq!(updates.len(), 3);
+    assert!(updates.iter().all(|event| event.method() == "session/update" && event.sequence_number >= 2));
+    world.sidecar.delete_session(&closed.session_id).await.unwrap();
+    let page = world.sidecar.stored_sessions().await.unwrap();
+    assert_eq!(page.sessions.len(), 1);
+    let gone = world.sidecar.read_history(&closed.session_id).await.unwrap_err();
+    assert_eq!(gone.to_string(), format!("Session not found: {}", closed.session_id));
+}
+
+#[tokio::test]
+async fn every_subscriber_sees_every_event_once_and_in_order() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let session = session(&vm).await;
+    let subscribe = || {
+        let mut events = session.events();
+        tokio::spawn(async move {
+            let mut numbers = Vec::new();
+            while let Some(event) = events.next().await {
+                numbers.push(event.unwrap().sequence_number);
+            }
+            numbers
+        })
+    };
+    let mut subscribers = vec![subscribe(), subscribe()];
+    within("the turn", session.prompt("Run the command `echo one`")).await.unwrap();
+    subscribers.push(subscribe());
+    within("the turn", session.prompt("Run the command `echo two`")).await.unwrap();
+    session.close().await.unwrap();
+    subscribers.push(subscribe());
+    let kept = vm.read_history(session.id()).await.unwrap().len() as u64;
+    for subscriber in subscribers {
+        let seen = within("the last event", subscriber).await.unwrap();
+        assert_eq!(seen, (1..=kept).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
 async fn what_an_agent_keeps_is_on_the_vms_disk_and_goes_with_the_session() {
     let home = tempfile::tempdir().unwrap();
     let store = agent_store();

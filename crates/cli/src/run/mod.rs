@@ -10,7 +10,7 @@ mod changes;
 mod model;
 mod out;
 mod report;
-mod steps;
+pub(crate) mod steps;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::details;
 use super::instructions;
 use super::launch::{self, Launched};
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
@@ -114,7 +115,10 @@ impl Host {
         })
         .await?;
         tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));
-        creation.register(session.clone(), transcripts, || Ok(self.vm(&wish.vm_id).map(drop)?))?;
+        creation.register(session.clone(), transcripts.clone(), || Ok(self.vm(&wish.vm_id).map(drop)?))?;
+        let details = details::of(&session, &wish, &plan.cwd, self.label(&wish.vm_id));
+        transcripts.describe(session.id().as_str(), details).await?;
+        self.note_end_of(session.clone());
         // A task, because a caller that goes away must not cut the writing off from the lock that it is done under.
         let (host, shown) = (Arc::clone(&self), session.clone());
         let showing = tokio::spawn(async move {
@@ -124,6 +128,21 @@ impl Host {
         let _ = showing.await;
         creation.delivered();
         Ok(session)
+    }
+
+    /// By what people know a VM.
+    fn label(&self, vm_id: &str) -> String {
+        let listed = self.list().into_iter().find(|listed| listed.id.as_str() == vm_id);
+        listed.map(|listed| listed.name).filter(|name| !name.is_empty()).unwrap_or_else(|| vm_id.to_owned())
+    }
+
+    /// Whatever ends a session: who lists it later is told.
+    fn note_end_of(self: &Arc<Self>, session: Session) {
+        let host = Arc::clone(self);
+        tokio::spawn(async move {
+            session.closed().await;
+            host.sessions().note_end(&session).await;
+        });
     }
 
     /// The agent's packages, fetched where they are missing and allowed to be.

@@ -13,18 +13,22 @@
 
 mod create;
 mod creation;
+mod details;
 mod guest;
 mod instructions;
 mod launch;
 mod stdio;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agentos_agents::model::ModelWish;
 use agentos_agents::plan::McpServer;
+use agentos_agents::session::AgentFault;
+use agentos_agents::transcript::StoredSession;
 use agentos_agents::{AgentConfig, Home, HomeError, Registry, Session, Sessions, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use futures_util::future::join_all;
@@ -146,22 +150,42 @@ impl SessionHost {
             self.get(id)?
         };
         session.close(graceful).await;
+        self.note_end(&session).await;
         self.live.remove(id);
         Ok(())
     }
 
-    /// The transcripts, where they hold this session.
-    pub(crate) async fn stored(&self, id: &str) -> Result<Transcripts, Failure> {
+    /// Whether a session is at work here, or on its way.
+    pub(crate) fn is_live(&self, id: &str) -> bool {
+        let on_its_way = self.creating().contains_key(id);
+        on_its_way || self.live.get(id).is_ok_and(|session| session.fate().is_none())
+    }
+
+    /// Keeps that a session is over and why, for whoever lists it later.
+    async fn note_end(&self, session: &Session) {
+        let why = match session.fate() {
+            None | Some(AgentFault::Closed) => "closed".to_owned(),
+            Some(fault) => errors::chain(&fault),
+        };
+        let id = session.id().as_str();
+        let noted = async { Ok::<_, Failure>(self.transcripts().await?.end(id, &why).await?) };
+        if let Err(failure) = noted.await {
+            tracing::warn!(session = id, reason = failure.message(), "the end of a session is not kept");
+        }
+    }
+
+    /// The transcripts, where they hold this session, and what they hold of it.
+    pub(crate) async fn stored(&self, id: &str) -> Result<(Transcripts, StoredSession), Failure> {
         let transcripts = self.transcripts().await?.clone();
         match transcripts.session(id).await? {
-            Some(_) => Ok(transcripts),
+            Some(stored) => Ok((transcripts, stored)),
             None => Err(Failure::new(ErrorKind::NotFound, id, format!("Session not found: {id}"))),
         }
     }
 
     /// Removes all that is kept of a session, which is ended first; one that is still being made never stands.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), Failure> {
-        let transcripts = self.stored(id).await?;
+        let (transcripts, _) = self.stored(id).await?;
         let session = {
             let mut creating = self.creating();
             if let Some(state) = creating.get_mut(id) {
@@ -171,6 +195,10 @@ impl SessionHost {
         };
         if let Some(session) = session {
             session.close(false).await;
+        }
+        // The files first: what can't be removed can be asked for again as long as the session is listed.
+        if let Some(files) = self.home()?.session_dir(id) {
+            blocking(move || remove_files(&files)).await?;
         }
         Ok(transcripts.delete(id).await?)
     }
@@ -182,7 +210,10 @@ impl SessionHost {
             let _adding = self.creating();
             self.live.list(vm_id)
         };
-        let closing = join_all(sessions.iter().map(|session| session.close(false)));
+        let closing = join_all(sessions.iter().map(|session| async {
+            session.close(false).await;
+            self.note_end(session).await;
+        }));
         if timeout(CLOSE_DEADLINE, closing).await.is_err() {
             tracing::debug!(vm_id, "sessions end with their VM");
         }
@@ -194,6 +225,20 @@ impl SessionHost {
     fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, OnItsWay>> {
         // Every change is one insert or one removal.
         self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_files(directory: &Path) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let path = directory.to_string_lossy();
+            let message = format!("removing {path}: {error}");
+            Err(match error.raw_os_error() {
+                Some(errno) => Failure::system(errno, path, message),
+                None => Failure::new(ErrorKind::Internal, path, message),
+            })
+        }
+        _ => Ok(()),
     }
 }
 
