@@ -98,6 +98,11 @@ impl EventLog {
         Ok(())
     }
 
+    /// The event that was kept last.
+    pub(super) fn newest(&self) -> Option<Event> {
+        self.ring().events.back().cloned()
+    }
+
     /// No more events come.
     pub(super) fn close(&self) {
         self.end.send_modify(|end| end.closed = true);

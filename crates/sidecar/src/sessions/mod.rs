@@ -17,7 +17,9 @@ mod details;
 mod guest;
 mod instructions;
 mod launch;
+mod modules;
 mod stdio;
+mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
