@@ -246,6 +246,7 @@ async fn stored_sessions_are_listed_after_the_sidecar_has_gone() {
         (killed.cwd.as_deref(), closed.permission_policy),
         (Some("/tmp"), Some(PermissionPolicy::AllowAll))
     );
+    assert_eq!(closed.title.as_deref(), Some("Run the command `echo remembered`"));
     assert!(closed.agent_version.is_some() && closed.agent_session_id.is_some(), "{closed:?}");
     assert_eq!(killed.options["env"], serde_json::json!(["TOKEN"]));
     assert_eq!(killed.options["additionalInstructions"], "Be brief.");

@@ -15,10 +15,10 @@
 //! them is refused, which ends the session; nothing that was kept is dropped for it.
 
 mod error;
-pub mod notes;
 mod reader;
 mod record;
 mod schema;
+mod title;
 mod writer;
 
 use std::fs::OpenOptions;

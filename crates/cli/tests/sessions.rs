@@ -30,7 +30,8 @@ fn a_session_is_listed_shown_exported_and_deleted() {
     assert!(newest.stderr.contains("older sessions"), "{}", newest.stderr);
 
     let shown = world.agentos(["sessions", "show", &id[..8]]).expect(0).text();
-    assert!(shown.contains(id) && shown.contains(&word) && shown.contains("[demo model]"), "{shown}");
+    assert!(shown.contains(&format!("you: Run the command `echo {word}`")), "{shown}");
+    assert!(shown.contains(id) && shown.contains("[demo model]"), "{shown}");
 
     let exported = world.agentos(["sessions", "export", id]).expect(0).json_lines();
     let numbers: Vec<u64> = exported.iter().map(|line| line["sequenceNumber"].as_u64().unwrap()).collect();
@@ -42,7 +43,13 @@ fn a_session_is_listed_shown_exported_and_deleted() {
     let export = ["sessions", "export", &id[..8], "--format", "markdown", "--output", &file];
     world.agentos(export).expect(0);
     let text = std::fs::read_to_string(&file).unwrap();
-    assert!(text.starts_with("# ") && text.contains("### Tool: ") && text.contains("## Answer"), "{text}");
+    assert!(
+        text.starts_with("# ")
+            && text.contains("### Tool: ")
+            && text.contains("## Prompt\n\n> Run the command")
+            && text.contains("## Answer"),
+        "{text}"
+    );
     assert!(text.contains(&word), "{text}");
     let again = world.agentos(export).expect(1);
     assert!(again.stderr.contains("--force"), "{}", again.stderr);

@@ -235,7 +235,8 @@ fn show(
             read_only.look(&event.notification);
             output.event(&event)
         }
-        // The agent was faster than the terminal: some steps are missing here, none in the transcript.
+        // The agent was faster than the terminal, which now catches up; nothing is missing.
+        Err(error) if error.kind() == ErrorKind::Lagged => Ok(()),
         Err(error) => {
             notice(&error.to_string());
             Ok(())

@@ -42,7 +42,7 @@ impl Notes {
                 let blocks: Vec<String> = params["content"].as_array()?.iter().map(block).collect();
                 Some(Note::Prompt(blocks.join("\n")))
             }
-            "turn_end" => match (params["error"].as_str(), params["stopReason"].as_str()) {
+            "turn_end" => match (params["error"]["message"].as_str(), params["stopReason"].as_str()) {
                 (Some(error), _) => Some(Note::TurnFailed(error.to_owned())),
                 (None, Some("end_turn") | None) => None,
                 (None, Some(reason)) => Some(Note::TurnEnded(reason.to_owned())),
@@ -77,7 +77,8 @@ fn permission(name: &str, params: &Value) -> String {
         text.push_str(asked);
     }
     if let Some(answer) = texts(["reply", "outcome", "reason"]) {
-        text.push_str(&format!(" ({answer})"));
+        let by = params["by"].as_str().map(|by| format!(", by {by}")).unwrap_or_default();
+        text.push_str(&format!(" ({answer}{by})"));
     }
     text
 }
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!(note("_agentos/turn_end", json!({ "stopReason": "end_turn" })), None);
         let cancelled = note("_agentos/turn_end", json!({ "stopReason": "cancelled" }));
         assert_eq!(cancelled, Some(Note::TurnEnded("cancelled".into())));
-        let failed = note("_agentos/turn_end", json!({ "error": "429" }));
+        let failed = note("_agentos/turn_end", json!({ "error": { "kind": "model", "message": "429" } }));
         assert_eq!(failed, Some(Note::TurnFailed("429".into())));
     }
 
@@ -126,6 +127,9 @@ mod tests {
             json!({ "permissionId": "p1", "description": "rm -r /", "reason": "no one can answer" });
         let text = "permission rejected: rm -r / (no one can answer)";
         assert_eq!(note("_agentos/permission_rejected", rejected), Some(Note::Permission(text.into())));
+        let resolved = json!({ "permissionId": "p1", "description": "ls", "reply": "once", "by": "handler" });
+        let text = "permission resolved: ls (once, by handler)";
+        assert_eq!(note("_agentos/permission_resolved", resolved), Some(Note::Permission(text.into())));
         let asked = json!({ "permissionId": "p1", "params": { "toolCall": { "title": "bash: ls" } } });
         let text = "permission request: bash: ls";
         assert_eq!(note("_agentos/permission_request", asked), Some(Note::Permission(text.into())));

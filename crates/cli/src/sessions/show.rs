@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_conversation_reads_as_one() {
-        let failed = json!({ "method": "_agentos/turn_end", "params": { "error": "the model said 429" } });
+        let failed = json!({ "method": "_agentos/turn_end", "params": { "error": { "message": "the model said 429" } } });
         let shown = show(&[prompt("Hello\n"), said("Hi, "), said("you."), prompt("More"), failed]);
         assert_eq!(shown, "\nyou: Hello\nHi, you.\n\nyou: More\nthe turn failed: the model said 429\n");
     }
@@ -127,7 +127,7 @@ mod tests {
         let shown = show(&[
             prompt(evil),
             said(evil),
-            json!({ "method": "_agentos/turn_end", "params": { "error": evil } }),
+            json!({ "method": "_agentos/turn_end", "params": { "error": { "message": evil } } }),
             json!({ "method": "_agentos/turn_end", "params": { "stopReason": evil } }),
             json!({ "method": "_agentos/permission_rejected", "params": { "description": evil, "reason": evil } }),
             json!({ "method": "_agentos/other", "params": { "x": evil } }),

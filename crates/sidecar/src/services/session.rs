@@ -148,7 +148,7 @@ impl SessionService for AgentSessions {
             let requests = session.permission_requests();
             let asked = stream::unfold((session, requests), |(session, mut requests)| async {
                 let event = tokio::select! {
-                    event = requests.next() => Ok(convert::session_event(&event)),
+                    event = requests.next() => Ok(convert::session_event(&event, event.sequence)),
                     () = session.closed() => return None,
                 };
                 Some((event, (session, requests)))

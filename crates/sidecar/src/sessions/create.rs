@@ -107,6 +107,7 @@ impl Host {
         let process = launched
             .agent_process()
             .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
+        let details = details::of(&wish, &plan.cwd, self.label(&wish.vm_id));
         let session = Session::start(SessionStart {
             id: creation.id().clone(),
             owner: wish.vm_id.clone(),
@@ -122,8 +123,7 @@ impl Host {
         .await?;
         tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));
         creation.register(session.clone(), transcripts.clone(), || Ok(self.vm(&wish.vm_id).map(drop)?))?;
-        let details = details::of(&session, &wish, &plan.cwd, self.label(&wish.vm_id));
-        transcripts.describe(session.id().as_str(), details).await?;
+        transcripts.describe(session.id().as_str(), details::complete(details, &session)).await?;
         self.note_end_of(session.clone());
         // A task, because a caller that goes away must not cut the writing off from the lock that it is done under.
         let (host, shown) = (Arc::clone(&self), session.clone());

@@ -4,34 +4,56 @@
 //! local tool server its command without arguments, of a remote one no more of the address than where it is.
 
 use agentos_agents::Session;
+use agentos_agents::permission::{PermissionRule, RuleAction};
 use agentos_agents::plan::McpServer;
 use agentos_agents::transcript::SessionDetails;
 use serde_json::{Value, json};
 
 use super::CreateSession;
 
-/// The details of a session that was just created by this wish.
-pub(super) fn of(session: &Session, wish: &CreateSession, cwd: &str, vm: String) -> SessionDetails {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
+/// What a wish for a session says of it.
+pub(super) fn of(wish: &CreateSession, cwd: &str, vm: String) -> SessionDetails {
     SessionDetails {
-        model_reason: Some(session.model().reason.clone()),
         cwd: Some(cwd.to_owned()),
         vm: Some(vm),
-        agent_session_id: text(&session.session_new()["sessionId"]),
-        agent_version: text(&session.initialize()["agentInfo"]["version"]),
-        permission_policy: Some(wish.permission_policy),
+        permission_policy: Some(wish.permissions.policy),
         options: Some(options(wish).to_string()),
+        ..SessionDetails::default()
+    }
+}
+
+/// And what is known when its agent has answered.
+pub(super) fn complete(wished: SessionDetails, session: &Session) -> SessionDetails {
+    let state = session.state();
+    let version = state.initialize["agentInfo"]["version"].as_str();
+    SessionDetails {
+        model_reason: Some(session.model().reason.clone()),
+        agent_session_id: Some(state.agent_session_id.clone()),
+        agent_version: version.map(str::to_owned),
+        ..wished
     }
 }
 
 fn options(wish: &CreateSession) -> Value {
+    let rules: Vec<Value> = wish.permissions.rules.iter().map(rule).collect();
     let servers: Vec<Value> = wish.mcp_servers.iter().map(server).collect();
     json!({
         "env": wish.env.keys().collect::<Vec<_>>(),
         "mcpServers": servers,
+        "permissionRules": rules,
         "skipOsInstructions": wish.skip_os_instructions,
         "additionalInstructions": wish.additional_instructions,
     })
+}
+
+fn rule(rule: &PermissionRule) -> Value {
+    let action = match rule.action {
+        RuleAction::Allow => "allow",
+        RuleAction::Reject => "reject",
+        RuleAction::Ask => "ask",
+    };
+    let path = rule.path.as_ref().map(ToString::to_string);
+    json!({ "action": action, "toolKind": rule.tool_kind, "path": path })
 }
 
 fn server(server: &McpServer) -> Value {
@@ -56,6 +78,8 @@ fn origin(url: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use agentos_agents::PermissionPolicy;
+    use agentos_agents::permission::PathPattern;
+    use agentos_agents::session::PermissionSetup;
 
     use super::*;
 
@@ -81,7 +105,14 @@ mod tests {
             ],
             skip_os_instructions: true,
             additional_instructions: "Be brief.".into(),
-            permission_policy: PermissionPolicy::Ask,
+            permissions: PermissionSetup {
+                policy: PermissionPolicy::Ask,
+                rules: vec![PermissionRule {
+                    action: RuleAction::Allow,
+                    tool_kind: Some("edit".into()),
+                    path: Some(PathPattern::parse("/work/**").unwrap()),
+                }],
+            },
             model: None,
             may_install: true,
             provider_required: false,
@@ -95,6 +126,7 @@ mod tests {
                 { "type": "remote", "origin": "https://mcp.example.com:8443", "headers": ["authorization"] },
                 { "type": "remote", "origin": null, "headers": [] },
             ],
+            "permissionRules": [{ "action": "allow", "toolKind": "edit", "path": "/work/**" }],
             "skipOsInstructions": true,
             "additionalInstructions": "Be brief.",
         });

@@ -54,7 +54,7 @@ fn a_conversation_is_quoted_under_its_headings() {
         said("ll.\n\nDone"),
         json!({ "method": "_agentos/permission_rejected", "params": { "description": "bash: ls", "reason": "no" } }),
         prompt("Thanks"),
-        json!({ "method": "_agentos/turn_end", "params": { "error": "429" } }),
+        json!({ "method": "_agentos/turn_end", "params": { "error": { "message": "429" } } }),
     ]);
     let expected = "\n## Prompt\n\n> Write\n> it\n\n### Thought\n\n> Hmm.\n\n## Answer\n\n> I will.\n> \n> Done\n\
                     \n**Permission**: permission rejected: bash: ls (no)\n\n## Prompt\n\n> Thanks\n\n**Turn failed**: 429\n";
@@ -141,7 +141,7 @@ fn nothing_from_a_vm_breaks_out_of_its_place() {
         call(evil),
         changed,
         update(json!({ "sessionUpdate": "plan", "entries": [{ "content": evil, "status": "pending" }] })),
-        json!({ "method": "_agentos/turn_end", "params": { "error": evil } }),
+        json!({ "method": "_agentos/turn_end", "params": { "error": { "message": evil } } }),
         json!({ "method": "_agentos/other", "params": { "x": evil } }),
         json!({ "method": "_agentos/permission_request", "params": { "description": evil } }),
     ]);
