@@ -1,5 +1,8 @@
 //! Databases of every age.
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
 use super::*;
 use crate::transcript::Transcripts;
 
@@ -70,7 +73,7 @@ fn a_migration_that_fails_at_its_end_has_never_been() {
     };
     let mut database = Connection::open(&path).unwrap();
     let before = columns(&database);
-    // The last moment before it is there. To whoever dies here the next one's look at the log does the same.
+    // The last moment before it is there.
     let interrupted = migrate(&mut database, |inside| {
         assert!(columns(inside) > before);
         assert_eq!(version(inside)?, VERSION);
@@ -82,6 +85,43 @@ fn a_migration_that_fails_at_its_end_has_never_been() {
     database.execute_batch("ALTER TABLE sessions ADD COLUMN bytes TEXT").unwrap();
     assert!(matches!(open(&path), Err(TranscriptError::Open { .. })));
     assert_eq!((columns(&database), version(&database).unwrap()), (before + 1, 1));
+}
+
+/// Of the process that is killed: the database, and the test that it runs.
+const VARIABLE: &str = "AGENTOS_TEST_DATABASE_TO_MIGRATE";
+const TEST: &str = "transcript::schema::tests::a_migration_whose_process_is_killed_has_never_been";
+const DONE: &str = "all but the commit is done";
+
+#[tokio::test]
+async fn a_migration_whose_process_is_killed_has_never_been() {
+    if let Some(path) = std::env::var_os(VARIABLE) {
+        let mut database = Connection::open(path).unwrap();
+        let stays = migrate(&mut database, |_| {
+            std::io::stdout().write_all(format!("{DONE}\n").as_bytes()).unwrap();
+            loop {
+                std::thread::park();
+            }
+        });
+        panic!("it was not killed: {stays:?}");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", TEST, "--nocapture"])
+        .env(VARIABLE, &path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().ends_with(DONE)));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let database = Connection::open(&path).unwrap();
+    assert_eq!(version(&database).unwrap(), 1);
+    assert!(database.prepare("SELECT title FROM sessions").is_err());
+    let transcripts = Transcripts::open(&path).unwrap();
+    assert_eq!(transcripts.sessions(9).await.unwrap()[1].events, 2);
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ async fn live(path: PathBuf) {
         let log = EventLog::resume(id, transcripts.clone(), kept.events, kept.bytes);
         let log = Arc::new(log);
         for _ in 0..2 {
-            life.spawn(tell(name, Events::new(Arc::clone(&log), kept.events + 1)));
+            life.spawn(tell(name, Events::new(Arc::clone(&log), kept.events + 1), kept.events + 1));
         }
         life.spawn(async move {
             let mut next = kept.events + 1;
@@ -56,10 +56,11 @@ async fn live(path: PathBuf) {
     }
 }
 
-async fn tell(name: usize, mut events: Events) {
-    while let Some(event) = events.next().await {
+async fn tell(name: usize, mut events: Events, first: u64) {
+    for next in first.. {
+        let Some(event) = events.next().await else { return };
         let event = event.unwrap();
-        assert_eq!(*event.notification, text(event.sequence));
+        assert_eq!((event.sequence, &*event.notification), (next, text(next).as_str()));
         // One write, which a pipe takes whole. Nobody listens any more where the parent has failed.
         let line = format!("{SEEN}{name} {}\n", event.sequence);
         if std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()).is_err() {
