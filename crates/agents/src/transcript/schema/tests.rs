@@ -50,11 +50,11 @@ fn a_newer_database_is_refused_and_left_as_it_is() {
     let path = home.path().join("sessions.db");
     Connection::open(&path)
         .unwrap()
-        .execute_batch("CREATE TABLE future (x); INSERT INTO future VALUES (1); PRAGMA user_version = 3;")
+        .execute_batch("CREATE TABLE future (x); INSERT INTO future VALUES (1); PRAGMA user_version = 4;")
         .unwrap();
     let before = std::fs::read(&path).unwrap();
     let refused = Transcripts::open(&path).unwrap_err();
-    assert!(matches!(refused, TranscriptError::Newer { found: 3, known: VERSION, .. }), "{refused:?}");
+    assert!(matches!(refused, TranscriptError::Newer { found: 4, known: VERSION, .. }), "{refused:?}");
     let text = refused.to_string();
     assert!(text.contains("newer agentOS") && text.contains("sessions.db"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
@@ -75,16 +75,32 @@ fn a_migration_that_fails_at_its_end_has_never_been() {
     let before = columns(&database);
     // The last moment before it is there.
     let interrupted = migrate(&mut database, |inside| {
-        assert!(columns(inside) > before);
+        assert!(columns(inside) > before && inside.prepare("SELECT * FROM tallies").is_ok());
         assert_eq!(version(inside)?, VERSION);
         Err(rusqlite::Error::InvalidQuery)
     });
     assert!(interrupted.is_err());
     assert_eq!((columns(&database), version(&database).unwrap()), (before, 1));
-    // A table that refuses the last statement does as much.
+    assert!(database.prepare("SELECT * FROM tallies").is_err());
+    // A table that refuses a later statement does as much.
     database.execute_batch("ALTER TABLE sessions ADD COLUMN bytes TEXT").unwrap();
     assert!(matches!(open(&path), Err(TranscriptError::Open { .. })));
     assert_eq!((columns(&database), version(&database).unwrap()), (before + 1, 1));
+}
+
+#[tokio::test]
+async fn a_database_of_version_2_keeps_what_it_knows() {
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    let database = Connection::open(&path).unwrap();
+    database.execute_batch(SECOND).unwrap();
+    database
+        .execute_batch("UPDATE sessions SET cwd = '/work', title = 'Tests'; PRAGMA user_version = 2")
+        .unwrap();
+    let sessions = Transcripts::open(&path).unwrap().sessions(9).await.unwrap();
+    let [empty, full] = &sessions[..] else { panic!() };
+    assert_eq!((full.details.cwd.as_deref(), full.title.as_deref()), (Some("/work"), Some("Tests")));
+    assert_eq!((full.events, full.updated_ms, empty.events), (2, 1_700_000_000_900, 0));
 }
 
 /// Of the process that is killed: the database, and the test that it runs.

@@ -117,8 +117,9 @@ fn a_hundred_kills_lose_nothing_that_was_seen_and_leave_no_gap() {
         let seen = kill_after(&path, random % MOST_SEEN + 1);
         let database = rusqlite::Connection::open(&path).unwrap();
         for (name, newest) in seen {
-            let sql = "SELECT events, (SELECT count(*) FROM events WHERE session = key),
-                           (SELECT max(sequence) FROM events WHERE session = key) FROM sessions WHERE id = ?1";
+            let sql = "SELECT tallies.events, (SELECT count(*) FROM events WHERE session = key),
+                           (SELECT max(sequence) FROM events WHERE session = key)
+                       FROM sessions JOIN tallies ON tallies.session = key WHERE id = ?1";
             let read = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?, row.get(2)?]);
             let [told, count, last]: [i64; 3] =
                 database.query_row(sql, [format!("session-{name}")], read).unwrap();
