@@ -74,6 +74,7 @@ mod session;
 mod session_events;
 mod session_options;
 mod session_state;
+mod session_store;
 mod shell;
 mod sidecar;
 mod terminal;
@@ -124,6 +125,9 @@ pub use session_options::{
 pub use session_state::{
     AgentCapabilities, AgentInfo, AllowedValue, PromptCapabilities, SessionConfigOption, SessionMode,
     SessionModeState,
+};
+pub use session_store::{
+    ListStoredSessions, ReadHistory, SessionEnd, SessionHistory, StoredSession, StoredSessionPage,
 };
 pub use shell::{OpenShell, Shell};
 pub use sidecar::{AgentOsSidecar, AgentOsSidecarDescription, SidecarPlacement, SidecarState};

@@ -65,6 +65,22 @@ impl World {
         path
     }
 
+    /// Kills the sidecar, as a crash or a machine without memory would.
+    pub(crate) fn kill(&self) {
+        let socket_prefix = self.directory.path().display().to_string();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_ours = |pid: &i32| {
+            let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+            words.get(1).is_some_and(|word| word == "sidecar")
+                && words.iter().any(|word| word.starts_with(&socket_prefix))
+        };
+        let mut ours = pids.filter(is_ours);
+        let pid = rustix::process::Pid::from_raw(ours.next().expect("no sidecar is here")).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
     pub(crate) fn runtime_dir(&self) -> &Path {
         self.directory.path()
     }
