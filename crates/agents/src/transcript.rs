@@ -14,11 +14,12 @@
 //! A session may keep [`MAX_SESSION_BYTES`]: whatever an agent does in a loop, it can't fill the disk. What would exceed
 //! them is refused, which ends the session; nothing that was kept is dropped for it.
 
+pub(crate) mod context;
 mod error;
+pub(crate) mod notes;
 mod reader;
 mod record;
 mod schema;
-mod title;
 mod writer;
 
 use std::fs::OpenOptions;

@@ -13,23 +13,22 @@
 
 mod create;
 mod creation;
-mod details;
 mod guest;
 mod instructions;
+mod kept;
 mod launch;
 mod modules;
+mod restore;
 mod stdio;
 mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agentos_agents::model::ModelWish;
 use agentos_agents::plan::McpServer;
-use agentos_agents::session::AgentFault;
 use agentos_agents::transcript::StoredSession;
 use agentos_agents::{AgentConfig, Home, HomeError, Registry, Session, Sessions, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
@@ -115,6 +114,11 @@ impl SessionHost {
         Ok(Store::new(self.home()?.agents_dir()))
     }
 
+    /// Where what agents keep of their sessions lies.
+    fn kept_dir(&self) -> Result<PathBuf, Failure> {
+        Ok(self.home()?.sessions_dir())
+    }
+
     pub(crate) async fn transcripts(&self) -> Result<&Transcripts, Failure> {
         let path = self.home()?.sessions_db();
         let open = || async {
@@ -152,7 +156,6 @@ impl SessionHost {
             self.get(id)?
         };
         session.close(graceful).await;
-        self.note_end(&session).await;
         self.live.remove(id);
         Ok(())
     }
@@ -161,19 +164,6 @@ impl SessionHost {
     pub(crate) fn is_live(&self, id: &str) -> bool {
         let on_its_way = self.creating().contains_key(id);
         on_its_way || self.live.get(id).is_ok_and(|session| session.fate().is_none())
-    }
-
-    /// Keeps that a session is over and why, for whoever lists it later.
-    async fn note_end(&self, session: &Session) {
-        let why = match session.fate() {
-            None | Some(AgentFault::Closed) => "closed".to_owned(),
-            Some(fault) => errors::chain(&fault),
-        };
-        let id = session.id().as_str();
-        let noted = async { Ok::<_, Failure>(self.transcripts().await?.end(id, &why).await?) };
-        if let Err(failure) = noted.await {
-            tracing::warn!(session = id, reason = failure.message(), "the end of a session is not kept");
-        }
     }
 
     /// The transcripts, where they hold this session, and what they hold of it.
@@ -198,11 +188,8 @@ impl SessionHost {
         if let Some(session) = session {
             session.close(false).await;
         }
-        // The files first: what can't be removed can be asked for again as long as the session is listed.
-        if let Some(files) = self.home()?.session_dir(id) {
-            blocking(move || remove_files(&files)).await?;
-        }
-        Ok(transcripts.delete(id).await?)
+        transcripts.delete(id).await?;
+        kept::remove(&self.kept_dir()?, id).await
     }
 
     /// Ends the sessions of a VM that is about to go. None is added any more: the registry has said so before.
@@ -212,10 +199,7 @@ impl SessionHost {
             let _adding = self.creating();
             self.live.list(vm_id)
         };
-        let closing = join_all(sessions.iter().map(|session| async {
-            session.close(false).await;
-            self.note_end(session).await;
-        }));
+        let closing = join_all(sessions.iter().map(|session| session.close(false)));
         if timeout(CLOSE_DEADLINE, closing).await.is_err() {
             tracing::debug!(vm_id, "sessions end with their VM");
         }
@@ -227,20 +211,6 @@ impl SessionHost {
     fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, OnItsWay>> {
         // Every change is one insert or one removal.
         self.creating.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn remove_files(directory: &Path) -> Result<(), Failure> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            let path = directory.to_string_lossy();
-            let message = format!("removing {path}: {error}");
-            Err(match error.raw_os_error() {
-                Some(errno) => Failure::system(errno, path, message),
-                None => Failure::new(ErrorKind::Internal, path, message),
-            })
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,13 +1,26 @@
-//! What a session is about, read out of its events.
+//! Events of our own that every session has, and what a session is about, read out of them.
+//!
+//! ACP has no notification for what the user says and none for how a turn ends. Without them a transcript would be half
+//! a conversation, so both are events: `_agentos/prompt` before the agent sees the prompt, `_agentos/turn_end` after
+//! the last event of the turn.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-/// The event of a prompt, `{content}`: ACP's blocks.
-const PROMPT: &str = "_agentos/prompt";
+use crate::wire::acp;
+
+/// The user has asked for something: `{content}`, ACP's blocks.
+pub(crate) const PROMPT: &str = "_agentos/prompt";
+/// A turn is over: `{stopReason}` or `{error}`.
+pub(crate) const TURN_END: &str = "_agentos/turn_end";
 
 /// A title is for a line in a list.
 const MAX_TITLE_CHARS: usize = 80;
+
+/// The event of a prompt.
+pub(crate) fn prompt(content: &[Value]) -> String {
+    acp::notification(PROMPT, &json!({ "content": content }))
+}
 
 /// What an event says the session is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +32,7 @@ pub(super) enum Title {
 }
 
 /// The title in an event. Almost no event has one, so that most are not parsed for it.
-pub(super) fn of(notification: &str) -> Option<Title> {
+pub(super) fn title(notification: &str) -> Option<Title> {
     #[derive(Deserialize)]
     struct Notification {
         method: String,
@@ -61,14 +74,7 @@ fn one_line(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::wire::acp;
-
-    fn prompt(content: &[Value]) -> String {
-        acp::notification(PROMPT, &json!({ "content": content }))
-    }
 
     fn text(text: &str) -> Value {
         json!({ "type": "text", "text": text })
@@ -76,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_prompt_names_its_session_by_its_first_line() {
-        let named = |content: &[Value]| of(&prompt(content));
+        let named = |content: &[Value]| title(&prompt(content));
         let image = json!({ "type": "image", "data": "x" });
         let content = [image.clone(), text("\n  Fix   the\ttest \nplease")];
         assert_eq!(named(&content), Some(Title::Prompt("Fix the test".into())));
@@ -90,12 +96,12 @@ mod tests {
     fn an_agent_names_its_session_and_nothing_else_does() {
         let update = |update: Value| acp::session_update("s", &update);
         let info = json!({ "sessionUpdate": "session_info_update", "title": "Tests" });
-        assert_eq!(of(&update(info)), Some(Title::Agent("Tests".into())));
+        assert_eq!(title(&update(info)), Some(Title::Agent("Tests".into())));
         let unnamed = json!({ "sessionUpdate": "session_info_update", "title": null });
-        assert_eq!(of(&update(unnamed)), None);
+        assert_eq!(title(&update(unnamed)), None);
         let said = json!({ "sessionUpdate": "agent_message_chunk", "content": text("session_info_update _agentos/prompt"),
             "title": "x" });
-        assert_eq!(of(&update(said)), None);
-        assert_eq!(of("session_info_update, not JSON"), None);
+        assert_eq!(title(&update(said)), None);
+        assert_eq!(title("session_info_update, not JSON"), None);
     }
 }
