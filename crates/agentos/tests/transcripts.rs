@@ -47,7 +47,7 @@ async fn stored_sessions_are_listed_after_the_sidecar_has_gone() {
     let ended = of(&page, closed.id());
     assert_eq!(
         ended.ended.map(|end| end.reason).as_deref(),
-        Some("closed"),
+        Some("the session is closed"),
         "it is known when close returns"
     );
     world.kill();
@@ -58,6 +58,7 @@ async fn stored_sessions_are_listed_after_the_sidecar_has_gone() {
     let (closed, killed) = (of(&page, closed.id()), of(&page, killed.id()));
     assert!(!closed.is_live && !killed.is_live);
     assert_eq!(killed.ended, None, "nobody was left to tell");
+    assert!(closed.model_reason.is_some(), "{closed:?}");
     assert_eq!((closed.agent_type.as_str(), closed.model), ("pi", ModelKind::Demo));
     assert_eq!((closed.cwd.as_deref(), closed.vm.as_deref()), (Some("/home/user"), Some(vm.id())));
     assert_eq!(

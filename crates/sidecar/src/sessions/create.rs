@@ -15,7 +15,6 @@ use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::details;
 use super::instructions;
 use super::kept::{Archive, KeptFiles};
 use super::launch::{self, Launched};
