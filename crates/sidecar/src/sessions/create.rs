@@ -151,7 +151,7 @@ impl Host {
                 return Err(Failure::new(ErrorKind::AgentNotInstalled, &agent.id, message));
             }
         };
-        if store.needs_warm_up(&installed) {
+        if agent.data.warm_up.is_some() && store.needs_warm_up(&installed) {
             self.warm_up(store, agent, &installed).await;
         }
         Ok(installed)
