@@ -7,7 +7,7 @@ use std::time::Duration;
 use agentos_agents::configuration;
 use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest, ModelWish};
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
-use agentos_agents::session::SessionStart;
+use agentos_agents::session::{PermissionSetup, SessionStart};
 use agentos_agents::store::{Installed, Progress};
 use agentos_agents::{Agent, PermissionPolicy, Session, Store};
 use agentos_proto::v1::ErrorKind;
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::instructions;
 use super::launch::{self, Launched};
 use super::modules::{self, own_modules};
+use super::workspace::VmWorkspace;
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
 use crate::host::{Host, HostedVm};
@@ -37,7 +38,7 @@ pub(crate) struct CreateSession {
     pub(crate) mcp_servers: McpServers,
     pub(crate) skip_os_instructions: bool,
     pub(crate) additional_instructions: String,
-    pub(crate) permission_policy: PermissionPolicy,
+    pub(crate) permissions: PermissionSetup,
     /// Absent means the VM's.
     pub(crate) model: Option<ModelWish>,
     pub(crate) may_install: bool,
@@ -57,7 +58,7 @@ impl Host {
         let registry = SessionHost::registry(&hosted.sessions.defaults);
         let agent = registry.find(&wish.agent_type)?;
         agent.launchable()?;
-        if wish.permission_policy == PermissionPolicy::RejectAll && !agent.asks {
+        if wish.permissions.policy == PermissionPolicy::RejectAll && !agent.asks {
             return Err(unkept_promise(agent));
         }
         let mut env = hosted.sessions.defaults.env.clone();
@@ -99,7 +100,7 @@ impl Host {
             demo_base_url: &demo_base_url,
             redirects: &ProviderKey::redirects(&hosted.sessions.defaults.keys, agent, &env),
             mcp_servers: &wish.mcp_servers,
-            permission_policy: wish.permission_policy,
+            permission_policy: wish.permissions.policy,
         })?;
         let launched = launch(&hosted, &plan).await?;
         let process = launched
@@ -114,6 +115,8 @@ impl Host {
             model: choice,
             install: installed.record(),
             transcripts: transcripts.clone(),
+            permissions: wish.permissions,
+            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &env))),
         })
         .await?;
         tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));

@@ -18,6 +18,7 @@ mod instructions;
 mod launch;
 mod modules;
 mod stdio;
+mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
