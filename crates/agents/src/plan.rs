@@ -215,6 +215,9 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if matches!(agent.source, Source::Store { .. }) && request.node_modules.is_none() {
         made.add(&data.store)?;
     }
+    if place.moved_by.is_some() {
+        made.add(&data.moved)?;
+    }
     match request.model.kind {
         // Whatever the user's environment says: it would name another model than the session says it has.
         ModelKind::Demo => made.add_fixed(&data.demo)?,
