@@ -215,7 +215,7 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if matches!(agent.source, Source::Store { .. }) && request.node_modules.is_none() {
         made.add(&data.store)?;
     }
-    if place.moved_by.is_some() {
+    if place.moved.is_some() {
         made.add(&data.moved)?;
     }
     match request.model.kind {

@@ -1,16 +1,18 @@
-//! Every built-in agent that speaks ACP, the real one, at work in a VM with the offline model; and agents that their
-//! caller describes. The first run on a machine installs the agents.
+//! Every built-in agent, the real one, at work in a VM with the offline model; and agents that their caller describes.
+//! The first run on a machine installs the agents.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
 
+#[path = "../support/mod.rs"]
 mod support;
+mod table;
 
 use agentos::{AgentConfig, AgentOs, ErrorKind, ModelChoice, ModelKind, PermissionPolicy, PermissionReply};
 use support::within;
 use support::world::World;
 
 /// The agents that ask before they act when they are told to.
-const THAT_ASK: [&str; 2] = ["claude", "codex"];
+const THAT_ASK: [&str; 4] = ["opencode", "claude", "codex", "gemini"];
 
 /// Something that nobody could guess.
 fn random() -> String {
@@ -47,6 +49,26 @@ async fn works(agent: &str) {
 }
 
 #[tokio::test]
+async fn pi_writes_a_file_and_runs_a_command() {
+    works("pi").await;
+}
+
+#[tokio::test]
+async fn pi_cli_writes_a_file_and_runs_a_command() {
+    works("pi-cli").await;
+}
+
+#[tokio::test]
+async fn opencode_writes_a_file_and_runs_a_command() {
+    works("opencode").await;
+}
+
+#[tokio::test]
+async fn gemini_writes_a_file_and_runs_a_command() {
+    works("gemini").await;
+}
+
+#[tokio::test]
 async fn claude_writes_a_file_and_runs_a_command() {
     works("claude").await;
 }
@@ -74,6 +96,16 @@ async fn asks(agent: &str) {
         assert_eq!(there, reply == PermissionReply::Once, "{agent}: {ended:?}");
     }
     within("the end", session.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn opencode_writes_what_it_is_allowed_to_and_nothing_else() {
+    asks("opencode").await;
+}
+
+#[tokio::test]
+async fn gemini_writes_what_it_is_allowed_to_and_nothing_else() {
+    asks("gemini").await;
 }
 
 #[tokio::test]
