@@ -3,6 +3,7 @@
 //! ```text
 //! $AGENTOS_HOME, else $XDG_DATA_HOME/agentos, else ~/.local/share/agentos
 //! ├── agents        the store: packages, downloads (see [`crate::store`])
+//! ├── sessions      what agents keep of their sessions, an archive each
 //! └── sessions.db   the transcripts (see [`crate::transcript`])
 //! ```
 
@@ -68,6 +69,12 @@ impl Home {
     #[must_use]
     pub fn agents_dir(&self) -> PathBuf {
         self.root.join("agents")
+    }
+
+    /// What agents keep of their sessions, a directory each.
+    #[must_use]
+    pub fn sessions_dir(&self) -> PathBuf {
+        self.root.join("sessions")
     }
 
     /// The transcripts.

@@ -141,6 +141,8 @@ pub struct PlanRequest<'a> {
     pub home: &'a str,
     /// Whether that user has a configuration of the agent there.
     pub own_configuration: bool,
+    /// The id by which the agent knows the session, where a former one goes on.
+    pub former: Option<&'a str>,
     /// The working directory in the VM.
     pub cwd: &'a str,
     /// The session's environment; it wins over everything the plan sets, but for where the demo model is configured.
@@ -241,6 +243,9 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if !request.instructions.is_empty() {
         made.add(&data.instructions)?;
     }
+    if request.former.is_some() {
+        made.add(&data.resume)?;
+    }
     let mut acp = AcpSetup { auth_method: agent.auth_method.clone(), ..AcpSetup::default() };
     match agent.tool_servers {
         _ if request.mcp_servers.is_empty() => {}
@@ -314,6 +319,7 @@ impl Place {
             Gap::Demo => request.demo_base_url.trim_end_matches('/').to_owned(),
             Gap::Gateway => return Err(nothing("a gateway")),
             Gap::Instructions => request.instructions.to_owned(),
+            Gap::Former => request.former.ok_or_else(|| nothing("a former session"))?.to_owned(),
             Gap::Arch => npm_arch().to_owned(),
             Gap::Machine => std::env::consts::ARCH.to_owned(),
         })

@@ -14,6 +14,7 @@
 //! A session may keep [`MAX_SESSION_BYTES`]: whatever an agent does in a loop, it can't fill the disk. What would exceed
 //! them is refused, which ends the session; nothing that was kept is dropped for it.
 
+pub(crate) mod context;
 mod error;
 pub mod notes;
 mod reader;

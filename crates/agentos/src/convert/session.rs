@@ -83,10 +83,7 @@ pub(crate) enum CreateProgress {
     Created(Box<SessionData>),
 }
 
-pub(crate) fn create_event(
-    event: v1::CreateSessionEvent,
-    agent_type: &str,
-) -> Result<CreateProgress, AnswerError> {
+pub(crate) fn create_event(event: v1::CreateSessionEvent) -> Result<CreateProgress, AnswerError> {
     const CALL: &str = "CreateSession";
     let event = event.event.ok_or(AnswerError::Missing { call: CALL, field: "event" })?;
     let created = match event {
@@ -101,7 +98,7 @@ pub(crate) fn create_event(
     let session = lenient(&created.session_json);
     Ok(CreateProgress::Created(Box::new(SessionData {
         id: created.session_id,
-        agent_type: agent_type.to_owned(),
+        agent_type: created.agent_type,
         model,
         model_reason: created.model_reason,
         state: Mutex::new(SessionState::read(&initialize, &session)),

@@ -245,6 +245,7 @@ impl SessionService for Services {
             session_id: "s-1".into(),
             model: v1::ModelKind::Demo.into(),
             model_reason: "no key".into(),
+            agent_type: "pi".into(),
             initialize_json: r#"{"agentInfo":{"name":"fake"}}"#.into(),
             session_json:
                 r#"{"modes":{"currentModeId":"ask","availableModes":[{"id":"ask"},{"id":"code"}]}}"#.into(),

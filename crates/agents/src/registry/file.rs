@@ -73,6 +73,8 @@ struct File {
     #[serde(default)]
     warm_up: Option<Layer>,
     #[serde(default)]
+    resume: Layer,
+    #[serde(default)]
     auth_method: Option<String>,
     #[serde(default)]
     mcp: ToolServers,
@@ -173,6 +175,7 @@ fn parse(id: &str, text: &str) -> Result<Agent, FileError> {
             allow_all: file.allow_all,
             instructions: file.instructions,
             warm_up: file.warm_up,
+            resume: file.resume,
         },
         env: Default::default(),
         extra_args: Vec::new(),

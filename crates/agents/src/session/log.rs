@@ -98,6 +98,19 @@ impl EventLog {
         Ok(())
     }
 
+    /// The number of the last event.
+    pub(super) fn last(&self) -> u64 {
+        self.end.borrow().last
+    }
+
+    /// Keeps why there are no more events, and closes.
+    pub(super) async fn end(&self, why: &str) {
+        if let Err(error) = self.transcripts.end(self.session.as_str(), why).await {
+            tracing::debug!(session = %self.session, %error, "the end of a session is not kept");
+        }
+        self.close();
+    }
+
     /// The event that was kept last.
     pub(super) fn newest(&self) -> Option<Event> {
         self.ring().events.back().cloned()

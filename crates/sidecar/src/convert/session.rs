@@ -42,6 +42,7 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
             model,
             may_install: install && sessions::may_install(),
             provider_required: request.provider_required || sessions::provider_required(),
+            restored: None,
         })
     }
 }
@@ -153,6 +154,7 @@ pub(crate) fn session_created(session: &Session) -> v1::SessionCreated {
         model_reason: model.reason.clone(),
         initialize_json: state.initialize.to_string(),
         session_json: state.session.to_string(),
+        agent_type: session.agent_type().to_owned(),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::sessions::{CreateSession, Creation, SessionHost};
 
 /// Progress that nobody has read yet; beyond it the store drops some.
-const PROGRESS_QUEUED: usize = 16;
+pub(super) const PROGRESS_QUEUED: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct AgentSessions(pub(super) Arc<Host>);
@@ -49,6 +49,30 @@ where
     }))
 }
 
+/// The id of a session that is being made, the progress of that, then the session.
+pub(super) fn creating<F>(
+    id: String,
+    progress: mpsc::Receiver<Progress>,
+    work: F,
+) -> Streamed<v1::CreateSessionEvent>
+where
+    F: Future<Output = Result<agentos_agents::Session, Failure>> + Send + 'static,
+{
+    let event = |event| v1::CreateSessionEvent { event: Some(event) };
+    let begun = event(create_session_event::Event::BegunSessionId(id));
+    let work =
+        async move {
+            let made = work.await;
+            Some(made.map(|session| {
+                event(create_session_event::Event::Created(convert::session_created(&session)))
+            }))
+        };
+    let show = |step| v1::CreateSessionEvent {
+        event: Some(create_session_event::Event::Install(convert::install_progress(step))),
+    };
+    Box::pin(stream::iter([Ok(begun)]).chain(with_progress(progress, work, show)))
+}
+
 fn json(name: &str, text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text).map_err(|error| Failure::invalid(name, format!("{name} is not JSON: {error}")))
 }
@@ -65,20 +89,9 @@ impl SessionService for AgentSessions {
         let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
         let host = Arc::clone(&self.0);
         let creation = Creation::begin(&host);
-        let begun = create_session_event::Event::BegunSessionId(creation.id().to_string());
-        let work = async move {
-            let session = match host.create_session(creation, wish, sender).await {
-                Ok(session) => session,
-                Err(failure) => return Some(Err(failure)),
-            };
-            let created = create_session_event::Event::Created(convert::session_created(&session));
-            Some(Ok(v1::CreateSessionEvent { event: Some(created) }))
-        };
-        let show = |step| v1::CreateSessionEvent {
-            event: Some(create_session_event::Event::Install(convert::install_progress(step))),
-        };
-        let begun = stream::iter([Ok(v1::CreateSessionEvent { event: Some(begun) })]);
-        Ok(Response::new(Box::pin(begun.chain(with_progress(progress, work, show)))))
+        let id = creation.id().to_string();
+        let work = async move { host.create_session(creation, wish, sender).await };
+        Ok(Response::new(creating(id, progress, work)))
     }
 
     async fn list_sessions(

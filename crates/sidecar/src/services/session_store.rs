@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use agentos_agents::Transcripts;
 use agentos_agents::transcript::Event;
-use agentos_proto::v1::{self, ErrorKind, session_store_service_server::SessionStoreService};
+use agentos_proto::v1::{self, session_store_service_server::SessionStoreService};
 use futures_util::stream;
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use super::Streamed;
+use super::session::{PROGRESS_QUEUED, creating};
 use crate::convert::session::session_event;
 use crate::errors::Failure;
 use crate::host::Host;
@@ -49,9 +51,11 @@ impl SessionStoreService for StoredSessions {
         &self,
         request: Request<v1::RestoreSessionRequest>,
     ) -> Result<Response<Self::RestoreSessionStream>, Status> {
-        let id = request.into_inner().session_id;
-        let message = "Sessions can't be restored by this version of agentOS";
-        Err(Failure::new(ErrorKind::Unsupported, id, message).into())
+        let v1::RestoreSessionRequest { vm_id, session_id } = request.into_inner();
+        let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
+        let (host, id) = (Arc::clone(&self.0), session_id.clone());
+        let work = async move { host.restore_session(vm_id, session_id, sender).await };
+        Ok(Response::new(creating(id, progress, work)))
     }
 
     type ReadHistoryStream = Streamed<v1::SessionEvent>;

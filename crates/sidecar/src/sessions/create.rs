@@ -7,17 +7,20 @@ use std::time::Duration;
 use agentos_agents::configuration;
 use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest, ModelWish};
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
-use agentos_agents::session::{PermissionSetup, SessionStart};
-use agentos_agents::store::{Installed, Progress};
-use agentos_agents::{Agent, PermissionPolicy, Session, Store};
+use agentos_agents::session::{Former, PermissionSetup, SessionStart};
+use agentos_agents::store::{InstallRecord, Installed, Progress};
+use agentos_agents::transcript::SessionDetails;
+use agentos_agents::{Agent, PermissionPolicy, Session, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::instructions;
+use super::kept::{Archive, KeptFiles};
 use super::launch::{self, Launched};
 use super::modules::{self, own_modules};
+use super::restore::{Options, Restored};
 use super::workspace::VmWorkspace;
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
@@ -43,6 +46,17 @@ pub(crate) struct CreateSession {
     pub(crate) model: Option<ModelWish>,
     pub(crate) may_install: bool,
     pub(crate) provider_required: bool,
+    /// The session that is brought back.
+    pub(crate) restored: Option<Box<Restored>>,
+}
+
+/// All that is decided before an agent is launched.
+struct Prepared {
+    plan: LaunchPlan,
+    model: ModelChoice,
+    install: Option<InstallRecord>,
+    env: BTreeMap<String, String>,
+    transcripts: Transcripts,
 }
 
 impl Host {
@@ -93,6 +107,7 @@ impl Host {
             adapter: own.as_ref().and_then(|own| own.adapter.as_ref()),
             home: hosted.vm.spec().home(),
             own_configuration: own_configuration(&hosted.vm, agent).await?,
+            former: former_id(&wish),
             cwd: if wish.cwd.is_empty() { hosted.vm.spec().home() } else { &wish.cwd },
             env: &env,
             instructions: &instructions,
@@ -102,25 +117,10 @@ impl Host {
             mcp_servers: &wish.mcp_servers,
             permission_policy: wish.permissions.policy,
         })?;
-        let launched = launch(&hosted, &plan).await?;
-        let process = launched
-            .agent_process()
-            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
-        let session = Session::start(SessionStart {
-            id: creation.id().clone(),
-            owner: wish.vm_id.clone(),
-            agent_type: agent.id.clone(),
-            plan: &plan,
-            process,
-            model: choice,
-            install: installed.record(),
-            transcripts: transcripts.clone(),
-            permissions: wish.permissions,
-            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &env))),
-        })
-        .await?;
-        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));
-        creation.register(session.clone(), transcripts, || Ok(self.vm(&wish.vm_id).map(drop)?))?;
+        let (vm_id, install) = (wish.vm_id.clone(), installed.record());
+        let prepared = Prepared { plan, model: choice, install, env, transcripts: transcripts.clone() };
+        let session = self.start_session(&creation, &hosted, prepared, wish).await?;
+        creation.register(session.clone(), transcripts, || Ok(self.vm(&vm_id).map(drop)?))?;
         // A task, because a caller that goes away must not cut the writing off from the lock that it is done under.
         let (host, shown) = (Arc::clone(&self), session.clone());
         let showing = tokio::spawn(async move {
@@ -129,6 +129,48 @@ impl Host {
         // Where it panicked there is no file, and the agent has its instructions all the same.
         let _ = showing.await;
         creation.delivered();
+        Ok(session)
+    }
+
+    /// Launches the agent and takes it over. What it keeps of the session is kept from here on.
+    async fn start_session(
+        &self,
+        creation: &Creation,
+        hosted: &Arc<HostedVm>,
+        prepared: Prepared,
+        wish: CreateSession,
+    ) -> Result<Session, Failure> {
+        let Prepared { plan, model, install, env, transcripts } = prepared;
+        let details = details(&wish, &plan)?;
+        let (kept, former, archive) = match wish.restored.map(|restored| *restored) {
+            Some(restored) => {
+                let archive = restored.kept.archive().await?;
+                let Restored { kept, stored, lost_cwd, lost } = restored;
+                let known_through = archive.as_ref().map(|archive| archive.through);
+                (kept, Some(Former { stored, known_through, lost_cwd, lost }), archive)
+            }
+            None => (KeptFiles::take(&self.sessions().kept_dir()?, creation.id()).await?, None, None),
+        };
+        let launched = launch(hosted, &plan, archive.as_ref()).await?;
+        let process = launched
+            .agent_process()
+            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
+        let session = Session::start(SessionStart {
+            id: creation.id().clone(),
+            owner: wish.vm_id,
+            agent_type: wish.agent_type,
+            plan: &plan,
+            process,
+            model,
+            install,
+            transcripts,
+            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &env))),
+            details,
+            permissions: wish.permissions,
+            former,
+        })
+        .await?;
+        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(hosted), (kept, plan.state)));
         Ok(session)
     }
 
@@ -202,10 +244,38 @@ fn unkept_promise(agent: &Agent) -> Failure {
 }
 
 /// Executes a plan in its VM. What every session of the VM needs is mounted once.
-async fn launch(hosted: &HostedVm, plan: &LaunchPlan) -> Result<Launched, Failure> {
+async fn launch(
+    hosted: &HostedVm,
+    plan: &LaunchPlan,
+    archive: Option<&Archive>,
+) -> Result<Launched, Failure> {
     let shared: Vec<PlanMount> = plan.mounts.iter().filter(|mount| mount.read_only).cloned().collect();
     hosted.sessions.mount_packages(&hosted.vm, &shared).await?;
-    Launched::start(&hosted.vm, plan, &shared).await
+    Launched::start(&hosted.vm, plan, &shared, archive).await
+}
+
+/// The id by which the agent knows the session, where it is brought back.
+fn former_id(wish: &CreateSession) -> Option<&str> {
+    wish.restored.as_ref()?.stored.details.agent_session_id.as_deref()
+}
+
+/// What is kept of the session for the time after it.
+fn details(wish: &CreateSession, plan: &LaunchPlan) -> Result<SessionDetails, Failure> {
+    // Of a session that was brought back, what it was created with counts.
+    let options = match &wish.restored {
+        Some(restored) => restored.stored.details.options.clone(),
+        None => Some(
+            serde_json::to_string(&Options::of(wish))
+                .map_err(|error| Failure::new(ErrorKind::Internal, "options", error.to_string()))?,
+        ),
+    };
+    Ok(SessionDetails {
+        cwd: Some(plan.cwd.clone()),
+        vm: Some(wish.vm_id.clone()),
+        permission_policy: Some(wish.permissions.policy),
+        options,
+        ..SessionDetails::default()
+    })
 }
 
 async fn choose_model(
@@ -277,7 +347,7 @@ async fn warm_up(
     let spec = VmSpec::validate(VmOptions::default(), &agentos_vm::Host::of(launcher))?;
     let vm = Vm::create(launcher, spec).await?;
     let ran = async {
-        let launched = Launched::start(&vm, &plan, &[]).await?;
+        let launched = Launched::start(&vm, &plan, &[], None).await?;
         launched.close_stdin();
         launched.exited().await;
         launched.undo().await;

@@ -15,8 +15,10 @@ mod create;
 mod creation;
 mod guest;
 mod instructions;
+mod kept;
 mod launch;
 mod modules;
+mod restore;
 mod stdio;
 mod workspace;
 
@@ -111,6 +113,11 @@ impl SessionHost {
         Ok(Store::new(self.home()?.agents_dir()))
     }
 
+    /// Where what agents keep of their sessions lies.
+    fn kept_dir(&self) -> Result<PathBuf, Failure> {
+        Ok(self.home()?.sessions_dir())
+    }
+
     pub(crate) async fn transcripts(&self) -> Result<&Transcripts, Failure> {
         let path = self.home()?.sessions_db();
         let open = || async {
@@ -174,7 +181,8 @@ impl SessionHost {
         if let Some(session) = session {
             session.close(false).await;
         }
-        Ok(transcripts.delete(id).await?)
+        transcripts.delete(id).await?;
+        kept::remove(&self.kept_dir()?, id).await
     }
 
     /// Ends the sessions of a VM that is about to go. None is added any more: the registry has said so before.

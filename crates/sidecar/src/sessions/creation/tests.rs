@@ -6,6 +6,7 @@ use agentos_agents::model::{ModelChoice, ModelKind};
 use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
 use agentos_agents::session::{PermissionSetup, SessionStart};
+use agentos_agents::transcript::SessionDetails;
 use agentos_agents::{AgentExit, AgentProcess, Home};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -87,6 +88,8 @@ impl Place {
             transcripts: self.transcripts.clone(),
             permissions: PermissionSetup::default(),
             workspace: None,
+            details: SessionDetails::default(),
+            former: None,
         });
         (session.await.unwrap(), killed)
     }
