@@ -7,7 +7,9 @@
 mod support;
 mod table;
 
-use agentos::{AgentConfig, AgentOs, ErrorKind, ModelChoice, ModelKind, PermissionPolicy, PermissionReply};
+use agentos::{
+    AgentConfig, AgentOs, ErrorKind, McpServer, ModelChoice, ModelKind, PermissionPolicy, PermissionReply,
+};
 use support::within;
 use support::world::World;
 
@@ -129,6 +131,46 @@ async fn a_policy_that_rejects_everything_is_kept_without_anybody_answering() {
         assert!(!vm.exists(path.as_str()).await.unwrap(), "{agent}");
         within("the end", session.close()).await.unwrap();
     }
+}
+
+/// A tool server in a few lines of shell, with one tool that says a word nobody could guess.
+const TOOL_SERVER: &str = r#"
+while read -r line; do
+  id=$(printf '%s' "$line" | sed 's/.*"id":\([0-9]*\).*/\1/')
+  answer() { printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "$id" "$1"; }
+  case "$line" in
+  *'"initialize"'*)
+    version=$(printf '%s' "$line" | sed 's/.*"protocolVersion":"\([^"]*\)".*/\1/')
+    answer '{"protocolVersion":"'"$version"'","capabilities":{"tools":{}},"serverInfo":{"name":"words","version":"1"}}' ;;
+  *'"tools/list"'*)
+    answer '{"tools":[{"name":"word","description":"Says a word","inputSchema":{"type":"object","properties":{}}}]}' ;;
+  *'"tools/call"'*) answer '{"content":[{"type":"text","text":"the word is '"$WORD"'"}]}' ;;
+  *'"id":'*) answer '{}' ;;
+  esac
+done
+"#;
+
+/// The tool is called by the name that the agent gives it.
+async fn uses_a_tool_server(agent: &str, tool: &str) {
+    let world = World::new().await;
+    let vm = demo_vm(&world).await;
+    let word = random();
+    let server = McpServer::local("/bin/sh", ["-c", TOOL_SERVER]).env("WORD", &word);
+    let session = vm.create_session(agent).permission_policy(PermissionPolicy::AllowAll).mcp_server(server);
+    let session = session.await.unwrap();
+    let reply = within("the tool", session.prompt(format!("demo:tool {tool} {{}}"))).await.unwrap();
+    assert!(reply.text.contains(&format!("the word is {word}")), "{agent}: {}", reply.text);
+    within("the end", session.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn claude_uses_a_tool_server_of_its_vm() {
+    uses_a_tool_server("claude", "mcp__agentos-1__word").await;
+}
+
+#[tokio::test]
+async fn codex_uses_a_tool_server_of_its_vm() {
+    uses_a_tool_server("codex", "word").await;
 }
 
 /// An agent in a few lines of shell: it says what it was started with.

@@ -1,8 +1,8 @@
 //! How an agent is started, as layers of data of which a session takes those that concern it.
 //!
 //! ```text
-//! always ─► store ─► moved ─► provider or demo ─► gateway (each provider) ─► ask or allow_all ─► instructions ─► resume
-//!        ─► the user's
+//! always ─► store ─► moved ─► provider or demo ─► gateway (each provider) ─► ask or allow_all ─► instructions
+//!        ─► resume ─► the user's
 //! ```
 //! Each layer adds arguments, variables, files and parameters of the session; where two say something of the same table,
 //! they are put together. The user's environment wins over all of them, but for the demo model's variables: a
