@@ -217,6 +217,9 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if matches!(agent.source, Source::Store { .. }) && request.node_modules.is_none() {
         made.add(&data.store)?;
     }
+    if place.moved.is_some() {
+        made.add(&data.moved)?;
+    }
     match request.model.kind {
         // Whatever the user's environment says: it would name another model than the session says it has.
         ModelKind::Demo => made.add_fixed(&data.demo)?,
@@ -230,10 +233,10 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
             }
         }
     }
-    if let Some(variable) = &place.moved_by {
+    if let Some((variable, directory)) = &place.moved {
         match request.model.kind {
-            ModelKind::Demo => made.fix(variable, place.config.clone()),
-            ModelKind::Provider => made.set(variable, place.config.clone()),
+            ModelKind::Demo => made.fix(variable, directory.clone()),
+            ModelKind::Provider => made.set(variable, directory.clone()),
         }
     }
     made.add(if request.permission_policy.asks() { &data.ask } else { &data.allow_all })?;
@@ -275,24 +278,26 @@ struct Place {
     state: String,
     /// Where the agent keeps its configuration.
     config: String,
-    /// The variable that moves it there, where it is not there by itself.
-    moved_by: Option<String>,
+    /// The variable that moves it there and what that one says, where it is not there by itself.
+    moved: Option<(String, String)>,
 }
 
 impl Place {
     fn of(request: &PlanRequest<'_>) -> Result<Self, PlanError> {
         let state = format!("{GUEST_SESSIONS}/{}", request.session.as_str());
-        let mut place = Self { state, config: request.home.to_owned(), moved_by: None };
+        let mut place = Self { state, config: request.home.to_owned(), moved: None };
         let Some(configuration) = request.agent.configuration.first() else { return Ok(place) };
         let usual = format!("{}/{}", request.home, configuration.directory);
         let own = configuration.variable.as_ref().and_then(|name| request.env.get(name));
-        place.config = own.filter(|path| !path.is_empty()).cloned().unwrap_or(usual);
+        let own_directory = own.filter(|path| !path.is_empty()).map(|path| configuration.within(path));
+        place.config = own_directory.unwrap_or(usual);
         let demo = request.model.kind == ModelKind::Demo;
         if let (Some(variable), Some(moved)) = (&configuration.variable, &configuration.moved)
             && (demo || (own.is_none() && !request.own_configuration))
         {
-            place.config = moved.fill(&|gap| place.value(request, gap))?;
-            place.moved_by = Some(variable.clone());
+            let directory = moved.fill(&|gap| place.value(request, gap))?;
+            place.config = configuration.within(&directory);
+            place.moved = Some((variable.clone(), directory));
         }
         Ok(place)
     }

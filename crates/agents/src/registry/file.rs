@@ -93,6 +93,8 @@ struct File {
     #[serde(default)]
     store: Layer,
     #[serde(default)]
+    moved: Layer,
+    #[serde(default)]
     demo: Layer,
     #[serde(default)]
     provider: Layer,
@@ -166,6 +168,7 @@ fn parse(id: &str, text: &str) -> Result<Agent, FileError> {
             command: file.command,
             always: file.always,
             store: file.store,
+            moved: file.moved,
             demo: file.demo,
             provider: file.provider,
             ask: file.ask,

@@ -1,7 +1,8 @@
 //! How an agent is started, as layers of data of which a session takes those that concern it.
 //!
 //! ```text
-//! always ─► store ─► provider or demo ─► gateway (each provider) ─► ask or allow_all ─► instructions ─► resume ─► the user's
+//! always ─► store ─► moved ─► provider or demo ─► gateway (each provider) ─► ask or allow_all ─► instructions
+//!        ─► resume ─► the user's
 //! ```
 //! Each layer adds arguments, variables, files and parameters of the session; where two say something of the same table,
 //! they are put together. The user's environment wins over all of them, but for the demo model's variables: a
@@ -57,6 +58,8 @@ pub struct LaunchData {
     pub always: Layer,
     /// Where its packages are the store's and not the user's own.
     pub store: Layer,
+    /// Where its configuration is moved to the session.
+    pub moved: Layer,
     /// With the offline model.
     pub demo: Layer,
     /// With a provider.

@@ -15,6 +15,7 @@ use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::details;
 use super::instructions;
 use super::kept::{Archive, KeptFiles};
 use super::launch::{self, Launched};
@@ -201,7 +202,7 @@ impl Host {
                 return Err(Failure::new(ErrorKind::AgentNotInstalled, &agent.id, message));
             }
         };
-        if store.needs_warm_up(&installed) {
+        if agent.data.warm_up.is_some() && store.needs_warm_up(&installed) {
             self.warm_up(store, agent, &installed).await;
         }
         Ok(installed)

@@ -13,6 +13,7 @@
 
 mod create;
 mod creation;
+mod details;
 mod guest;
 mod instructions;
 mod kept;
@@ -23,7 +24,8 @@ mod stdio;
 mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -219,6 +221,20 @@ impl SessionHost {
     fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, OnItsWay>> {
         // Every change is one insert or one removal.
         self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_files(directory: &Path) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let path = directory.to_string_lossy();
+            let message = format!("removing {path}: {error}");
+            Err(match error.raw_os_error() {
+                Some(errno) => Failure::system(errno, path, message),
+                None => Failure::new(ErrorKind::Internal, path, message),
+            })
+        }
+        _ => Ok(()),
     }
 }
 
