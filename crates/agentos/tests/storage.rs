@@ -5,10 +5,11 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use agentos::{AgentOs, AgentOsOptions, Error, ErrorKind, Limits, Mount, Storage};
+use agentos::{AgentOs, AgentOsOptions, Error, ErrorKind, Limits, Mount, Secret, Storage};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use support::world::World;
@@ -35,6 +36,14 @@ async fn refusal(options: AgentOsOptions) -> Error {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// Records that a test can't run here.
+fn skip(test: &str, reason: &str) {
+    let Some(file) = std::env::var_os("AGENTOS_TEST_SKIPS") else { return };
+    let line = format!("{{\"test\":\"{test}\",\"reason\":\"{reason}\"}}\n");
+    let mut file = fs::File::options().append(true).create(true).open(file).unwrap();
+    file.write_all(line.as_bytes()).unwrap();
 }
 
 /// The program that sets attributes, which few systems have a command for.
@@ -233,4 +242,60 @@ async fn a_limit_of_bytes_is_refused_because_nothing_enforces_it() {
     let vm = world.vm_with(stored(&world)).await;
     let size = shell(&vm, "df -k --output=size /tmp | tail -n 1").await;
     assert!(size.trim().parse::<u64>().unwrap() <= 1 << 20, "{size}");
+}
+
+#[tokio::test]
+async fn authorities_of_former_vms_do_not_gather_in_the_trust_stores() {
+    let world = World::new().await;
+    let secret = || Secret::new("KEY", "a-value-of-some-length").bearer("api.example.com");
+    let mut sizes = Vec::new();
+    for _ in 0..4 {
+        let vm = world.vm_with(stored(&world).secret(secret())).await;
+        let bundle = vm.read_file("/opt/agentos/trust/bundle.pem").await.unwrap();
+        let authority = vm.read_file("/opt/agentos/trust/authority.pem").await.unwrap();
+        assert!(bundle.ends_with(&authority));
+        sizes.push(shell(&vm, "grep -c BEGIN /opt/agentos/trust/bundle.pem").await);
+        vm.dispose().await.unwrap();
+    }
+    assert!(sizes.iter().all(|size| *size == sizes[0]), "{sizes:?}");
+}
+
+/// As a container's root directory is one. The sidecar gets a mount namespace that has it.
+#[tokio::test]
+async fn a_file_system_that_can_t_hold_layers_is_refused_by_name() {
+    if !is_root() {
+        skip(
+            "a_file_system_that_can_t_hold_layers_is_refused_by_name",
+            "only root mounts a file system for the sidecar to find",
+        );
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path().display();
+    for name in ["lower", "upper", "work", "overlay", "ram"] {
+        fs::create_dir(place.path().join(name)).unwrap();
+    }
+    let script = place.path().join("with-mounts");
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c 'mount -t ramfs none {at}/ram && mount -t overlay none {at}/overlay \
+         -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work && exec \"$@\"' sh \"$@\"\n"
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let world = World::started_by(&script.display().to_string()).await;
+    for (name, reason) in [("overlay", "can't be the upper layer"), ("ram", "no extended attributes")] {
+        let path = place.path().join(name).join("state");
+        let error = refusal(world.options().storage(Storage::directory(&path))).await;
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
+        let text = error.to_string();
+        assert!(
+            text.contains(path.to_str().unwrap()) && text.contains(name) && text.contains(reason),
+            "{text}"
+        );
+    }
+    // The control: the same sidecar, beside these mounts.
+    let path = place.path().join("state");
+    let vm = world.vm_with(world.options().storage(Storage::directory(&path))).await;
+    shell(&vm, "echo kept > notes").await;
+    vm.dispose().await.unwrap();
 }
