@@ -106,7 +106,7 @@ pub use mount::{Mount, Unmounted};
 pub use network::Body;
 pub use options::{
     AgentConfig, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions,
-    AgentOsSidecarConfig, Base, Limits, ModelChoice,
+    AgentOsSidecarConfig, Base, Limits, ModelChoice, Storage,
 };
 pub use output::OutputStream;
 pub use policy::{EgressPolicy, EgressProtocol, EgressRule};
