@@ -118,7 +118,9 @@ pub use session::{JsonRpcResponse, ModelKind, Session, SessionInfo};
 pub use session_events::{
     PermissionReply, PermissionRequest, PermissionRequests, SessionEvent, SessionEvents,
 };
-pub use session_options::{AgentInstall, CreateSession, InstallProgress, McpServer, PermissionPolicy};
+pub use session_options::{
+    AgentInstall, CreateSession, InstallProgress, McpServer, PermissionPolicy, PermissionRule,
+};
 pub use session_state::{
     AgentCapabilities, AgentInfo, AllowedValue, PromptCapabilities, SessionConfigOption, SessionMode,
     SessionModeState,

@@ -169,7 +169,9 @@ impl Prompting {
                 .map_err(|_| CallError::PromptTimeout { session_id: session.id.clone(), limit })?,
         };
         let reply = reply.map_err(|status| vm.failed(status))?;
-        Ok(convert::session::prompt_result(reply.into_inner())?)
+        let reply = reply.into_inner();
+        session.renew(&reply.session_json);
+        Ok(convert::session::prompt_result(reply)?)
     }
 }
 

@@ -99,6 +99,11 @@ impl SessionData {
     fn state(&self) -> MutexGuard<'_, SessionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Follows what the sidecar says the agent's session is now.
+    pub(crate) fn renew(&self, session_json: &str) {
+        self.state().renew(&convert::session::lenient(session_json));
+    }
 }
 
 /// A session with an agent. Dropping the handle leaves the session open.
@@ -286,15 +291,17 @@ impl Session {
         PermissionRequests::new(self.vm.clone(), self.data.id.clone())
     }
 
-    /// Puts the agent into one of its [`modes`](Self::modes).
+    /// Puts the agent into one of its [`modes`](Self::modes), or sets the option by which it offers them.
     ///
     /// # Errors
     ///
-    /// `Unsupported` where the agent has no modes; [`Error::rpc_error`] is its answer.
+    /// `Unsupported` where the agent has neither, naming the options it has; [`Error::rpc_error`] is its answer.
     pub async fn set_mode(&self, mode_id: &str) -> Result<JsonRpcResponse, Error> {
-        let response = self.raw_send("session/set_mode", json!({ "modeId": mode_id })).await?;
-        self.data.state().set_current_mode(mode_id);
-        Ok(response)
+        let has_modes = self.data.state().modes.is_some();
+        if has_modes {
+            return self.raw_send("session/set_mode", json!({ "modeId": mode_id })).await;
+        }
+        self.set_option_of("mode", mode_id).await
     }
 
     /// The agent's modes and the current one; `None` where it has none. Never waits.
@@ -307,13 +314,16 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// `Unsupported` where the agent cannot; [`Error::rpc_error`] is its answer.
+    /// `Unsupported` where the agent cannot, naming the options it has; [`Error::rpc_error`] is its answer.
     pub async fn set_model(&self, model: &str) -> Result<JsonRpcResponse, Error> {
-        let option = self.data.state().option_of("model");
-        match option {
-            Some(id) => self.set_config_option(id, model).await,
-            None => self.raw_send("session/set_model", json!({ "modelId": model })).await,
+        let by_request = {
+            let state = self.data.state();
+            state.option_of("model").is_none() && state.has_models
+        };
+        if by_request {
+            return self.raw_send("session/set_model", json!({ "modelId": model })).await;
         }
+        self.set_option_of("model", model).await
     }
 
     /// Sets how much the agent reasons, where it has such an option.
@@ -322,21 +332,28 @@ impl Session {
     ///
     /// `Unsupported` where the agent has none, naming the options it has.
     pub async fn set_thought_level(&self, level: &str) -> Result<JsonRpcResponse, Error> {
-        let (option, supported) = {
-            let state = self.data.state();
-            (state.option_of("thought_level"), state.option_ids())
-        };
-        match option {
-            Some(id) => self.set_config_option(id, level).await,
-            None => Err(CallError::NoSuchOption { category: "thought_level", supported }.into()),
-        }
+        self.set_option_of("thought_level", level).await
     }
 
-    async fn set_config_option(&self, id: String, value: &str) -> Result<JsonRpcResponse, Error> {
-        let params = json!({ "configId": id, "value": value });
-        let response = self.raw_send("session/set_config_option", params).await?;
-        self.data.state().set_option(&id, value, response.result.as_ref());
-        Ok(response)
+    /// Sets one of the agent's [`config_options`](Self::config_options).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::rpc_error`] is the agent's answer where it refuses.
+    pub async fn set_config_option(&self, id: &str, value: &str) -> Result<JsonRpcResponse, Error> {
+        self.raw_send("session/set_config_option", json!({ "configId": id, "value": value })).await
+    }
+
+    /// Sets the option of a category.
+    async fn set_option_of(&self, category: &'static str, value: &str) -> Result<JsonRpcResponse, Error> {
+        let (option, supported) = {
+            let state = self.data.state();
+            (state.option_of(category), state.option_ids())
+        };
+        match option {
+            Some(id) => self.set_config_option(&id, value).await,
+            None => Err(CallError::NoSuchOption { category, supported }.into()),
+        }
     }
 
     /// The agent's configuration options and their values. Never waits.
@@ -371,7 +388,9 @@ impl Session {
         };
         let reply =
             self.vm.live()?.session().raw_send(request).await.map_err(|status| self.vm.failed(status))?;
-        let response = convert::session::response(&reply.into_inner().response_json)?;
+        let v1::RawSendResponse { response_json, session_json } = reply.into_inner();
+        self.data.renew(&session_json);
+        let response = convert::session::response(&response_json)?;
         match response.error {
             Some(error) => Err(CallError::Rpc { method: method.to_owned(), error }.into()),
             None => Ok(response),

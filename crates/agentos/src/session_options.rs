@@ -116,6 +116,60 @@ impl fmt::Debug for McpServer {
     }
 }
 
+/// An answer to requests for permission that is known beforehand. It fits all of them until it is narrowed.
+///
+/// Agents describe their own requests, so that a rule saves questions and is no wall: what an agent can reach is what its
+/// VM can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PermissionRule {
+    pub(crate) action: RuleAction,
+    pub(crate) tool_kind: Option<String>,
+    pub(crate) path: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RuleAction {
+    Allow,
+    Reject,
+    Ask,
+}
+
+impl PermissionRule {
+    /// Requests are allowed.
+    #[must_use]
+    pub fn allow() -> Self {
+        Self { action: RuleAction::Allow, tool_kind: None, path: None }
+    }
+
+    /// Requests are rejected.
+    #[must_use]
+    pub fn reject() -> Self {
+        Self { action: RuleAction::Reject, ..Self::allow() }
+    }
+
+    /// Requests go to whoever reads [`Session::permission_requests`]; an exception from a rule before it.
+    #[must_use]
+    pub fn ask() -> Self {
+        Self { action: RuleAction::Ask, ..Self::allow() }
+    }
+
+    /// Only those for tools of this kind, in ACP's words: `read`, `edit`, `delete`, `move`, `search`, `execute`,
+    /// `think`, `fetch`, `other`.
+    #[must_use]
+    pub fn tool_kind(mut self, kind: impl Into<String>) -> Self {
+        self.tool_kind = Some(kind.into());
+        self
+    }
+
+    /// Only those that name paths, all of which this pattern fits: absolute, with `*` for a part of a name and `**` for
+    /// any number of names, such as `/work/src/**`.
+    #[must_use]
+    pub fn path(mut self, pattern: impl Into<String>) -> Self {
+        self.path = Some(pattern.into());
+        self
+    }
+}
+
 /// What a session is to be, in values.
 #[derive(Default)]
 pub(crate) struct SessionWish {
@@ -126,6 +180,7 @@ pub(crate) struct SessionWish {
     pub(crate) skip_os_instructions: bool,
     pub(crate) additional_instructions: Option<String>,
     pub(crate) permission_policy: PermissionPolicy,
+    pub(crate) permission_rules: Vec<PermissionRule>,
     pub(crate) model: Option<ModelChoice>,
     pub(crate) agent_install: Option<AgentInstall>,
 }
@@ -191,6 +246,14 @@ impl CreateSession {
     #[must_use]
     pub fn permission_policy(mut self, policy: PermissionPolicy) -> Self {
         self.wish.permission_policy = policy;
+        self
+    }
+
+    /// Answers some requests for permission by a rule, so that nobody has to be asked. Only beside
+    /// [`PermissionPolicy::Ask`]; of several that fit the last one decides.
+    #[must_use]
+    pub fn permission_rule(mut self, rule: PermissionRule) -> Self {
+        self.wish.permission_rules.push(rule);
         self
     }
 
@@ -326,6 +389,7 @@ impl fmt::Debug for CreateSession {
             .field("env", &self.wish.env.keys())
             .field("mcp_servers", &self.wish.mcp_servers)
             .field("permission_policy", &self.wish.permission_policy)
+            .field("permission_rules", &self.wish.permission_rules)
             .field("model", &self.wish.model)
             .finish_non_exhaustive()
     }

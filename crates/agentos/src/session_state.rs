@@ -122,6 +122,8 @@ pub struct AgentInfo {
 pub(crate) struct SessionState {
     pub(crate) modes: Option<SessionModeState>,
     pub(crate) config_options: Vec<SessionConfigOption>,
+    /// Whether the agent has models beside its options.
+    pub(crate) has_models: bool,
     pub(crate) capabilities: AgentCapabilities,
     pub(crate) agent_info: Option<AgentInfo>,
 }
@@ -129,27 +131,21 @@ pub(crate) struct SessionState {
 impl SessionState {
     /// From the results of `initialize` and `session/new`.
     pub(crate) fn read(initialize: &Value, session: &Value) -> Self {
-        Self {
-            modes: modes(&session["modes"]),
-            config_options: config_options(&session["configOptions"]),
+        let mut state = Self {
             capabilities: capabilities(&initialize["agentCapabilities"]),
             agent_info: agent_info(&initialize["agentInfo"]),
-        }
+            ..Self::default()
+        };
+        state.renew(session);
+        state
     }
 
-    pub(crate) fn set_current_mode(&mut self, mode_id: &str) {
-        if let Some(modes) = &mut self.modes {
-            modes.current_mode_id = mode_id.to_owned();
-        }
-    }
-
-    /// The agent may answer with all options anew, because one can change others.
-    pub(crate) fn set_option(&mut self, id: &str, value: &str, result: Option<&Value>) {
-        let renewed = result.map(|result| config_options(&result["configOptions"])).unwrap_or_default();
-        if !renewed.is_empty() {
-            self.config_options = renewed;
-        } else if let Some(option) = self.config_options.iter_mut().find(|option| option.id == id) {
-            option.current_value = Some(value.to_owned());
+    /// Takes over the session's modes and options as they are now.
+    pub(crate) fn renew(&mut self, session: &Value) {
+        if session.is_object() {
+            self.modes = modes(&session["modes"]);
+            self.config_options = config_options(&session["configOptions"]);
+            self.has_models = session["models"].is_object();
         }
     }
 
@@ -305,13 +301,16 @@ mod tests {
     }
 
     #[test]
-    fn options_are_found_by_category_and_renewed_from_the_answer() {
+    fn options_are_found_by_category_and_renewed_with_the_session() {
         let mut state = state();
         assert_eq!(state.option_of("thought_level").as_deref(), Some("effort"));
         assert_eq!(state.option_of("model"), None);
-        state.set_option("effort", "high", None);
-        assert_eq!(state.config_options[0].current_value.as_deref(), Some("high"));
-        state.set_option("effort", "low", Some(&json!({ "configOptions": [{ "id": "other" }] })));
-        assert_eq!(state.option_ids(), ["other"]);
+        state.renew(&Value::Null);
+        assert_eq!(state.option_ids(), ["effort"], "nothing said, nothing changed");
+        let session = json!({ "modes": { "currentModeId": "code" }, "models": {}, "configOptions": [{ "id": "other" }] });
+        state.renew(&session);
+        assert_eq!((state.option_ids(), state.has_models), (vec!["other".to_owned()], true));
+        assert_eq!(state.modes.unwrap().current_mode_id, "code");
+        assert_eq!(state.agent_info.unwrap().name, "pi", "who it is stays");
     }
 }

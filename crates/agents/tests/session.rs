@@ -33,8 +33,8 @@ fn prompting(
 async fn a_session_begins_with_its_model_and_answers_a_prompt() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;
-    assert_eq!(session.session_new()["sessionId"], "pi-1");
-    assert_eq!(session.initialize()["protocolVersion"], 1);
+    assert_eq!(session.state().session["sessionId"], "pi-1");
+    assert_eq!(session.state().initialize["protocolVersion"], 1);
 
     let reply = prompting(&session, "hello");
     let prompt = pi.expect("prompt").await;
@@ -42,7 +42,7 @@ async fn a_session_begins_with_its_model_and_answers_a_prompt() {
     pi.accept(&prompt).await;
     pi.turn(&["Hi ", "there"]).await;
     let reply = soon("the reply", reply).await.unwrap().unwrap();
-    assert_eq!((reply.text.as_str(), reply.stop_reason), ("Hi there", "end_turn"));
+    assert_eq!((reply.text.as_str(), reply.stop_reason.as_str()), ("Hi there", "end_turn"));
     assert_eq!(reply.response["result"]["stopReason"], "end_turn");
     assert_eq!(reply.rejected_permissions, 0);
 
@@ -187,7 +187,7 @@ async fn cancelling_aborts_the_turn_and_keeps_its_text() {
     pi.expect("abort").await;
     pi.say(&json!({ "type": "agent_settled", "aborted": true })).await;
     let reply = reply.await.unwrap().unwrap();
-    assert_eq!((reply.text.as_str(), reply.stop_reason), ("so far", "cancelled"));
+    assert_eq!((reply.text.as_str(), reply.stop_reason.as_str()), ("so far", "cancelled"));
 }
 
 #[tokio::test]
@@ -384,7 +384,11 @@ async fn an_agent_that_dies_in_a_turn_fails_it_with_its_last_words() {
     // The transcript is complete to the last event, and every later call says the same.
     soon("the end", session.closed()).await;
     let stored = place.transcripts.history(session.id().as_str(), 1, 100).await.unwrap();
-    assert!(stored.last().unwrap().notification.contains("half a "));
+    let [.., said, end] = stored.as_slice() else { panic!("{stored:?}") };
+    assert!(said.notification.contains("half a "));
+    assert!(
+        end.notification.contains("_agentos/turn_end") && end.notification.contains("Segmentation fault")
+    );
     assert_eq!(session.prompt(Prompt::text("y")).await.unwrap_err().to_string(), error.to_string());
     let mut events = session.events(stored.len() as u64 + 1);
     assert!(soon("the end of the events", events.next()).await.is_none());
@@ -407,7 +411,7 @@ async fn an_agent_that_exits_at_once_or_refuses_is_an_error_with_its_words() {
     let question = pi.expect("get_state").await;
     pi.answer(&question, Err("not today")).await;
     let error = soon("the start", starting).await.unwrap().unwrap_err();
-    assert!(error.to_string().contains("refused get_state: not today"), "{error}");
+    assert!(error.to_string().contains("refused initialize: get_state: not today"), "{error}");
     let kept = place.transcripts.sessions(9).await.unwrap();
     assert!(kept.is_empty(), "a session that never was has no transcript");
     assert!(soon("the kill", pi.killed()).await);
@@ -531,7 +535,7 @@ async fn closing_politely_cancels_the_turn_and_lets_the_agent_go() {
     pi.exit(AgentExit { code: Some(0), signal: None }).await;
     soon("the close", closed).await.unwrap();
     let reply = reply.await.unwrap().unwrap();
-    assert_eq!((reply.text.as_str(), reply.stop_reason), ("until now", "cancelled"));
+    assert_eq!((reply.text.as_str(), reply.stop_reason.as_str()), ("until now", "cancelled"));
     let stored = place.transcripts.history(session.id().as_str(), 1, 100).await.unwrap();
     assert!(stored.last().unwrap().notification.contains("_pi/farewell"), "what it said last is kept");
     session.close(true).await;
@@ -640,14 +644,10 @@ async fn thousands_of_events_reach_every_reader_in_order_and_the_disk() {
 #[tokio::test]
 async fn a_transcript_that_cannot_be_written_ends_the_session_with_that_reason() {
     let place = Place::new();
-    let (session, mut pi) = place.ready().await;
+    let (session, pi) = place.ready().await;
     // Forgotten under the live session: its next events have nowhere to go.
     place.transcripts.delete(session.id().as_str()).await.unwrap();
-    let reply = prompting(&session, "x");
-    let prompt = pi.expect("prompt").await;
-    pi.accept(&prompt).await;
-    pi.text("unkept").await;
-    let error = soon("the fault", reply).await.unwrap().unwrap_err();
+    let error = soon("the fault", session.prompt(Prompt::text("x"))).await.unwrap_err();
     assert_eq!(error.kind(), FaultKind::Internal);
     assert!(pi.killed().await);
 }

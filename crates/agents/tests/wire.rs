@@ -6,8 +6,9 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+use agentos_agents::wire::MAX_LINE_BYTES;
 use agentos_agents::wire::lines::{Line, Lines};
-use agentos_agents::wire::pi_rpc::{Command, MAX_LINE_BYTES, MessageEnd, Output, Translator, Turn};
+use agentos_agents::wire::pi_rpc::{Command, MessageEnd, Output, Translator, Turn};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

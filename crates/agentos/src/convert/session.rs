@@ -12,7 +12,8 @@ use crate::prompt::PromptResult;
 use crate::session::{JsonRpcResponse, ModelKind, SessionData, SessionInfo};
 use crate::session_events::{PermissionReply, SessionEvent};
 use crate::session_options::{
-    AgentInstall, InstallProgress, McpServer, McpServerKind, PermissionPolicy, SessionWish,
+    AgentInstall, InstallProgress, McpServer, McpServerKind, PermissionPolicy, PermissionRule, RuleAction,
+    SessionWish,
 };
 use crate::session_state::SessionState;
 
@@ -43,12 +44,22 @@ pub(crate) fn create_request(vm_id: &str, wish: SessionWish) -> v1::CreateSessio
         model: super::vm::model_choice(wish.model).into(),
         agent_install: agent_install.into(),
         provider_required: variable_is("AGENTOS_MODEL", "provider"),
+        permission_rules: wish.permission_rules.into_iter().map(permission_rule).collect(),
     }
 }
 
 /// What whoever runs this program asks for, whatever the program itself does.
 fn variable_is(name: &str, value: &str) -> bool {
     std::env::var_os(name).is_some_and(|set| set == value)
+}
+
+fn permission_rule(rule: PermissionRule) -> v1::PermissionRule {
+    let action = match rule.action {
+        RuleAction::Allow => v1::PermissionAction::Allow,
+        RuleAction::Reject => v1::PermissionAction::Reject,
+        RuleAction::Ask => v1::PermissionAction::Ask,
+    };
+    v1::PermissionRule { action: action.into(), tool_kind: rule.tool_kind, path: rule.path }
 }
 
 fn mcp_server(server: McpServer) -> v1::McpServer {
@@ -98,7 +109,7 @@ pub(crate) fn create_event(
 }
 
 /// What an agent said of itself is shown as far as it can be read; a whole JSON-RPC response counts as its result.
-fn lenient(json: &str) -> Value {
+pub(crate) fn lenient(json: &str) -> Value {
     let value: Value = serde_json::from_str(json).unwrap_or(Value::Null);
     match value.get("result") {
         Some(result) => result.clone(),

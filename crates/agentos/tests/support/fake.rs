@@ -303,7 +303,7 @@ impl SessionService for Services {
                     "data":{{"supported":["session/set_mode"]}}}}}}"#
             ),
         };
-        Ok(Response::new(v1::RawSendResponse { response_json }))
+        Ok(Response::new(v1::RawSendResponse { response_json, ..Default::default() }))
     }
 
     async fn list_sessions(

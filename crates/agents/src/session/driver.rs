@@ -1,8 +1,11 @@
 //! The owner of one session: reads the agent, answers the handles, ends with the agent or before it.
 //!
 //! Everything that a session knows changes here and nowhere else. One step waits for whatever comes first: output of
-//! the agent, a request of a handle, the agent's exit, a deadline, the caller of a prompt going away. Events are kept
-//! before anything that follows them is answered, so a caller that has its reply finds its whole turn in the events.
+//! the agent, a request of a handle, the agent's exit, work that the agent has asked for, a deadline, the caller of a
+//! prompt going away. Events are kept before anything that follows them is answered, so a caller that has its reply
+//! finds its whole turn in the events.
+//!
+//! The owner speaks ACP, whatever the agent's own wire is ([`crate::wire`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,35 +13,38 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::content::PiPrompt;
-use super::error::{AgentFault, PromptError, StartError};
+use super::error::{AgentFault, PermissionError, PromptError};
 use super::link::Link;
-use super::process::AgentProcess;
-use super::profile::{Change, Next, Profile, Reaction};
+use super::permissions::{Answer, Desk, Verdict};
+use super::state::SessionState;
+use super::turn::Turn;
+use super::workspace::Client;
 use super::{PromptReply, Reply, Request, Shared};
+use crate::permission::PermissionReply;
 use crate::wire::acp;
-use crate::wire::pi_rpc::{Command, MessageEnd, Output, Turn};
+use crate::wire::message::{Message, Notification, RpcError};
 
-/// How long an agent may take to be ready. Pi takes a third of a second; a busy machine is slower, not forever.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A cancelled turn is answered after this, whether the agent has stopped or not.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
-/// An abort that reaches the agent before it has begun its run finds nothing to abort: it is repeated.
-const ABORT_AGAIN: Duration = Duration::from_millis(250);
-/// How long an agent may go on with a turn that was answered without it. Aborted agents stop within a second; one that
+/// A cancellation that reaches some agents before they have begun finds nothing to cancel: it is repeated.
+const CANCEL_AGAIN: Duration = Duration::from_millis(250);
+/// How long an agent may go on with a turn that was answered without it. Cancelled agents stop within a second; one that
 /// never does would leave its session busy for ever.
 const SETTLE_GRACE: Duration = Duration::from_secs(10);
+/// How long an agent may take to answer anything but a prompt.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a polite end may take.
 const EXIT_GRACE: Duration = Duration::from_secs(3);
 /// How long a killed process may take to be gone before it is given up.
 const KILL_GRACE: Duration = Duration::from_secs(2);
-/// The id of aborts; nothing waits for their answers.
-const ABORT: &str = "abort";
+/// Requests of the agent that may be worked on at once.
+const MAX_WORK: usize = 64;
 
 /// What ends the owner's loop.
-enum End {
+pub(super) enum End {
     Fault(AgentFault),
     Close { graceful: bool },
 }
@@ -51,12 +57,8 @@ impl From<AgentFault> for End {
 
 /// The running prompt.
 struct Running {
-    /// The id of its command.
-    command: String,
-    /// The number of its JSON-RPC response.
+    /// The id of its request.
     number: u64,
-    /// Whether the agent has taken it. Before that, a turn that ends is not this one.
-    taken: bool,
     reply: Reply<PromptReply>,
     idle: Duration,
     cancelled: Option<Cancelled>,
@@ -67,92 +69,58 @@ struct Running {
 struct Cancelled {
     /// When it is answered even if the agent hasn't stopped.
     answer_at: Instant,
-    abort_again_at: Instant,
+    again_at: Option<Instant>,
 }
 
 /// A turn that was answered before the agent was done with it.
 struct Settling {
-    /// The id of its command, where the agent hasn't taken it yet: an answer that no turn follows is its end then.
-    untaken: Option<String>,
+    /// The id of its request.
+    number: u64,
     /// When the agent must be done.
     until: Instant,
 }
 
-impl Settling {
-    fn after(running: &Running, now: Instant) -> Self {
-        let untaken = (!running.taken).then(|| running.command.clone());
-        Self { untaken, until: now + SETTLE_GRACE }
-    }
-}
-
-/// A request that waits for pi's answer.
+/// A request that waits for the agent's answer.
 struct Asked {
-    number: u64,
-    change: Change,
+    method: String,
+    params: Value,
+    until: Instant,
     reply: Reply<Value>,
 }
 
 pub(super) struct Driver {
-    shared: Arc<Shared>,
-    link: Link,
-    profile: Profile,
+    pub(super) shared: Arc<Shared>,
+    pub(super) link: Link,
+    pub(super) state: SessionState,
+    pub(super) client: Client,
+    /// While the agent repeats a former session.
+    pub(super) replaying: bool,
+    desk: Desk,
     next_number: u64,
+    turn: Turn,
     running: Option<Running>,
     settling: Option<Settling>,
-    /// By the id of their command.
-    asked: HashMap<String, Asked>,
-}
-
-/// Takes over a process, asks pi what it is and waits for its answers; they come when it is ready to work.
-pub(super) async fn start(
-    shared: Arc<Shared>,
-    process: AgentProcess,
-    cwd: &str,
-    version: Option<&str>,
-) -> Result<Driver, StartError> {
-    const QUESTIONS: [(&str, Command); 4] = [
-        ("get_state", Command::GetState),
-        ("get_available_models", Command::GetModels),
-        ("get_available_thinking_levels", Command::GetThinkingLevels),
-        ("get_commands", Command::GetCommands),
-    ];
-    let mut link = Link::new(process, cwd);
-    let agent = || shared.agent_type.clone();
-    let failed = |source| StartError::Agent { agent: agent(), source };
-    for (name, question) in &QUESTIONS {
-        link.send(question, name).map_err(failed)?;
-    }
-    let mut answers: [Option<Value>; 4] = Default::default();
-    let deadline = Instant::now() + READY_TIMEOUT;
-    while answers.iter().any(Option::is_none) {
-        let Ok(outputs) = timeout_at(deadline, link.read()).await else {
-            return Err(StartError::NotReady { agent: agent(), waited: READY_TIMEOUT, log: link.log() });
-        };
-        for output in outputs.map_err(failed)? {
-            let Output::Response { id, outcome } = output else { continue };
-            let Some(at) = QUESTIONS.iter().position(|(name, _)| *name == id) else { continue };
-            let command = QUESTIONS[at].0;
-            answers[at] =
-                Some(outcome.map_err(|reason| StartError::Refused { agent: agent(), command, reason })?);
-        }
-    }
-    let profile = Profile::new(version, &answers.map(Option::unwrap_or_default));
-    link.translator.session(&profile.session_id, profile.context_window());
-    let commands = profile.commands_update().map(|update| acp::session_update(&profile.session_id, &update));
-    let published = shared.log.publish(commands.into_iter().collect()).await;
-    published.map_err(|error| failed(AgentFault::Transcript(error)))?;
-    Ok(Driver { shared, link, profile, next_number: 1, running: None, settling: None, asked: HashMap::new() })
+    asked: HashMap<u64, Asked>,
+    /// What the agent has asked for and is being done.
+    work: JoinSet<(Value, Result<Value, RpcError>)>,
 }
 
 impl Driver {
-    /// The answer to `initialize`.
-    pub(super) fn initialize(&self) -> Value {
-        self.profile.initialize()
-    }
-
-    /// The answer to `session/new`.
-    pub(super) fn session_new(&self) -> Value {
-        self.profile.session_new()
+    pub(super) fn new(shared: Arc<Shared>, link: Link, desk: Desk, client: Client) -> Self {
+        Self {
+            shared,
+            link,
+            state: SessionState::default(),
+            client,
+            replaying: false,
+            desk,
+            next_number: 1,
+            turn: Turn::default(),
+            running: None,
+            settling: None,
+            asked: HashMap::new(),
+            work: JoinSet::new(),
+        }
     }
 
     /// The owner's life.
@@ -167,7 +135,7 @@ impl Driver {
 
     async fn step(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), End> {
         let deadline = self.deadline();
-        let Self { link, running, .. } = self;
+        let Self { link, running, work, .. } = self;
         let caller_left = async {
             match running {
                 Some(running) if running.cancelled.is_none() => running.reply.closed().await,
@@ -175,124 +143,179 @@ impl Driver {
             }
         };
         tokio::select! {
-            outputs = link.read() => {
-                let outputs = outputs?;
-                self.on_outputs(outputs).await?;
+            messages = link.read() => {
+                let messages = messages?;
+                self.on_messages(messages).await?;
             }
             request = requests.recv() => match request {
-                Some(request) => self.on_request(request)?,
+                Some(request) => self.on_request(request).await?,
                 // Nobody can ask for anything any more.
                 None => return Err(End::Close { graceful: false }),
             },
-            () = caller_left => drop(self.cancel()?),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_deadline()?,
+            Some(done) = work.join_next(), if !work.is_empty() => {
+                // Work that panicked is a request without an answer, which is the agent's to wait for.
+                if let Ok((id, outcome)) = done {
+                    self.link.answer(&id, &outcome)?;
+                }
+            }
+            () = caller_left => drop(self.cancel().await?),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_deadline().await?,
         }
         Ok(())
     }
 
-    async fn on_outputs(&mut self, outputs: Vec<Output>) -> Result<(), AgentFault> {
+    pub(super) async fn on_messages(&mut self, messages: Vec<Message>) -> Result<(), AgentFault> {
         let mut events = Vec::new();
-        for output in outputs {
-            match output {
-                Output::Event(event) => events.push(event),
-                Output::Dialog { id, title } => events.push(self.decline(&id, &title)?),
-                Output::Response { id, outcome } => {
-                    self.publish(std::mem::take(&mut events)).await?;
-                    self.on_response(&id, outcome)?;
+        for message in messages {
+            match message {
+                Message::Notification(notification) => events.push(self.on_notification(notification)?),
+                // An extension asks its user: nobody is there, so it was told no, and the events say so.
+                Message::Declined { id, title } => {
+                    if let Some(running) = &mut self.running {
+                        running.rejected += 1;
+                    }
+                    let params =
+                        json!({ "permissionId": id, "description": title, "reason": "no one can answer" });
+                    events.push(acp::notification("_agentos/permission_rejected", &params));
                 }
-                Output::Settled { aborted, turn } => {
+                Message::Response { id, outcome } => {
                     self.publish(std::mem::take(&mut events)).await?;
-                    self.settled(aborted, turn);
+                    self.on_response(id, outcome).await?;
+                }
+                Message::Request { id, method, params } => {
+                    self.publish(std::mem::take(&mut events)).await?;
+                    self.on_agent_request(id, &method, params).await?;
                 }
                 // The link has dealt with them.
-                Output::Garbage | Output::TooLong { .. } => {}
+                Message::Garbage | Message::TooLong { .. } => {}
             }
         }
         self.publish(events).await
     }
 
-    async fn publish(&mut self, events: Vec<String>) -> Result<(), AgentFault> {
+    pub(super) fn on_notification(&mut self, notification: Notification) -> Result<String, AgentFault> {
+        self.turn.apply(&notification.update)?;
+        if self.state.apply(&notification.update) {
+            self.show_state();
+        }
+        Ok(notification.text)
+    }
+
+    pub(super) async fn publish(&mut self, events: Vec<String>) -> Result<(), AgentFault> {
         self.shared.log.publish(events).await.map_err(AgentFault::Transcript)
     }
 
-    /// An extension asks its user: nobody is there, so it is told no, and the events say so.
-    fn decline(&mut self, id: &str, title: &str) -> Result<String, AgentFault> {
-        if let Some(running) = &mut self.running {
+    /// Shows the handles what the agent is now.
+    pub(super) fn show_state(&self) {
+        self.shared.show(self.state.clone());
+    }
+
+    async fn on_response(&mut self, id: u64, outcome: Result<Value, RpcError>) -> Result<(), AgentFault> {
+        if let Some(Asked { method, params, reply, .. }) = self.asked.remove(&id) {
+            let answer = match outcome {
+                Ok(result) => {
+                    if self.state.agreed(&method, &params, &result) {
+                        self.show_state();
+                    }
+                    acp::response(id, &result)
+                }
+                Err(error) => acp::error_response(id, &error),
+            };
+            // A caller that left doesn't want it.
+            let _ = reply.send(Ok(answer));
+            return Ok(());
+        }
+        self.settling.take_if(|settling| settling.number == id);
+        // An answer to nothing we asked, or a second one, says nothing.
+        let Some(running) = self.running.take_if(|running| running.number == id) else { return Ok(()) };
+        self.settled(running, outcome).await
+    }
+
+    /// The turn is over, as the agent says.
+    async fn settled(
+        &mut self,
+        running: Running,
+        outcome: Result<Value, RpcError>,
+    ) -> Result<(), AgentFault> {
+        let result = match outcome {
+            _ if running.cancelled.is_some() => Ok(json!({ "stopReason": "cancelled" })),
+            Ok(result) => {
+                let handled = result["_meta"][acp::HANDLED] == true;
+                let ended = result["stopReason"].as_str().unwrap_or("end_turn") == "end_turn";
+                if ended && self.turn.is_empty() && running.rejected == 0 && !handled {
+                    Err(PromptError::EmptyTurn { log: self.link.log() })
+                } else {
+                    Ok(result)
+                }
+            }
+            Err(error) if (-32700..=-32600).contains(&error.code) && error.code != acp::INTERNAL_ERROR => {
+                Err(PromptError::Refused { reason: error.to_string() })
+            }
+            // What is left for an agent to fail with is its model.
+            Err(error) => Err(PromptError::Model { reason: error.to_string() }),
+        };
+        self.conclude(running, result).await
+    }
+
+    /// The agent asks its client for something.
+    async fn on_agent_request(&mut self, id: Value, method: &str, params: Value) -> Result<(), AgentFault> {
+        if method == "session/request_permission" {
+            return match self.desk.judge(id, params) {
+                Verdict::Answered(answer) => self.deliver(*answer).await,
+                Verdict::Waits { number, event: (method, params) } => {
+                    self.publish(vec![acp::notification(method, &params)]).await?;
+                    if let Some(event) = self.shared.log.newest() {
+                        self.desk.show(number, event);
+                    }
+                    Ok(())
+                }
+            };
+        }
+        if self.work.len() >= MAX_WORK {
+            let error =
+                RpcError::new(acp::INTERNAL_ERROR, format!("{MAX_WORK} requests are under way already"));
+            return self.link.answer(&id, &Err(error));
+        }
+        let answer = self.client.answer(method, &params, self.desk.lets_act());
+        self.work.spawn(async move { (id, answer.await) });
+        Ok(())
+    }
+
+    /// Answers a request for permission; the event of it is kept first.
+    async fn deliver(&mut self, answer: Answer) -> Result<(), AgentFault> {
+        let (method, params) = answer.event;
+        self.publish(vec![acp::notification(method, &params)]).await?;
+        if let Some(running) = self.running.as_mut().filter(|_| answer.unasked_rejection) {
             running.rejected += 1;
         }
-        self.link.send(&Command::DeclineDialog, id)?;
-        let params = json!({ "permissionId": id, "description": title, "reason": "no one can answer" });
-        Ok(acp::notification("_agentos/permission_rejected", &params))
+        self.link.answer(&answer.agent_id, &Ok(answer.result))
     }
 
-    fn on_response(&mut self, id: &str, outcome: Result<Value, String>) -> Result<(), AgentFault> {
-        if let Some(asked) = self.asked.remove(id) {
-            return self.on_agreement(asked, outcome);
-        }
-        // A command of an extension has done its work already; no turn follows.
-        let handled = matches!(&outcome, Ok(data) if data["disposition"] == "handled");
-        if let Some(settling) = &mut self.settling
-            && settling.untaken.take_if(|command| command == id).is_some()
-            && (handled || outcome.is_err())
-        {
-            self.settling = None;
-        }
-        let Some(mut running) = self.running.take_if(|running| running.command == id) else { return Ok(()) };
-        running.taken = true;
-        match outcome {
-            Ok(_) if handled => {
-                let text = self.link.translator.take_turn().text;
-                self.answer(running, Ok((text, "end_turn")));
-            }
-            Ok(_) => self.running = Some(running),
-            // Pi refuses every prompt when it has no key, and says so: that is a matter of the model, not of the agent.
-            Err(reason) if self.profile.has_no_model() => {
-                self.answer(running, Err(PromptError::Model { reason }))
-            }
-            Err(reason) => self.answer(running, Err(PromptError::Refused { reason })),
-        }
-        Ok(())
-    }
-
-    /// Pi has agreed to a change, or not.
-    fn on_agreement(&mut self, asked: Asked, outcome: Result<Value, String>) -> Result<(), AgentFault> {
-        let Asked { number, change, reply } = asked;
-        let next = match outcome {
-            Ok(data) => self.profile.apply(number, change, data),
-            Err(reason) => {
-                Next::Answer(acp::error_response(number, acp::INTERNAL_ERROR, &reason, &Value::Null))
-            }
-        };
-        match next {
-            Next::Ask(command, change) => self.ask(&command, Asked { number, change, reply }),
-            Next::Answer(answer) => {
-                // A caller that left doesn't want it.
-                let _ = reply.send(Ok(answer));
-                Ok(())
-            }
-        }
-    }
-
-    fn ask(&mut self, command: &Command, asked: Asked) -> Result<(), AgentFault> {
-        let id = format!("request-{}", self.number());
-        self.link.send(command, &id)?;
-        self.asked.insert(id, asked);
-        Ok(())
-    }
-
-    fn on_request(&mut self, request: Request) -> Result<(), End> {
+    async fn on_request(&mut self, request: Request) -> Result<(), End> {
         match request {
-            Request::Prompt { prompt, idle, reply } => self.begin(prompt, idle, reply)?,
-            Request::Cancel { reply } => drop(reply.send(self.cancel()?)),
-            Request::Raw { method, params, reply } => self.raw(&method, &params, reply)?,
+            Request::Prompt { content, idle, reply } => self.begin(content, idle, reply).await?,
+            Request::Cancel { reply } => drop(reply.send(self.cancel().await?)),
+            Request::Raw { method, params, reply } => self.raw(method, params, reply).await?,
+            Request::Permission { id, reply, done } => drop(done.send(self.permit(&id, reply).await?)),
             Request::Close { graceful } => return Err(End::Close { graceful }),
         }
         Ok(())
     }
 
-    fn begin(
+    async fn permit(
         &mut self,
-        prompt: PiPrompt,
+        id: &str,
+        reply: PermissionReply,
+    ) -> Result<Result<(), PermissionError>, AgentFault> {
+        match self.desk.reply(id, reply) {
+            Ok(answer) => self.deliver(answer).await.map(Ok),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn begin(
+        &mut self,
+        content: Vec<Value>,
         idle: Duration,
         reply: Reply<PromptReply>,
     ) -> Result<(), AgentFault> {
@@ -301,111 +324,174 @@ impl Driver {
             return Ok(());
         }
         self.link.begin_turn();
+        self.turn = Turn::default();
         let number = self.number();
-        let command = format!("prompt-{number}");
-        self.link.send(&Command::Prompt { message: prompt.message, images: prompt.images }, &command)?;
-        self.running =
-            Some(Running { command, number, taken: false, reply, idle, cancelled: None, rejected: 0 });
-        Ok(())
+        let params = json!({ "sessionId": self.state.agent_session_id, "prompt": content });
+        self.link.request(number, "session/prompt", &params)?;
+        self.running = Some(Running { number, reply, idle, cancelled: None, rejected: 0 });
+        // The agent works on it already; its first word waits behind this.
+        self.publish(vec![acp::notification("_agentos/prompt", &json!({ "content": content }))]).await
     }
 
-    fn raw(&mut self, method: &str, params: &Value, reply: Reply<Value>) -> Result<(), AgentFault> {
+    async fn raw(&mut self, method: String, params: Value, reply: Reply<Value>) -> Result<(), AgentFault> {
         let number = self.number();
-        match self.profile.request(number, method, params) {
-            Reaction::Answer(answer) => drop(reply.send(Ok(answer))),
-            Reaction::Cancel => {
-                let cancelled = self.cancel()?;
+        match method.as_str() {
+            "session/cancel" => {
+                let cancelled = self.cancel().await?;
                 let _ = reply.send(Ok(acp::response(number, &json!({ "cancelled": cancelled }))));
+                return Ok(());
             }
-            Reaction::Ask(command, change) => self.ask(&command, Asked { number, change, reply })?,
+            "session/prompt" => {
+                let error = RpcError::new(acp::INVALID_REQUEST, "prompts have a call of their own");
+                let _ = reply.send(Ok(acp::error_response(number, &error)));
+                return Ok(());
+            }
+            _ => {}
         }
+        let params = self.with_session_id(&method, params);
+        self.link.request(number, &method, &params)?;
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        self.asked.insert(number, Asked { method, params, until, reply });
         Ok(())
     }
 
-    fn number(&mut self) -> u64 {
+    /// Callers know the session by our id; the agent has one of its own.
+    fn with_session_id(&self, method: &str, params: Value) -> Value {
+        let of_a_session =
+            method.starts_with("session/") && !matches!(method, "session/new" | "session/list");
+        let mut params = match params {
+            Value::Null => json!({}),
+            params => params,
+        };
+        if let Value::Object(fields) = &mut params
+            && (of_a_session || fields.contains_key("sessionId"))
+        {
+            let own = fields.get("sessionId").is_none_or(|id| *id == self.shared.id.as_str());
+            if own {
+                fields.insert("sessionId".to_owned(), json!(self.state.agent_session_id));
+            }
+        }
+        params
+    }
+
+    pub(super) fn number(&mut self) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
         number
     }
 
     /// Begins to cancel the running turn; false where there is none.
-    fn cancel(&mut self) -> Result<bool, AgentFault> {
+    async fn cancel(&mut self) -> Result<bool, AgentFault> {
+        let again = self.link.repeats_cancel();
         let Some(running) = &mut self.running else { return Ok(false) };
         if running.cancelled.is_none() {
             let now = Instant::now();
-            running.cancelled =
-                Some(Cancelled { answer_at: now + CANCEL_GRACE, abort_again_at: now + ABORT_AGAIN });
-            self.link.send(&Command::Abort, ABORT)?;
+            let again_at = again.then(|| now + CANCEL_AGAIN);
+            running.cancelled = Some(Cancelled { answer_at: now + CANCEL_GRACE, again_at });
+            self.tell_cancel()?;
+            for answer in self.desk.cancel() {
+                self.deliver(answer).await?;
+            }
         }
         Ok(true)
     }
 
+    fn tell_cancel(&mut self) -> Result<(), AgentFault> {
+        self.link.notify("session/cancel", &json!({ "sessionId": self.state.agent_session_id }))
+    }
+
     /// When something must happen although nothing comes.
     fn deadline(&self) -> Option<Instant> {
-        // No prompt runs while a turn settles.
-        let Some(running) = &self.running else {
-            return self.settling.as_ref().map(|settling| settling.until);
-        };
+        let answers = self.asked.values().map(|asked| asked.until);
+        let settled = self.settling.as_ref().map(|settling| settling.until);
+        answers.chain(self.turn_deadline()).chain(settled).chain(self.desk.deadline()).min()
+    }
+
+    fn turn_deadline(&self) -> Option<Instant> {
+        let running = self.running.as_ref()?;
         match &running.cancelled {
-            Some(cancelled) => Some(cancelled.answer_at.min(cancelled.abort_again_at)),
-            None if self.link.translator.running_tools() > 0 => None,
+            Some(cancelled) => {
+                Some(cancelled.again_at.unwrap_or(cancelled.answer_at).min(cancelled.answer_at))
+            }
+            None if self.turn.tool_runs() || self.desk.waits() || !self.work.is_empty() => None,
             // A time that is too far away to be told is no deadline.
             None => self.link.heard().checked_add(running.idle),
         }
     }
 
-    fn on_deadline(&mut self) -> Result<(), AgentFault> {
+    async fn on_deadline(&mut self) -> Result<(), AgentFault> {
         let now = Instant::now();
-        let Some(mut running) = self.running.take() else {
+        for answer in self.desk.expire(now) {
+            self.deliver(answer).await?;
+        }
+        let unanswered: Vec<u64> =
+            self.asked.iter().filter(|(_, asked)| asked.until <= now).map(|(number, _)| *number).collect();
+        for asked in unanswered.into_iter().filter_map(|number| self.asked.remove(&number)) {
+            let error = PromptError::Unanswered { method: asked.method, waited: ANSWER_TIMEOUT };
+            let _ = asked.reply.send(Err(error));
+        }
+        if self.settling.as_ref().is_some_and(|settling| settling.until <= now) {
             return Err(AgentFault::Unstoppable { waited: SETTLE_GRACE });
-        };
-        match &mut running.cancelled {
-            Some(cancelled) if now < cancelled.answer_at => {
-                cancelled.abort_again_at = now + ABORT_AGAIN;
-                self.running = Some(running);
-                return self.link.send(&Command::Abort, ABORT);
-            }
-            Some(_) => {
-                self.settling = Some(Settling::after(&running, now));
-                let text = self.link.translator.take_turn().text;
-                self.answer(running, Ok((text, "cancelled")));
-            }
-            None => {
-                self.settling = Some(Settling::after(&running, now));
-                let idle = running.idle;
-                self.answer(running, Err(PromptError::IdleTimeout { idle }));
-                return self.link.send(&Command::Abort, ABORT);
-            }
+        }
+        if self.turn_deadline().is_some_and(|deadline| deadline <= now) {
+            self.on_turn_deadline(now).await?;
         }
         Ok(())
     }
 
-    /// The turn is over: its prompt, if it still waits, is answered.
-    fn settled(&mut self, aborted: bool, turn: Turn) {
-        self.settling = None;
-        let Some(running) = self.running.take_if(|running| running.taken) else { return };
-        let silent = turn.text.is_empty() && turn.tool_calls == 0;
-        let result = match turn.end {
-            _ if aborted || running.cancelled.is_some() => Ok((turn.text, "cancelled")),
-            MessageEnd::Aborted => Ok((turn.text, "cancelled")),
-            MessageEnd::Error(reason) => Err(PromptError::Model { reason }),
-            _ if silent => Err(PromptError::EmptyTurn { log: self.link.log() }),
-            MessageEnd::Length => Ok((turn.text, "max_tokens")),
-            MessageEnd::Stop | MessageEnd::None => Ok((turn.text, "end_turn")),
-        };
-        self.answer(running, result);
+    async fn on_turn_deadline(&mut self, now: Instant) -> Result<(), AgentFault> {
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        let settling = Settling { number: running.number, until: now + SETTLE_GRACE };
+        match &mut running.cancelled {
+            Some(cancelled) if now < cancelled.answer_at => {
+                cancelled.again_at = Some(now + CANCEL_AGAIN);
+                self.running = Some(running);
+                self.tell_cancel()
+            }
+            Some(_) => {
+                self.settling = Some(settling);
+                self.conclude(running, Ok(json!({ "stopReason": "cancelled" }))).await
+            }
+            None => {
+                self.settling = Some(settling);
+                let idle = running.idle;
+                self.conclude(running, Err(PromptError::IdleTimeout { idle })).await?;
+                self.tell_cancel()
+            }
+        }
     }
 
-    fn answer(&self, running: Running, result: Result<(String, &'static str), PromptError>) {
-        let reply = result.map(|(text, stop_reason)| PromptReply {
-            text,
-            stop_reason,
-            response: acp::response(running.number, &json!({ "stopReason": stop_reason })),
-            model: self.shared.model.kind,
-            rejected_permissions: running.rejected,
-        });
+    /// Ends a turn: what waits for the host is cancelled, the end is kept, the caller gets its reply.
+    async fn conclude(
+        &mut self,
+        running: Running,
+        result: Result<Value, PromptError>,
+    ) -> Result<(), AgentFault> {
+        for answer in self.desk.cancel() {
+            self.deliver(answer).await?;
+        }
+        let end = match &result {
+            Ok(result) => {
+                json!({ "stopReason": result["stopReason"], "rejectedPermissions": running.rejected })
+            }
+            Err(error) => {
+                json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } })
+            }
+        };
+        let kept = self.publish(vec![acp::notification("_agentos/turn_end", &end)]).await;
+        let reply = match &kept {
+            Ok(()) => result.map(|result| PromptReply {
+                text: std::mem::take(&mut self.turn.text),
+                stop_reason: result["stopReason"].as_str().unwrap_or("end_turn").to_owned(),
+                response: acp::response(running.number, &result),
+                model: self.shared.model.kind,
+                rejected_permissions: running.rejected,
+            }),
+            Err(fault) => Err(fault.clone().into()),
+        };
         // A caller that left doesn't want it.
         let _ = running.reply.send(reply);
+        kept
     }
 
     /// Ends the agent and everything that waits for it.
@@ -420,11 +506,13 @@ impl Driver {
                 AgentFault::Closed
             }
         };
+        self.work.shutdown().await;
         self.link.kill(KILL_GRACE).await;
-        let _ = self.shared.fate.set(fault.clone());
         if let Some(running) = self.running.take() {
-            self.answer(running, Err(fault.clone().into()));
+            // A transcript that can't be written says so to the caller alone.
+            let _ = self.conclude(running, Err(fault.clone().into())).await;
         }
+        let _ = self.shared.fate.set(fault.clone());
         for (_, asked) in self.asked.drain() {
             let _ = asked.reply.send(Err(fault.clone().into()));
         }
@@ -433,23 +521,26 @@ impl Driver {
                 Request::Prompt { reply, .. } => drop(reply.send(Err(fault.clone().into()))),
                 Request::Raw { reply, .. } => drop(reply.send(Err(fault.clone().into()))),
                 Request::Cancel { reply } => drop(reply.send(false)),
+                Request::Permission { id, done, .. } => {
+                    drop(done.send(Err(PermissionError::NotFound { id })))
+                }
                 Request::Close { .. } => {}
             }
         }
+        drop(self.desk);
         self.shared.log.close();
     }
 
     /// The polite end: the turn is cancelled, the input ends, what the agent still says is kept.
     async fn part(&mut self) {
         if let Some(running) = self.running.take() {
-            let _ = self.link.send(&Command::Abort, ABORT);
-            let text = self.link.translator.take_turn().text;
-            self.answer(running, Ok((text, "cancelled")));
+            let _ = self.tell_cancel();
+            let _ = self.conclude(running, Ok(json!({ "stopReason": "cancelled" }))).await;
         }
         self.link.hang_up();
         let farewell = async {
-            while let Ok(outputs) = self.link.read().await {
-                if self.on_outputs(outputs).await.is_err() {
+            while let Ok(messages) = self.link.read().await {
+                if self.on_messages(messages).await.is_err() {
                     break;
                 }
             }

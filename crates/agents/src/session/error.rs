@@ -102,15 +102,33 @@ pub enum StartError {
         /// The end of what it wrote to stderr.
         log: String,
     },
-    /// The agent refused to describe itself.
-    #[error("agent {agent} refused {command}: {reason}")]
+    /// The agent refused to begin.
+    #[error("agent {agent} refused {method}: {reason}")]
     Refused {
         /// The agent's id.
         agent: String,
         /// What it was asked.
-        command: &'static str,
+        method: &'static str,
         /// Its words.
         reason: String,
+    },
+    /// The agent speaks another version of ACP.
+    #[error("agent {agent} speaks version {version} of the Agent Client Protocol; this client speaks 1")]
+    Version {
+        /// The agent's id.
+        agent: String,
+        /// The version, as the agent gave it.
+        version: String,
+    },
+    /// The agent wants its user to log in first.
+    #[error("agent {agent} has no credentials: {reason}; it offers to log in by {}", methods.join(", "))]
+    NotLoggedIn {
+        /// The agent's id.
+        agent: String,
+        /// Its words.
+        reason: String,
+        /// Its ways to log in.
+        methods: Vec<String>,
     },
     /// The agent's id has no wire.
     #[error(transparent)]
@@ -129,7 +147,7 @@ pub enum ContentError {
         /// Its place in the prompt, from 0.
         index: usize,
         /// Its type.
-        kind: &'static str,
+        kind: String,
         /// What it lacks.
         field: &'static str,
     },
@@ -173,6 +191,14 @@ pub enum PromptError {
         /// The end of what it wrote to stderr.
         log: String,
     },
+    /// The agent did not answer a request.
+    #[error("the agent did not answer {method} within {} s", waited.as_secs())]
+    Unanswered {
+        /// What it was asked.
+        method: String,
+        /// How long it had.
+        waited: Duration,
+    },
     /// Nothing came for too long, and no tool was running.
     #[error("the agent was silent for {} s", idle.as_secs_f64())]
     IdleTimeout {
@@ -182,6 +208,25 @@ pub enum PromptError {
     /// The agent can't go on.
     #[error(transparent)]
     Agent(#[from] AgentFault),
+}
+
+/// A reply to a request for permission that can't be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PermissionError {
+    /// Nothing waits under that id: it was answered, cancelled, out of time, or never asked.
+    #[error("Permission request not found: {id}")]
+    NotFound {
+        /// The id.
+        id: String,
+    },
+    /// The agent offers nothing that means no more than the reply. The request goes on waiting.
+    #[error("the agent offers no option for {reply}; it offers {}", offered.join(", "))]
+    NotOffered {
+        /// The reply.
+        reply: &'static str,
+        /// The kinds of options that it offers.
+        offered: Vec<String>,
+    },
 }
 
 /// The kinds of failure a caller tells apart; one per error kind of the API.
@@ -207,6 +252,24 @@ pub enum FaultKind {
     Internal,
 }
 
+impl FaultKind {
+    /// The word for it in events.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::InvalidInput => "invalidInput",
+            Self::Model => "model",
+            Self::EmptyTurn => "emptyTurn",
+            Self::Timeout => "timeout",
+            Self::AgentFailed => "agentFailed",
+            Self::Closed => "closed",
+            Self::NoSpace => "noSpace",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 impl PromptError {
     /// The kind of failure.
     #[must_use]
@@ -217,7 +280,7 @@ impl PromptError {
             Self::Refused { .. } => FaultKind::AgentFailed,
             Self::Model { .. } => FaultKind::Model,
             Self::EmptyTurn { .. } => FaultKind::EmptyTurn,
-            Self::IdleTimeout { .. } => FaultKind::Timeout,
+            Self::IdleTimeout { .. } | Self::Unanswered { .. } => FaultKind::Timeout,
             Self::Agent(fault) => fault.kind(),
         }
     }

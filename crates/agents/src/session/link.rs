@@ -3,21 +3,20 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::{AgentExit, AgentFault};
 use super::process::{AgentProcess, Pipes};
 use crate::wire::lines::{Line, Lines};
-use crate::wire::pi_rpc::{Command, MAX_LINE_BYTES, Output, Translator};
+use crate::wire::message::{Message, RpcError};
+use crate::wire::{MAX_LINE_BYTES, Step, Wire};
 
 /// How long output may follow an exit, and an exit the end of output: a child may hold the pipes for ever.
 const DRAIN: Duration = Duration::from_millis(500);
 /// What an agent may send in one turn.
 const MAX_TURN_BYTES: u64 = 512 << 20;
-/// What of it may be text for the user: the reply repeats all of it, so all of it is kept in memory. A model's longest
-/// answer is a few hundred kilobytes.
-const MAX_TURN_TEXT_BYTES: usize = 16 << 20;
 /// What of it may be no records.
 const MAX_GARBAGE_BYTES: u64 = 1 << 20;
 /// What of a line that is no record is kept.
@@ -26,7 +25,11 @@ const READ_BYTES: usize = 64 << 10;
 
 /// The way to one agent.
 pub(super) struct Link {
-    pub(super) translator: Translator,
+    wire: Wire,
+    /// What the wire had to say by itself.
+    understood: Vec<Message>,
+    /// What comes after that.
+    fault: Option<AgentFault>,
     pipes: Pipes,
     lines: Lines,
     buffer: BytesMut,
@@ -40,9 +43,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(process: AgentProcess, cwd: &str) -> Self {
+    pub(super) fn new(process: AgentProcess, wire: Wire) -> Self {
         Self {
-            translator: Translator::new(cwd),
+            wire,
+            understood: Vec::new(),
+            fault: None,
             pipes: Pipes::new(process),
             lines: Lines::new(MAX_LINE_BYTES),
             buffer: BytesMut::with_capacity(READ_BYTES),
@@ -54,9 +59,32 @@ impl Link {
         }
     }
 
-    /// Queues a command for the agent.
-    pub(super) fn send(&self, command: &Command, id: &str) -> Result<(), AgentFault> {
-        self.pipes.send(command.encode(id))
+    /// Sends a request to the agent.
+    pub(super) fn request(&mut self, id: u64, method: &str, params: &Value) -> Result<(), AgentFault> {
+        let step = self.wire.request(id, method, params);
+        self.take(step)
+    }
+
+    /// Sends a notification to the agent.
+    pub(super) fn notify(&mut self, method: &str, params: &Value) -> Result<(), AgentFault> {
+        let step = self.wire.notify(method, params);
+        self.take(step)
+    }
+
+    /// Answers a request of the agent.
+    pub(super) fn answer(&mut self, id: &Value, outcome: &Result<Value, RpcError>) -> Result<(), AgentFault> {
+        let step = self.wire.answer(id, outcome);
+        self.take(step)
+    }
+
+    /// Whether a cancellation may find nothing to cancel yet, and has to be said again.
+    pub(super) fn repeats_cancel(&self) -> bool {
+        self.wire.repeats_cancel()
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), AgentFault> {
+        self.understood.extend(step.messages);
+        step.lines.into_iter().try_for_each(|line| self.pipes.send(line))
     }
 
     /// The end of the agent's log.
@@ -69,7 +97,6 @@ impl Link {
         self.turn_bytes = 0;
         self.garbage_bytes = 0;
         self.heard = Instant::now();
-        self.translator.take_turn();
     }
 
     /// When the last record came, or the turn began.
@@ -77,10 +104,16 @@ impl Link {
         self.heard
     }
 
-    /// The meanings of the next output. An agent that has ended is a fault, after the last of its output. A dropped
-    /// call loses nothing.
-    pub(super) async fn read(&mut self) -> Result<Vec<Output>, AgentFault> {
+    /// What the agent says next. An agent that has ended is a fault, after the last of its output. A dropped call loses
+    /// nothing.
+    pub(super) async fn read(&mut self) -> Result<Vec<Message>, AgentFault> {
         loop {
+            if !self.understood.is_empty() {
+                return Ok(std::mem::take(&mut self.understood));
+            }
+            if let Some(fault) = &self.fault {
+                return Err(fault.clone());
+            }
             let drained = self.drained;
             self.buffer.reserve(READ_BYTES);
             tokio::select! {
@@ -89,7 +122,8 @@ impl Link {
                 read = self.pipes.stdout.read_buf(&mut self.buffer) => match read {
                     Ok(count) if count > 0 => {
                         let chunk = self.buffer.split();
-                        return self.understand(&chunk);
+                        // What it said before it went wrong counts.
+                        self.fault = self.understand(&chunk).err();
                     }
                     _ => return Err(self.died().await),
                 },
@@ -117,33 +151,33 @@ impl Link {
         AgentFault::Died { exit: self.exited.unwrap_or_default(), log }
     }
 
-    /// Translates a chunk, within the turn's bounds.
-    fn understand(&mut self, chunk: &[u8]) -> Result<Vec<Output>, AgentFault> {
+    /// Reads a chunk, within the turn's bounds.
+    fn understand(&mut self, chunk: &[u8]) -> Result<(), AgentFault> {
         self.turn_bytes += chunk.len() as u64;
         if self.turn_bytes > MAX_TURN_BYTES {
             return Err(AgentFault::Flooded { limit_bytes: MAX_TURN_BYTES });
         }
-        let mut outputs = Vec::new();
         self.lines.push(chunk);
         while let Some(line) = self.lines.next_line() {
-            let meanings = self.translator.line(&line);
-            if !meanings.contains(&Output::Garbage) {
+            if matches!(&line, Line::Whole(line) if line.is_empty()) {
+                continue;
+            }
+            let mut step = self.wire.line(&line);
+            let messages = step.messages.len();
+            step.messages.retain(|message| *message != Message::Garbage);
+            if step.messages.len() < messages {
+                self.garbage(&line)?;
+            } else {
                 self.heard = Instant::now();
             }
-            for output in meanings {
-                match output {
-                    Output::Garbage => self.garbage(&line)?,
-                    Output::TooLong { length } => {
-                        return Err(AgentFault::RecordTooLong { length, limit_bytes: MAX_LINE_BYTES });
-                    }
-                    output => outputs.push(output),
-                }
+            if let Some(Message::TooLong { length }) =
+                step.messages.iter().find(|message| matches!(message, Message::TooLong { .. }))
+            {
+                return Err(AgentFault::RecordTooLong { length: *length, limit_bytes: MAX_LINE_BYTES });
             }
-            if self.translator.turn().text.len() > MAX_TURN_TEXT_BYTES {
-                return Err(AgentFault::TooMuchText { limit_bytes: MAX_TURN_TEXT_BYTES });
-            }
+            self.take(step)?;
         }
-        Ok(outputs)
+        Ok(())
     }
 
     /// Counts a line that is no record, and keeps its beginning for whoever asks why.

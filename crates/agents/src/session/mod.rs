@@ -13,13 +13,16 @@
 //! its own pipe. Dropping a prompt's future cancels the turn; dropping the last handle closes the session. Prompts of
 //! different sessions share nothing but the transcript writer.
 
-mod content;
 mod driver;
 mod error;
+mod handshake;
 mod link;
 mod log;
+mod permissions;
 mod process;
-mod profile;
+mod state;
+mod turn;
+pub mod workspace;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,17 +32,26 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-pub use error::{AgentExit, AgentFault, ContentError, FaultKind, PromptError, StartError};
+pub use error::{AgentExit, AgentFault, ContentError, FaultKind, PermissionError, PromptError, StartError};
 pub use log::Events;
+pub use permissions::{PermissionRequests, PermissionSetup};
 pub use process::AgentProcess;
+pub use state::SessionState;
+pub use workspace::Workspace;
 
 use crate::model::{ModelChoice, ModelKind};
+use crate::permission::PermissionReply;
 use crate::plan::LaunchPlan;
 use crate::registry::{Launch, UnsupportedAgent};
 use crate::store::InstallRecord;
 use crate::transcript::{SessionRecord, Transcripts, now_ms};
-use crate::wire::acp;
+use crate::wire::pi::PiWire;
+use crate::wire::{Wire, acp};
+use driver::Driver;
+use link::Link;
 use log::EventLog;
+use permissions::{Board, Desk};
+use workspace::Client;
 
 /// Requests that may wait for a session's task. Each is answered within milliseconds or queued nowhere else.
 const QUEUE: usize = 32;
@@ -103,6 +115,10 @@ pub struct SessionStart<'a> {
     pub install: Option<InstallRecord>,
     /// Where its events are kept.
     pub transcripts: Transcripts,
+    /// Who answers what the agent asks.
+    pub permissions: PermissionSetup,
+    /// What the agent may have done for it; where it is absent such requests are refused.
+    pub workspace: Option<Arc<dyn Workspace>>,
 }
 
 /// One prompt.
@@ -128,12 +144,12 @@ pub struct PromptReply {
     /// The agent's whole text.
     pub text: String,
     /// ACP's stop reason.
-    pub stop_reason: &'static str,
+    pub stop_reason: String,
     /// The JSON-RPC response to `session/prompt`.
     pub response: Value,
     /// The model that answered.
     pub model: ModelKind,
-    /// Questions of the agent that were declined because nobody could answer them.
+    /// What the agent asked permission for and did not get, although nobody has said no.
     pub rejected_permissions: u32,
 }
 
@@ -142,9 +158,10 @@ type Reply<T> = oneshot::Sender<Result<T, PromptError>>;
 /// What a handle asks of its task.
 #[derive(Debug)]
 enum Request {
-    Prompt { prompt: content::PiPrompt, idle: Duration, reply: Reply<PromptReply> },
+    Prompt { content: Vec<Value>, idle: Duration, reply: Reply<PromptReply> },
     Cancel { reply: oneshot::Sender<bool> },
     Raw { method: String, params: Value, reply: Reply<Value> },
+    Permission { id: String, reply: PermissionReply, done: oneshot::Sender<Result<(), PermissionError>> },
     Close { graceful: bool },
 }
 
@@ -156,11 +173,18 @@ struct Shared {
     agent_type: String,
     model: ModelChoice,
     log: Arc<EventLog>,
+    board: Arc<Board>,
+    /// What the agent has said of itself; replaced whole, and locked for that alone.
+    state: Mutex<Arc<SessionState>>,
     /// Set once, before the log is closed.
     fate: OnceLock<AgentFault>,
 }
 
 impl Shared {
+    fn show(&self, state: SessionState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+    }
+
     fn fault(&self) -> AgentFault {
         self.fate.get().cloned().unwrap_or(AgentFault::Closed)
     }
@@ -171,7 +195,6 @@ impl Shared {
 pub struct Session {
     shared: Arc<Shared>,
     requests: mpsc::Sender<Request>,
-    answers: Arc<[Value; 2]>,
 }
 
 impl Session {
@@ -179,10 +202,13 @@ impl Session {
     /// its model and, where something had to be installed, the installation. On failure the process is killed, and
     /// neither then nor when the future is dropped does a transcript stay.
     pub async fn start(start: SessionStart<'_>) -> Result<Self, StartError> {
-        match start.plan.launch {
-            Launch::PiRpc => {}
-            Launch::Acp | Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
-        }
+        let wire = match start.plan.launch {
+            Launch::PiRpc => {
+                Wire::Pi(Box::new(PiWire::new(&start.plan.cwd, start.plan.agent_version.as_deref())))
+            }
+            Launch::Acp => Wire::Acp,
+            Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
+        };
         let log = Arc::new(EventLog::new(start.id.clone(), start.transcripts.clone()));
         let provisional = Provisional { id: start.id.clone(), transcripts: Some(start.transcripts.clone()) };
         let opening = Self::open_transcript(&start, &log);
@@ -192,6 +218,8 @@ impl Session {
             agent_type: start.agent_type.clone(),
             model: start.model.clone(),
             log: Arc::clone(&log),
+            board: Arc::default(),
+            state: Mutex::default(),
             fate: OnceLock::new(),
         });
         // A few hundred microseconds, in which the agent is starting.
@@ -203,19 +231,18 @@ impl Session {
             });
         }
         let (requests, queue) = mpsc::channel(QUEUE);
-        let version = start.plan.agent_version.as_deref();
-        let driver = driver::start(Arc::clone(&shared), start.process, &start.plan.cwd, version).await;
-        let driver = match driver {
-            Ok(driver) => driver,
-            Err(error) => {
-                provisional.forget().await;
-                return Err(error);
-            }
-        };
+        let desk = Desk::new(start.permissions, &start.plan.cwd, Arc::clone(&shared.board));
+        let link = Link::new(start.process, wire);
+        let mut driver = Driver::new(Arc::clone(&shared), link, desk, Client::new(start.workspace));
+        if let Err(error) = driver.shake_hands(&start.plan.cwd, &start.plan.acp, None).await {
+            // Gone before its transcript is, so that nothing of it is written afterwards.
+            drop(driver);
+            provisional.forget().await;
+            return Err(error);
+        }
         provisional.keep();
-        let answers = Arc::new([driver.initialize(), driver.session_new()]);
         tokio::spawn(driver.run(queue));
-        Ok(Self { shared, requests, answers })
+        Ok(Self { shared, requests })
     }
 
     /// Takes what it needs out of `start` before it is polled: a process can't be shared between threads, so a
@@ -272,23 +299,17 @@ impl Session {
         &self.shared.model
     }
 
-    /// The answer to ACP's `initialize`.
+    /// What the agent says of itself and of the session, as it is now.
     #[must_use]
-    pub fn initialize(&self) -> &Value {
-        &self.answers[0]
-    }
-
-    /// The answer to ACP's `session/new`.
-    #[must_use]
-    pub fn session_new(&self) -> &Value {
-        &self.answers[1]
+    pub fn state(&self) -> Arc<SessionState> {
+        Arc::clone(&self.shared.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// One turn of the agent. Dropping the future cancels the turn.
     pub async fn prompt(&self, prompt: Prompt) -> Result<PromptReply, PromptError> {
         let idle = prompt.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT);
-        let prompt = content::for_pi(&prompt.content)?;
-        self.ask(|reply| Request::Prompt { prompt, idle, reply }).await
+        self.state().takes(&prompt.content)?;
+        self.ask(|reply| Request::Prompt { content: prompt.content, idle, reply }).await
     }
 
     /// Cancels the running turn, which then ends as `cancelled`, within two seconds even if the agent doesn't answer.
@@ -305,6 +326,22 @@ impl Session {
     pub async fn raw_send(&self, method: &str, params: Value) -> Result<Value, PromptError> {
         let method = method.to_owned();
         self.ask(|reply| Request::Raw { method, params, reply }).await
+    }
+
+    /// What the agent asks permission for and waits for the host to decide. While a reader of them lives the session has
+    /// somebody who answers; without one requests are rejected.
+    #[must_use]
+    pub fn permission_requests(&self) -> PermissionRequests {
+        PermissionRequests::new(&self.shared.board)
+    }
+
+    /// Answers a request for permission; an id works once.
+    pub async fn respond_permission(&self, id: &str, reply: PermissionReply) -> Result<(), PermissionError> {
+        let (done, answer) = oneshot::channel();
+        let not_found = || PermissionError::NotFound { id: id.to_owned() };
+        let request = Request::Permission { id: id.to_owned(), reply, done };
+        self.requests.send(request).await.map_err(|_| not_found())?;
+        answer.await.unwrap_or_else(|_| Err(not_found()))
     }
 
     /// Ends the session: politely (the turn is cancelled, the agent gets time to exit) or at once. Returns when all its

@@ -7,8 +7,16 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::message::RpcError;
+
 /// The protocol's version.
 pub const PROTOCOL_VERSION: u16 = 1;
+/// In the `_meta` of an answer to a prompt: the agent has dealt with it without its model, so that there is no text.
+pub const HANDLED: &str = "agentos/handled";
+/// ACP's code for an agent that wants its user to log in first.
+pub const AUTH_REQUIRED: i64 = -32000;
+/// JSON-RPC's code for a request that can't be served as things are.
+pub const INVALID_REQUEST: i64 = -32600;
 /// JSON-RPC's code for a method that the other side doesn't have.
 pub const METHOD_NOT_FOUND: i64 = -32601;
 /// JSON-RPC's code for parameters that make no sense.
@@ -157,6 +165,6 @@ pub fn response(id: u64, result: &Value) -> Value {
 
 /// A JSON-RPC response with an error.
 #[must_use]
-pub fn error_response(id: u64, code: i64, message: &str, data: &Value) -> Value {
-    json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message, "data": data } })
+pub fn error_response(id: u64, error: &RpcError) -> Value {
+    json!({ "jsonrpc": "2.0", "id": id, "error": error.to_json() })
 }

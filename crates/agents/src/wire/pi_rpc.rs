@@ -25,13 +25,8 @@ use serde_json::{Value, json};
 
 use super::acp::{self, ToolUpdate};
 use super::lines::Line;
+use super::message::MAX_PARSED_BYTES;
 use tools::ToolCalls;
-
-/// Answers and arguments larger than this are passed on but not looked into: a megabyte of `[0,0,…` costs sixteen
-/// when it is taken apart.
-pub(crate) const MAX_PARSED_BYTES: usize = 4 << 20;
-/// The longest record that is read; pi cuts tool output at 50 KB, images are a few megabytes.
-pub const MAX_LINE_BYTES: usize = 32 << 20;
 
 /// A command to pi.
 #[derive(Debug, Clone, PartialEq)]

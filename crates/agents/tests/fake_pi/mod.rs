@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentos_agents::model::{ModelChoice, ModelKind};
 use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
-use agentos_agents::session::{SessionStart, StartError};
+use agentos_agents::session::{PermissionSetup, SessionStart, StartError};
 use agentos_agents::store::InstallRecord;
 use agentos_agents::transcript::Event;
 use agentos_agents::{AgentExit, AgentProcess, Session, SessionId, Transcripts};
@@ -79,6 +79,8 @@ impl Place {
                 model: ModelChoice { kind: ModelKind::Demo, reason: "a test".to_owned() },
                 install,
                 transcripts,
+                permissions: PermissionSetup::default(),
+                workspace: None,
             };
             Session::start(start).await
         });
@@ -92,6 +94,7 @@ fn plan() -> LaunchPlan {
         env: BTreeMap::new(),
         cwd: "/work".to_owned(),
         mounts: Vec::new(),
+        state: Vec::new(),
         state_dir: None,
         files: Vec::new(),
         path_dirs: Vec::new(),

@@ -1,8 +1,10 @@
 //! Sessions and agents.
 
 use agentos_agents::model::{ModelKind, ModelWish};
+use agentos_agents::permission::{PathPattern, PermissionReply, PermissionRule, RuleAction};
 use agentos_agents::plan::McpServer;
 use agentos_agents::provider::Provider;
+use agentos_agents::session::PermissionSetup;
 use agentos_agents::store::Progress;
 use agentos_agents::transcript::Event;
 use agentos_agents::{AgentConfig, AgentEntry, PermissionPolicy, Registry, Session};
@@ -16,7 +18,7 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
 
     fn try_from(request: v1::CreateSessionRequest) -> Result<Self, Failure> {
         let install = request.agent_install() != v1::AgentInstall::Never;
-        let permission_policy = match request.permission_policy() {
+        let policy = match request.permission_policy() {
             v1::PermissionPolicy::Unspecified | v1::PermissionPolicy::Ask => PermissionPolicy::Ask,
             v1::PermissionPolicy::AllowAll => PermissionPolicy::AllowAll,
             v1::PermissionPolicy::RejectAll => PermissionPolicy::RejectAll,
@@ -33,11 +35,37 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
             mcp_servers: request.mcp_servers.into_iter().map(mcp_server).collect::<Result<_, _>>()?,
             skip_os_instructions: request.skip_os_instructions,
             additional_instructions: request.additional_instructions,
-            permission_policy,
+            permissions: PermissionSetup {
+                policy,
+                rules: request.permission_rules.into_iter().map(permission_rule).collect::<Result<_, _>>()?,
+            },
             model,
             may_install: install && sessions::may_install(),
             provider_required: request.provider_required || sessions::provider_required(),
         })
+    }
+}
+
+fn permission_rule(rule: v1::PermissionRule) -> Result<PermissionRule, Failure> {
+    let action = match rule.action() {
+        v1::PermissionAction::Allow => RuleAction::Allow,
+        v1::PermissionAction::Reject => RuleAction::Reject,
+        v1::PermissionAction::Ask => RuleAction::Ask,
+        v1::PermissionAction::Unspecified => {
+            return Err(Failure::invalid("permission_rules", "A permission rule says nothing"));
+        }
+    };
+    let path = rule.path.map(|path| PathPattern::parse(&path)).transpose();
+    let path = path.map_err(|error| Failure::invalid("permission_rules", error.to_string()))?;
+    Ok(PermissionRule { action, tool_kind: rule.tool_kind, path })
+}
+
+pub(crate) fn permission_reply(reply: v1::PermissionReply) -> Result<PermissionReply, Failure> {
+    match reply {
+        v1::PermissionReply::Once => Ok(PermissionReply::Once),
+        v1::PermissionReply::Always => Ok(PermissionReply::Always),
+        v1::PermissionReply::Reject => Ok(PermissionReply::Reject),
+        v1::PermissionReply::Unspecified => Err(Failure::invalid("reply", "A permission needs a reply")),
     }
 }
 
@@ -78,6 +106,7 @@ pub(crate) fn agent_config(config: v1::AgentConfig) -> AgentConfig {
         agent_package: config.agent_package,
         launch_args: config.launch_args,
         default_env: config.default_env.into_iter().collect(),
+        command: config.command,
     }
 }
 
@@ -117,13 +146,13 @@ pub(crate) fn install_progress(progress: Progress) -> v1::InstallProgress {
 }
 
 pub(crate) fn session_created(session: &Session) -> v1::SessionCreated {
-    let model = session.model();
+    let (model, state) = (session.model(), session.state());
     v1::SessionCreated {
         session_id: session.id().as_str().to_owned(),
         model: model_kind(model.kind).into(),
         model_reason: model.reason.clone(),
-        initialize_json: session.initialize().to_string(),
-        session_json: session.session_new().to_string(),
+        initialize_json: state.initialize.to_string(),
+        session_json: state.session.to_string(),
     }
 }
 

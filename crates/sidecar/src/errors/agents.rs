@@ -3,7 +3,7 @@
 use agentos_agents::configuration::Malformed;
 use agentos_agents::model::NoModel;
 use agentos_agents::plan::{PlanError, PrepareError};
-use agentos_agents::session::{FaultKind, PromptError, StartError};
+use agentos_agents::session::{FaultKind, PermissionError, PromptError, StartError};
 use agentos_agents::store::InstallError;
 use agentos_agents::transcript::TranscriptError;
 use agentos_agents::{SessionNotFound, UnknownAgent, UnsupportedAgent};
@@ -74,6 +74,10 @@ impl From<PlanError> for Failure {
             PlanError::MissingPackage { agent, .. } => {
                 Self::new(ErrorKind::AgentNotInstalled, agent, message)
             }
+            PlanError::NoToolServers { agent } => Self::new(ErrorKind::Unsupported, agent, message),
+            PlanError::Nothing { agent, .. } | PlanError::File { agent, .. } => {
+                Self::new(ErrorKind::Internal, agent, message)
+            }
         }
     }
 }
@@ -98,6 +102,8 @@ impl From<StartError> for Failure {
             StartError::Agent { agent, .. } | StartError::Refused { agent, .. } => {
                 Self::new(ErrorKind::AgentFailed, agent, message)
             }
+            StartError::Version { agent, .. } => Self::new(ErrorKind::Unsupported, agent, message),
+            StartError::NotLoggedIn { agent, .. } => Self::new(ErrorKind::NoModel, agent, message),
             StartError::NotReady { agent, .. } => Self::new(ErrorKind::Timeout, agent, message),
             StartError::Unsupported(error) => error.into(),
         }
@@ -118,6 +124,16 @@ impl From<PromptError> for Failure {
             FaultKind::Internal => ErrorKind::Internal,
         };
         Self::new(kind, "", chain(&error))
+    }
+}
+
+impl From<PermissionError> for Failure {
+    fn from(error: PermissionError) -> Self {
+        let message = error.to_string();
+        match error {
+            PermissionError::NotFound { id } => Self::new(ErrorKind::NotFound, id, message),
+            PermissionError::NotOffered { .. } => Self::new(ErrorKind::Unsupported, "", message),
+        }
     }
 }
 

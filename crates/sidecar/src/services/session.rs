@@ -8,7 +8,7 @@ use std::time::Duration;
 use agentos_agents::session::Prompt;
 use agentos_agents::store::Progress;
 use agentos_agents::{Registry, list_agents};
-use agentos_proto::v1::{self, ErrorKind, create_session_event, session_service_server::SessionService};
+use agentos_proto::v1::{self, create_session_event, session_service_server::SessionService};
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -114,6 +114,7 @@ impl SessionService for AgentSessions {
             model: convert::model_kind(reply.model).into(),
             rejected_permissions: reply.rejected_permissions,
             response_json: reply.response.to_string(),
+            session_json: session.state().session.to_string(),
         }))
     }
 
@@ -134,9 +135,16 @@ impl SessionService for AgentSessions {
         let request = request.into_inner();
         let session = self.0.sessions().get(&request.session_id)?;
         if request.permissions_only {
-            // No agent that can be launched asks for permissions: the reader waits until the session is over.
-            let over = stream::once(async move { session.closed().await }).filter_map(async |()| None);
-            return Ok(Response::new(Box::pin(over)));
+            // From here on, not from the first poll, the session has somebody who answers.
+            let requests = session.permission_requests();
+            let asked = stream::unfold((session, requests), |(session, mut requests)| async {
+                let event = tokio::select! {
+                    event = requests.next() => Ok(convert::session_event(&event)),
+                    () = session.closed() => return None,
+                };
+                Some((event, (session, requests)))
+            });
+            return Ok(Response::new(Box::pin(asked)));
         }
         let events = stream::unfold(session.events(request.since), |mut events| async {
             let event = events.next().await?;
@@ -152,10 +160,10 @@ impl SessionService for AgentSessions {
         request: Request<v1::RespondPermissionRequest>,
     ) -> Result<Response<v1::RespondPermissionResponse>, Status> {
         let request = request.into_inner();
-        self.0.sessions().get(&request.session_id)?;
-        // No agent that can be launched asks for permissions, so no id is ever open.
-        let id = request.permission_id;
-        Err(Failure::new(ErrorKind::NotFound, &id, format!("Permission request not found: {id}")).into())
+        let session = self.0.sessions().get(&request.session_id)?;
+        let reply = convert::permission_reply(request.reply())?;
+        session.respond_permission(&request.permission_id, reply).await.map_err(Failure::from)?;
+        Ok(Response::new(v1::RespondPermissionResponse {}))
     }
 
     async fn close_session(
@@ -178,7 +186,10 @@ impl SessionService for AgentSessions {
             text => json("params_json", text)?,
         };
         let response = session.raw_send(&request.method, params).await.map_err(Failure::from)?;
-        Ok(Response::new(v1::RawSendResponse { response_json: response.to_string() }))
+        Ok(Response::new(v1::RawSendResponse {
+            response_json: response.to_string(),
+            session_json: session.state().session.to_string(),
+        }))
     }
 
     async fn list_agents(

@@ -128,7 +128,7 @@ async fn end(process: &Process) {
     }
 }
 
-fn agent_exit(exit: &Exit) -> AgentExit {
+pub(super) fn agent_exit(exit: &Exit) -> AgentExit {
     match exit {
         Exit::Signaled(signal) => AgentExit { code: None, signal: Some(*signal) },
         other => AgentExit { code: Some(other.code()), signal: None },

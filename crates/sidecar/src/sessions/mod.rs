@@ -16,7 +16,9 @@ mod creation;
 mod guest;
 mod instructions;
 mod launch;
+mod modules;
 mod stdio;
+mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::MAX_PARSED_BYTES;
 use crate::wire::acp::{self, Location, ToolKind, ToolStatus, ToolUpdate};
+use crate::wire::message::MAX_PARSED_BYTES;
 
 /// Calls that may be open at once; a model asks for a handful. What is beyond is passed on without being remembered.
 const MAX_OPEN_CALLS: usize = 4096;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use agentos_agents::model::{ModelChoice, ModelKind};
 use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
-use agentos_agents::session::SessionStart;
+use agentos_agents::session::{PermissionSetup, SessionStart};
 use agentos_agents::{AgentExit, AgentProcess, Home};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -68,6 +68,7 @@ impl Place {
             env: BTreeMap::new(),
             cwd: "/".into(),
             mounts: Vec::new(),
+            state: Vec::new(),
             state_dir: None,
             files: Vec::new(),
             path_dirs: Vec::new(),
@@ -84,6 +85,8 @@ impl Place {
             model: ModelChoice { kind: ModelKind::Demo, reason: "a test".into() },
             install: None,
             transcripts: self.transcripts.clone(),
+            permissions: PermissionSetup::default(),
+            workspace: None,
         });
         (session.await.unwrap(), killed)
     }

@@ -2,8 +2,6 @@
 
 use serde_json::{Value, json};
 
-use super::error::ContentError;
-
 /// The text and images of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PiPrompt {
@@ -12,7 +10,7 @@ pub(super) struct PiPrompt {
 }
 
 /// Turns content blocks into a prompt for pi.
-pub(super) fn for_pi(blocks: &[Value]) -> Result<PiPrompt, ContentError> {
+pub(super) fn for_pi(blocks: &[Value]) -> Result<PiPrompt, String> {
     let mut parts: Vec<String> = Vec::new();
     let mut images = Vec::new();
     for (index, block) in blocks.iter().enumerate() {
@@ -31,23 +29,18 @@ pub(super) fn for_pi(blocks: &[Value]) -> Result<PiPrompt, ContentError> {
                 let text = field(resource, index, "resource", "text")?;
                 parts.push(format!("<resource uri=\"{uri}\">\n{text}\n</resource>"));
             }
-            other => return Err(ContentError::Unsupported { index, kind: other.to_owned() }),
+            other => return Err(format!("pi takes no content of type {other} (block {index})")),
         }
     }
     let message = parts.join("\n");
     if message.trim().is_empty() && images.is_empty() {
-        return Err(ContentError::Empty);
+        return Err("the prompt is empty".to_owned());
     }
     Ok(PiPrompt { message, images })
 }
 
-fn field<'a>(
-    block: &'a Value,
-    index: usize,
-    kind: &'static str,
-    name: &'static str,
-) -> Result<&'a str, ContentError> {
-    block[name].as_str().ok_or(ContentError::Incomplete { index, kind, field: name })
+fn field<'a>(block: &'a Value, index: usize, kind: &str, name: &str) -> Result<&'a str, String> {
+    block[name].as_str().ok_or_else(|| format!("content block {index} of type {kind} lacks {name}"))
 }
 
 #[cfg(test)]
@@ -73,17 +66,14 @@ mod tests {
             (vec![], "the prompt is empty"),
             (vec![json!({ "type": "text", "text": " \n" })], "the prompt is empty"),
             (vec![json!({ "type": "text" })], "content block 0 of type text lacks text"),
-            (
-                vec![json!({ "type": "audio", "data": "" })],
-                "content block 0 is of a type the agent doesn't take: audio",
-            ),
-            (vec![json!(7)], "content block 0 is of a type the agent doesn't take: none"),
+            (vec![json!({ "type": "audio", "data": "" })], "pi takes no content of type audio (block 0)"),
+            (vec![json!(7)], "pi takes no content of type none (block 0)"),
             (
                 vec![json!({ "type": "resource", "resource": { "uri": "x", "blob": "" } })],
                 "content block 0 of type resource lacks text",
             ),
         ] {
-            assert_eq!(for_pi(&blocks).unwrap_err().to_string(), error);
+            assert_eq!(for_pi(&blocks).unwrap_err(), error);
         }
     }
 }

@@ -6,11 +6,11 @@
 use serde_json::{Value, json};
 
 use crate::wire::acp;
+use crate::wire::message::RpcError;
 use crate::wire::pi_rpc::Command;
 
 /// The methods that [`Profile::request`] knows.
-const SUPPORTED: [&str; 4] =
-    ["session/set_mode", "session/set_model", "session/set_config_option", "session/cancel"];
+const SUPPORTED: [&str; 3] = ["session/set_mode", "session/set_model", "session/set_config_option"];
 
 /// What pi answered to the four questions of the start.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,10 +29,8 @@ pub(super) struct Profile {
 pub(super) enum Reaction {
     /// Ask pi; the change takes hold when it agrees.
     Ask(Command, Change),
-    /// End the running turn.
-    Cancel,
     /// The answer is known already.
-    Answer(Value),
+    Answer(Result<Value, RpcError>),
 }
 
 /// What changes when pi agrees.
@@ -53,7 +51,7 @@ pub(super) enum Change {
 pub(super) enum Next {
     /// Pi has to be asked something else before the caller gets its answer.
     Ask(Command, Change),
-    /// The caller's answer.
+    /// The caller's answer: a result.
     Answer(Value),
 }
 
@@ -155,8 +153,8 @@ impl Profile {
         (!commands.is_empty()).then_some(update)
     }
 
-    /// What a raw request of the caller means for pi. `id` is the request's.
-    pub(super) fn request(&self, id: u64, method: &str, params: &Value) -> Reaction {
+    /// What a request of the caller means for pi.
+    pub(super) fn request(&self, method: &str, params: &Value) -> Reaction {
         let text = |name: &str| params[name].as_str().map(str::to_owned);
         let (kind, value, options) = match method {
             "session/set_mode" => ("thought_level", text("modeId").ok_or("modeId"), false),
@@ -166,48 +164,39 @@ impl Profile {
                 Some("model") => ("model", text("value").ok_or("value"), true),
                 _ => ("", Err("configId"), true),
             },
-            "session/cancel" => return Reaction::Cancel,
             _ => {
                 let data = json!({ "method": method, "supported": SUPPORTED });
-                return Reaction::Answer(acp::error_response(
-                    id,
-                    acp::METHOD_NOT_FOUND,
-                    "Method not found",
-                    &data,
-                ));
+                let error = RpcError::new(acp::METHOD_NOT_FOUND, "Method not found").with_data(data);
+                return Reaction::Answer(Err(error));
             }
         };
         match (kind, value) {
-            (_, Err(name)) => invalid(id, &format!("{name} is missing or unknown"), &Value::Null),
-            ("model", Ok(model)) => self.ask_model(id, &model, options),
-            (_, Ok(level)) => self.ask_level(id, level, options),
+            (_, Err(name)) => invalid(&format!("{name} is missing or unknown"), &Value::Null),
+            ("model", Ok(model)) => self.ask_model(&model, options),
+            (_, Ok(level)) => self.ask_level(level, options),
         }
     }
 
-    fn ask_level(&self, id: u64, level: String, options: bool) -> Reaction {
+    fn ask_level(&self, level: String, options: bool) -> Reaction {
         if !self.levels.contains(&level) {
-            return invalid(
-                id,
-                &format!("no such thinking level: {}", shortened(&level)),
-                &json!(self.levels),
-            );
+            return invalid(&format!("no such thinking level: {}", shortened(&level)), &json!(self.levels));
         }
         Reaction::Ask(Command::SetThinkingLevel { level: level.clone() }, Change::Level { level, options })
     }
 
-    fn ask_model(&self, id: u64, wanted: &str, options: bool) -> Reaction {
+    fn ask_model(&self, wanted: &str, options: bool) -> Reaction {
         let known: Vec<Value> = self.models.iter().map(model_id).collect();
         match wanted.split_once('/') {
             Some((provider, name)) if known.iter().any(|model| model == wanted) => {
                 let command = Command::SetModel { provider: provider.to_owned(), model: name.to_owned() };
                 Reaction::Ask(command, Change::Model { options })
             }
-            _ => invalid(id, &format!("no such model: {}", shortened(wanted)), &json!(known)),
+            _ => invalid(&format!("no such model: {}", shortened(wanted)), &json!(known)),
         }
     }
 
     /// Takes over a change that pi agreed to with `data`.
-    pub(super) fn apply(&mut self, id: u64, change: Change, data: Value) -> Next {
+    pub(super) fn apply(&mut self, change: Change, data: Value) -> Next {
         let options = match change {
             Change::Level { level, options } => {
                 self.level = level;
@@ -229,14 +218,14 @@ impl Profile {
             }
         };
         let result = if options { json!({ "configOptions": self.config_options() }) } else { json!({}) };
-        Next::Answer(acp::response(id, &result))
+        Next::Answer(result)
     }
 }
 
-fn invalid(id: u64, reason: &str, available: &Value) -> Reaction {
+fn invalid(reason: &str, available: &Value) -> Reaction {
     let message = format!("Invalid params: {reason}");
     let data = json!({ "available": available });
-    Reaction::Answer(acp::error_response(id, acp::INVALID_PARAMS, &message, &data))
+    Reaction::Answer(Err(RpcError::new(acp::INVALID_PARAMS, message).with_data(data)))
 }
 
 /// A value of the caller as far as a message should repeat it.
@@ -292,8 +281,8 @@ mod tests {
     }
 
     fn refusal(method: &str, params: &Value) -> Value {
-        match profile().request(3, method, params) {
-            Reaction::Answer(answer) => answer["error"].clone(),
+        match profile().request(method, params) {
+            Reaction::Answer(Err(error)) => error.to_json(),
             other => panic!("{method} {params}: {other:?}"),
         }
     }
@@ -334,31 +323,28 @@ mod tests {
     fn a_change_takes_hold_when_pi_agreed() {
         let mut profile = profile();
         let params = json!({ "configId": "thought_level", "value": "off" });
-        let Reaction::Ask(_, change) = profile.request(3, "session/set_config_option", &params) else {
+        let Reaction::Ask(_, change) = profile.request("session/set_config_option", &params) else {
             panic!()
         };
         assert_eq!(profile.level, "low");
-        let Next::Answer(answer) = profile.apply(3, change, Value::Null) else { panic!() };
-        assert_eq!(answer["result"]["configOptions"][1]["currentValue"], "off");
+        let Next::Answer(answer) = profile.apply(change, Value::Null) else { panic!() };
+        assert_eq!(answer["configOptions"][1]["currentValue"], "off");
     }
 
     #[test]
     fn another_model_brings_its_own_thinking_levels() {
         let mut profile = profile();
         let params = json!({ "configId": "model", "value": "agentos/demo" });
-        let Reaction::Ask(_, change) = profile.request(3, "session/set_config_option", &params) else {
+        let Reaction::Ask(_, change) = profile.request("session/set_config_option", &params) else {
             panic!()
         };
         let model = json!({ "id": "demo", "provider": "agentos" });
-        let Next::Ask(Command::GetThinkingLevels, change) = profile.apply(3, change, model) else { panic!() };
-        let Next::Ask(Command::GetState, change) = profile.apply(3, change, json!({ "levels": ["max"] }))
-        else {
+        let Next::Ask(Command::GetThinkingLevels, change) = profile.apply(change, model) else { panic!() };
+        let Next::Ask(Command::GetState, change) = profile.apply(change, json!({ "levels": ["max"] })) else {
             panic!()
         };
-        let Next::Answer(answer) = profile.apply(3, change, json!({ "thinkingLevel": "max" })) else {
-            panic!()
-        };
-        assert_eq!(answer["result"]["configOptions"][1]["currentValue"], "max");
-        assert_eq!(answer["result"]["configOptions"][1]["options"][0]["value"], "max");
+        let Next::Answer(answer) = profile.apply(change, json!({ "thinkingLevel": "max" })) else { panic!() };
+        assert_eq!(answer["configOptions"][1]["currentValue"], "max");
+        assert_eq!(answer["configOptions"][1]["options"][0]["value"], "max");
     }
 }

@@ -1,0 +1,195 @@
+//! What an agent says of itself and of its session: its capabilities, modes, models and options, as they are now.
+
+use serde_json::{Value, json};
+
+use super::error::ContentError;
+use crate::wire::message::Update;
+
+/// The agent's side of a session.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SessionState {
+    /// The agent's own id of the session.
+    pub agent_session_id: String,
+    /// The answer to `initialize`.
+    pub initialize: Value,
+    /// The answer to `session/new`, kept up to date: `modes`, `models`, `configOptions`.
+    pub session: Value,
+}
+
+impl SessionState {
+    /// Follows the agent's own word. True when something has changed.
+    pub(super) fn apply(&mut self, update: &Update) -> bool {
+        match update {
+            Update::Mode(mode) => self.set_mode(mode),
+            Update::Options(options) => self.set_options(options),
+            _ => false,
+        }
+    }
+
+    /// Follows a request that the agent has agreed to with this result.
+    pub(super) fn agreed(&mut self, method: &str, params: &Value, result: &Value) -> bool {
+        match method {
+            "session/set_mode" => params["modeId"].as_str().is_some_and(|mode| self.set_mode(mode)),
+            "session/set_model" => match (params["modelId"].as_str(), self.session.get_mut("models")) {
+                (Some(model), Some(Value::Object(models))) => {
+                    models.insert("currentModelId".to_owned(), json!(model));
+                    true
+                }
+                _ => false,
+            },
+            // One option can change others, so agents answer with all of them; where one doesn't, ours follows.
+            "session/set_config_option" if result["configOptions"].is_array() => {
+                self.set_options(&result["configOptions"])
+            }
+            "session/set_config_option" => self.set_option(&params["configId"], &params["value"]),
+            _ => false,
+        }
+    }
+
+    fn set_mode(&mut self, mode: &str) -> bool {
+        let mut changed = false;
+        if let Some(Value::Object(modes)) = self.session.get_mut("modes") {
+            modes.insert("currentModeId".to_owned(), json!(mode));
+            changed = true;
+        }
+        // Agents that have both show the mode among their options, too.
+        let options = self.session.get_mut("configOptions").and_then(Value::as_array_mut);
+        for option in options.into_iter().flatten().filter(|option| option["category"] == "mode") {
+            if let Value::Object(option) = option {
+                option.insert("currentValue".to_owned(), json!(mode));
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn set_option(&mut self, id: &Value, value: &Value) -> bool {
+        let options = self.session.get_mut("configOptions").and_then(Value::as_array_mut);
+        let option = options.into_iter().flatten().find(|option| option["id"] == *id);
+        let Some(Value::Object(option)) = option else { return false };
+        option.insert("currentValue".to_owned(), value.clone());
+        true
+    }
+
+    fn set_options(&mut self, options: &Value) -> bool {
+        if !options.is_array() {
+            return false;
+        }
+        let mode = options.as_array().into_iter().flatten().find(|option| option["category"] == "mode");
+        let current = mode.map(|mode| mode["currentValue"].clone()).filter(Value::is_string);
+        if let (Some(current), Some(Value::Object(modes))) = (current, self.session.get_mut("modes")) {
+            modes.insert("currentModeId".to_owned(), current);
+        }
+        if let Value::Object(session) = &mut self.session {
+            session.insert("configOptions".to_owned(), options.clone());
+        }
+        true
+    }
+
+    /// Whether the agent takes such a prompt: ACP has agents say which content they understand.
+    pub(super) fn takes(&self, content: &[Value]) -> Result<(), ContentError> {
+        let capabilities = &self.initialize["agentCapabilities"]["promptCapabilities"];
+        let can = |name: &str| capabilities[name].as_bool().unwrap_or(false);
+        let mut says_something = false;
+        for (index, block) in content.iter().enumerate() {
+            let kind = block["type"].as_str().unwrap_or("none");
+            let (taken, needed) = match kind {
+                "text" => (true, "text"),
+                "image" => (can("image"), "data"),
+                "audio" => (can("audio"), "data"),
+                "resource_link" => (true, "uri"),
+                "resource" => (can("embeddedContext"), "resource"),
+                _ => (false, ""),
+            };
+            if !taken {
+                return Err(ContentError::Unsupported { index, kind: kind.chars().take(80).collect() });
+            }
+            match &block[needed] {
+                Value::String(text) => says_something |= kind != "text" || !text.trim().is_empty(),
+                Value::Object(_) => says_something = true,
+                _ => return Err(ContentError::Incomplete { index, kind: kind.to_owned(), field: needed }),
+            }
+        }
+        if says_something { Ok(()) } else { Err(ContentError::Empty) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> SessionState {
+        SessionState {
+            agent_session_id: "a".to_owned(),
+            initialize: json!({ "agentCapabilities": { "promptCapabilities": { "image": true } } }),
+            session: json!({
+                "modes": { "currentModeId": "ask", "availableModes": [] },
+                "models": { "currentModelId": "m1", "availableModels": [] },
+                "configOptions": [
+                    { "id": "mode", "category": "mode", "currentValue": "ask" },
+                    { "id": "effort", "currentValue": "low" },
+                ],
+            }),
+        }
+    }
+
+    #[test]
+    fn the_state_follows_the_agents_updates() {
+        let mut state = state();
+        assert!(state.apply(&Update::Mode("plan".to_owned())));
+        assert_eq!(state.session["modes"]["currentModeId"], "plan");
+        assert_eq!(state.session["configOptions"][0]["currentValue"], "plan");
+        let options = json!([{ "id": "mode", "category": "mode", "currentValue": "code" }]);
+        assert!(state.apply(&Update::Options(options)));
+        assert_eq!(state.session["modes"]["currentModeId"], "code");
+        assert!(!state.apply(&Update::Options(json!("odd"))) && !state.apply(&Update::Other));
+    }
+
+    #[test]
+    fn the_state_follows_what_the_agent_agreed_to() {
+        let mut state = state();
+        assert!(state.agreed("session/set_model", &json!({ "modelId": "m2" }), &Value::Null));
+        assert_eq!(state.session["models"]["currentModelId"], "m2");
+        let effort = json!({ "configId": "effort", "value": "high" });
+        assert!(state.agreed("session/set_config_option", &effort, &json!({})));
+        assert_eq!(state.session["configOptions"][1]["currentValue"], "high");
+        let all = json!({ "configOptions": [{ "id": "effort", "currentValue": "max" }] });
+        assert!(state.agreed("session/set_config_option", &effort, &all));
+        assert_eq!(state.session["configOptions"][0]["currentValue"], "max");
+        assert!(!state.agreed("session/set_mode", &json!({}), &Value::Null));
+    }
+
+    #[test]
+    fn an_agent_that_said_nothing_is_followed_nowhere() {
+        let mut state = SessionState::default();
+        assert!(!state.apply(&Update::Mode("x".to_owned())));
+        assert!(!state.agreed("session/set_model", &json!({ "modelId": "m" }), &Value::Null));
+    }
+
+    #[test]
+    fn a_prompt_is_what_the_agent_takes() {
+        let state = state();
+        let refused = |content: Value| {
+            state.takes(content.as_array().unwrap()).map_err(|error| error.to_string()).err()
+        };
+        assert_eq!(refused(json!([{ "type": "text", "text": "hi" }])), None);
+        assert_eq!(refused(json!([{ "type": "image", "data": "", "mimeType": "image/png" }])), None);
+        assert_eq!(refused(json!([{ "type": "resource_link", "uri": "file:///a" }])), None);
+        for (content, reason) in [
+            (json!([]), "the prompt is empty"),
+            (json!([{ "type": "text", "text": " \n" }]), "the prompt is empty"),
+            (json!([{ "type": "text" }]), "content block 0 of type text lacks text"),
+            (
+                json!([{ "type": "audio", "data": "" }]),
+                "content block 0 is of a type the agent doesn't take: audio",
+            ),
+            (
+                json!([{ "type": "resource", "resource": { "uri": "x" } }]),
+                "content block 0 is of a type the agent doesn't take: resource",
+            ),
+            (json!([7]), "content block 0 is of a type the agent doesn't take: none"),
+        ] {
+            assert_eq!(refused(content).as_deref(), Some(reason));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What one turn has brought so far, and what it may bring.
+
+use std::collections::HashSet;
+
+use super::error::AgentFault;
+use crate::wire::message::Update;
+
+/// What of a turn may be text for the user: the reply repeats all of it, so all of it is kept in memory. A model's
+/// longest answer is a few hundred kilobytes.
+const MAX_TEXT_BYTES: usize = 16 << 20;
+/// Tool calls that may be open at once; a model asks for a handful. What is beyond holds up no deadline.
+const MAX_OPEN_CALLS: usize = 4096;
+/// An id is the agent's own and may be as long as a record; models use a few dozen bytes.
+const MAX_ID_BYTES: usize = 256;
+
+/// One turn of an agent.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// All text of the agent.
+    pub(super) text: String,
+    /// How many tool calls there were.
+    pub(super) tool_calls: u64,
+    /// Those that have not ended.
+    open: HashSet<String>,
+}
+
+impl Turn {
+    /// Takes in one update.
+    pub(super) fn apply(&mut self, update: &Update) -> Result<(), AgentFault> {
+        match update {
+            Update::Text(text) => {
+                self.text.push_str(text);
+                if self.text.len() > MAX_TEXT_BYTES {
+                    return Err(AgentFault::TooMuchText { limit_bytes: MAX_TEXT_BYTES });
+                }
+            }
+            Update::Tool { id, new, over } => {
+                self.tool_calls += u64::from(*new);
+                if *over == Some(true) {
+                    self.open.remove(id);
+                } else if (*new || *over == Some(false))
+                    && self.open.len() < MAX_OPEN_CALLS
+                    && id.len() <= MAX_ID_BYTES
+                {
+                    self.open.insert(id.clone());
+                }
+            }
+            Update::Mode(_) | Update::Options(_) | Update::Title(_) | Update::Other => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a tool runs, as far as the agent has said.
+    pub(super) fn tool_runs(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Whether it has brought nothing that a user could see.
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.tool_calls == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tool(id: &str, new: bool, over: Option<bool>) -> Update {
+        Update::Tool { id: id.to_owned(), new, over }
+    }
+
+    #[test]
+    fn tools_run_until_they_have_ended() {
+        let mut turn = Turn::default();
+        turn.apply(&tool("a", true, None)).unwrap();
+        // Some agents announce a call by its first update.
+        turn.apply(&tool("b", false, Some(false))).unwrap();
+        turn.apply(&tool("a", false, Some(true))).unwrap();
+        assert!(turn.tool_runs());
+        turn.apply(&tool("b", false, Some(true))).unwrap();
+        assert!(!turn.tool_runs() && !turn.is_empty());
+    }
+
+    #[test]
+    fn a_million_open_calls_cost_no_more_than_the_bound() {
+        let mut turn = Turn::default();
+        for number in 0..10_000 {
+            turn.apply(&tool(&number.to_string(), true, Some(false))).unwrap();
+        }
+        assert_eq!((turn.open.len(), turn.tool_calls), (MAX_OPEN_CALLS, 10_000));
+    }
+}

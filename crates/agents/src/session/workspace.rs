@@ -1,0 +1,265 @@
+//! What an agent may have its client do for it: read and write text files, run programs. All of it happens where the
+//! agent is, with no more rights than the agent has; whoever runs the agent provides it as a [`Workspace`].
+//!
+//! Agents that work on their VM's files by themselves are told that the client offers none of this; they are answered
+//! all the same where they ask. A request for another session, or one that makes no sense, is refused.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::error::AgentExit;
+use crate::wire::acp;
+use crate::wire::message::RpcError;
+
+/// Programs that one session may have running at once.
+const MAX_TERMINALS: usize = 32;
+/// What is kept of a program's output, unless the agent wants less.
+pub const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// The largest file that is read or written for an agent.
+pub const MAX_FILE_BYTES: usize = 16 << 20;
+
+/// Work that is under way.
+pub type Work<T> = Pin<Box<dyn Future<Output = Result<T, WorkspaceError>> + Send>>;
+
+/// Where an agent works, with the agent's own rights.
+pub trait Workspace: Debug + Send + Sync {
+    /// The content of a file, at most [`MAX_FILE_BYTES`] of it.
+    fn read_file(&self, path: String) -> Work<Vec<u8>>;
+    /// Writes a file.
+    fn write_file(&self, path: String, content: String) -> Work<()>;
+    /// Starts a program.
+    fn run(&self, program: Program) -> Work<Arc<dyn Terminal>>;
+}
+
+/// A program to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The command, and nothing but the command.
+    pub argv: Vec<String>,
+    /// Variables beside the session's own.
+    pub env: Vec<(String, String)>,
+    /// Where it runs; the session's directory where it is absent.
+    pub cwd: Option<String>,
+    /// How much of the end of its output is kept.
+    pub output_bytes: usize,
+}
+
+/// A running program. Dropped, it is killed.
+pub trait Terminal: Debug + Send + Sync {
+    /// The end of its output, and whether something before it was dropped.
+    fn output(&self) -> (Vec<u8>, bool);
+    /// How it ended, if it has.
+    fn exit(&self) -> Option<AgentExit>;
+    /// Resolves when it has ended.
+    fn exited(&self) -> Pin<Box<dyn Future<Output = AgentExit> + Send>>;
+    /// Kills it.
+    fn kill(&self);
+}
+
+/// What could not be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct WorkspaceError {
+    /// Why, in words that may be told the agent.
+    pub message: String,
+}
+
+/// One session's client side.
+#[derive(Debug)]
+pub(super) struct Client {
+    workspace: Option<Arc<dyn Workspace>>,
+    agent_session_id: String,
+    terminals: Arc<Mutex<Terminals>>,
+}
+
+#[derive(Debug, Default)]
+struct Terminals {
+    last: u64,
+    by_id: HashMap<String, Arc<dyn Terminal>>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send>>;
+
+impl Client {
+    pub(super) fn new(workspace: Option<Arc<dyn Workspace>>) -> Self {
+        Self { workspace, agent_session_id: String::new(), terminals: Arc::default() }
+    }
+
+    /// From here on requests have to name the session.
+    pub(super) fn serve(&mut self, agent_session_id: &str) {
+        agent_session_id.clone_into(&mut self.agent_session_id);
+    }
+
+    /// What a request of the agent comes to. `acts` is whether it may change anything.
+    pub(super) fn answer(&self, method: &str, params: &Value, acts: bool) -> Answer {
+        let Some(workspace) = self.workspace.clone().filter(|_| is_ours(method)) else {
+            return refuse(RpcError::new(
+                acp::METHOD_NOT_FOUND,
+                format!("Method not found: {}", short(method)),
+            ));
+        };
+        if params["sessionId"].as_str() != Some(&self.agent_session_id) {
+            return refuse(invalid("sessionId names no session of this client"));
+        }
+        if !acts && matches!(method, "fs/write_text_file" | "terminal/create") {
+            let message = "the session's permission policy rejects everything that acts";
+            return refuse(RpcError::new(acp::INVALID_REQUEST, message));
+        }
+        match method {
+            "fs/read_text_file" => read_file(&*workspace, params),
+            "fs/write_text_file" => write_file(&*workspace, params),
+            "terminal/create" => self.create(&*workspace, params),
+            _ => self.terminal(method, params),
+        }
+    }
+
+    fn create(&self, workspace: &dyn Workspace, params: &Value) -> Answer {
+        let program = match program(params) {
+            Ok(program) => program,
+            Err(error) => return refuse(error),
+        };
+        let terminals = Arc::clone(&self.terminals);
+        if lock(&terminals).by_id.len() >= MAX_TERMINALS {
+            return refuse(invalid(&format!("{MAX_TERMINALS} terminals are open; release some")));
+        }
+        let started = workspace.run(program);
+        Box::pin(async move {
+            let terminal = started.await.map_err(failed)?;
+            let mut terminals = lock(&terminals);
+            terminals.last += 1;
+            let id = format!("terminal-{}", terminals.last);
+            terminals.by_id.insert(id.clone(), terminal);
+            Ok(json!({ "terminalId": id }))
+        })
+    }
+
+    fn terminal(&self, method: &str, params: &Value) -> Answer {
+        let id = params["terminalId"].as_str().unwrap_or_default().to_owned();
+        let mut terminals = lock(&self.terminals);
+        let Some(terminal) = terminals.by_id.get(&id).cloned() else {
+            return refuse(invalid(&format!("there is no terminal {}", short(&id))));
+        };
+        match method {
+            "terminal/output" => {
+                let (output, truncated) = terminal.output();
+                let mut result =
+                    json!({ "output": String::from_utf8_lossy(&output), "truncated": truncated });
+                if let (Some(exit), Value::Object(result)) = (terminal.exit(), &mut result) {
+                    result.insert("exitStatus".to_owned(), exit_status(exit));
+                }
+                Box::pin(async move { Ok(result) })
+            }
+            "terminal/wait_for_exit" => Box::pin(async move { Ok(exit_status(terminal.exited().await)) }),
+            "terminal/kill" => {
+                terminal.kill();
+                Box::pin(async { Ok(json!({})) })
+            }
+            _ => {
+                terminals.by_id.remove(&id);
+                terminal.kill();
+                Box::pin(async { Ok(json!({})) })
+            }
+        }
+    }
+}
+
+fn lock(terminals: &Mutex<Terminals>) -> MutexGuard<'_, Terminals> {
+    // Every change is one insertion or one removal.
+    terminals.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_ours(method: &str) -> bool {
+    const METHODS: [&str; 7] = [
+        "fs/read_text_file",
+        "fs/write_text_file",
+        "terminal/create",
+        "terminal/output",
+        "terminal/wait_for_exit",
+        "terminal/kill",
+        "terminal/release",
+    ];
+    METHODS.contains(&method)
+}
+
+fn read_file(workspace: &dyn Workspace, params: &Value) -> Answer {
+    let path = match absolute(params, "path") {
+        Ok(path) => path,
+        Err(error) => return refuse(error),
+    };
+    let number = |name: &str| params[name].as_u64().and_then(|number| usize::try_from(number).ok());
+    let (first, count) = (number("line").unwrap_or(1).max(1), number("limit").unwrap_or(usize::MAX));
+    let read = workspace.read_file(path);
+    Box::pin(async move {
+        let content = String::from_utf8(read.await.map_err(failed)?)
+            .map_err(|_| RpcError::new(acp::INTERNAL_ERROR, "the file is not text in UTF-8"))?;
+        let lines = content.split_inclusive('\n').skip(first - 1).take(count);
+        Ok(json!({ "content": lines.collect::<String>() }))
+    })
+}
+
+fn write_file(workspace: &dyn Workspace, params: &Value) -> Answer {
+    let (path, content) = match (absolute(params, "path"), params["content"].as_str()) {
+        (Err(error), _) => return refuse(error),
+        (_, None) => return refuse(invalid("content is missing")),
+        (Ok(path), Some(content)) => (path, content.to_owned()),
+    };
+    if content.len() > MAX_FILE_BYTES {
+        return refuse(invalid(&format!("content has more than {MAX_FILE_BYTES} bytes")));
+    }
+    let written = workspace.write_file(path, content);
+    Box::pin(async move { written.await.map(|()| json!({})).map_err(failed) })
+}
+
+fn program(params: &Value) -> Result<Program, RpcError> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let command = text(&params["command"]).filter(|command| !command.is_empty());
+    let command = command.ok_or_else(|| invalid("command is missing"))?;
+    let list = |name: &str| params[name].as_array().map(Vec::as_slice).unwrap_or_default();
+    let args: Option<Vec<String>> = list("args").iter().map(text).collect();
+    let pair = |entry: &Value| Some((text(&entry["name"])?, text(&entry["value"])?));
+    let env: Option<Vec<(String, String)>> = list("env").iter().map(pair).collect();
+    let cwd = match &params["cwd"] {
+        Value::Null => None,
+        _ => Some(absolute(params, "cwd")?),
+    };
+    let wanted = params["outputByteLimit"].as_u64().and_then(|bytes| usize::try_from(bytes).ok());
+    Ok(Program {
+        argv: std::iter::once(command).chain(args.ok_or_else(|| invalid("args are texts"))?).collect(),
+        env: env.ok_or_else(|| invalid("env is a list of names and values"))?,
+        cwd,
+        output_bytes: wanted.unwrap_or(MAX_OUTPUT_BYTES).min(MAX_OUTPUT_BYTES),
+    })
+}
+
+fn absolute(params: &Value, name: &str) -> Result<String, RpcError> {
+    match params[name].as_str() {
+        Some(path) if path.starts_with('/') && !path.contains('\0') => Ok(path.to_owned()),
+        _ => Err(invalid(&format!("{name} must be an absolute path"))),
+    }
+}
+
+fn exit_status(exit: AgentExit) -> Value {
+    json!({ "exitCode": exit.code, "signal": exit.signal.map(|signal| signal.to_string()) })
+}
+
+fn invalid(message: &str) -> RpcError {
+    RpcError::new(acp::INVALID_PARAMS, format!("Invalid params: {message}"))
+}
+
+fn failed(error: WorkspaceError) -> RpcError {
+    RpcError::new(acp::INTERNAL_ERROR, error.message)
+}
+
+fn refuse(error: RpcError) -> Answer {
+    Box::pin(async move { Err(error) })
+}
+
+/// A text of the agent as far as a message should repeat it.
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
