@@ -1,7 +1,12 @@
 import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 
-import type { AgentOs, JsonRpcNotification } from "#sdk";
+import type { AgentOs, JsonRpcNotification, McpServerConfig } from "#sdk";
 import { DEADLINE_MS, NAME, newVm, readPackageFile, startProgram, waitFor } from "./support.mjs";
 
 /** The first session may have to install the agent. */
@@ -33,14 +38,12 @@ test("the quick start runs, word for word as it is documented", PATIENT, async (
 
 test("a prompt is answered, and what was asked for is done in the VM", PATIENT, async (t) => {
   const vm = await newVm(t, { additionalInstructions: "Always knit." });
-  const progress: string[] = [];
   const { sessionId } = await vm.createSession("pi", {
     env: { GREETING: "hello" },
     cwd: "/home/user",
     model: "demo",
     additionalInstructions: "Then purl.",
     permissionPolicy: "allow_all",
-    onInstallProgress: (step) => progress.push(step.package),
   });
   assert.deepEqual(vm.listSessions(), [{ sessionId, agentType: "pi" }]);
   const instructions = Buffer.from(await vm.readFile("/etc/agentos/instructions.md")).toString();
@@ -135,6 +138,58 @@ test("an unknown agent and an unknown session are named", PATIENT, async (t) => 
   assert.throws(() => vm.onSessionEvent("none", () => {}), unknown);
   const option: object = { colour: "red" };
   await assert.rejects(vm.createSession("pi", option), { code: "Unsupported", message: /`colour`/ });
+});
+
+test("an agent that is missing is installed with progress, or not at all", PATIENT, async (t) => {
+  const registry = createServer((_, response) => response.writeHead(404).end());
+  await new Promise<void>((resolve) => registry.listen(0, "127.0.0.1", resolve));
+  t.after(() => registry.close());
+  const address = registry.address() as AddressInfo;
+  // A home without agents, and so a sidecar of its own.
+  const home = mkdtempSync(join(tmpdir(), "home-"));
+  t.after(() => rmSync(home, { recursive: true }));
+  const text = `
+    import { AgentOs } from "${NAME}";
+    const vm = await AgentOs.create();
+    const steps = [];
+    const onInstallProgress = (step) => steps.push(step);
+    const never = await vm.createSession("pi", { agentInstall: "never" }).catch((error) => error);
+    const failed = await vm.createSession("pi", { onInstallProgress }).catch((error) => error);
+    console.log(JSON.stringify({ never: never.code, failed: failed.message, steps }));
+    await vm.dispose();
+  `;
+  const env = {
+    AGENTOS_HOME: home,
+    XDG_RUNTIME_DIR: home,
+    npm_config_registry: `http://127.0.0.1:${address.port}/`,
+  };
+  const { stdout, stderr } = await startProgram(t, "install.mjs", text, env).ended;
+  assert.equal(stderr, "");
+  const told = JSON.parse(stdout) as {
+    never: string;
+    failed: string;
+    steps: { package: string; receivedBytes: number; totalBytes?: number }[];
+  };
+  assert.equal(told.never, "AgentNotInstalled");
+  assert.match(told.failed, /404|registry/);
+  assert.ok(told.steps.some(({ package: name }) => name.includes("pi-coding-agent")));
+  for (const { receivedBytes, totalBytes } of told.steps) assert.ok(receivedBytes === 0 && (totalBytes ?? 0) > 0);
+});
+
+test("agents and MCP servers of one's own reach the VM", PATIENT, async (t) => {
+  const agents = { mine: { acpAdapter: "no-such-adapter", agentPackage: "no-such-agent", launchArgs: ["--acp"] } };
+  const vm = await newVm(t, { agents });
+  await assert.rejects(vm.createSession("mine"), (error: Error) => !/Unknown agent type/.test(error.message));
+  const server: object = { type: "carrier pigeon" };
+  const wrong = vm.createSession("pi", { mcpServers: [server as McpServerConfig] });
+  await assert.rejects(wrong, { code: "InvalidInput" });
+  const mcpServers: McpServerConfig[] = [
+    { type: "local", command: "cat", args: ["-u"], env: { A: "b" } },
+    { type: "remote", url: "http://127.0.0.1:1/", headers: { B: "c" } },
+  ];
+  // Whether an agent has a use for them is its own affair.
+  const made = vm.createSession("pi", { model: "demo", mcpServers }).then(() => "made");
+  assert.match(await made.catch((error: NodeJS.ErrnoException) => String(error.code)), /^(made|Unsupported)$/);
 });
 
 test("a second prompt while one runs is refused as busy", PATIENT, async (t) => {

@@ -52,14 +52,18 @@ export interface Program {
 }
 
 /** Runs a program that has this package among its dependencies, by the name it has. */
-export function startProgram(test: TestContext, file: string, text: string): Program {
+export function startProgram(test: TestContext, file: string, text: string, env: NodeJS.ProcessEnv = {}): Program {
   const directory = mkdtempSync(join(tmpdir(), "program-"));
   test.after(() => rmSync(directory, { recursive: true }));
   const modules = join(directory, "node_modules");
   mkdirSync(dirname(join(modules, NAME)), { recursive: true });
   symlinkSync(PACKAGE, join(modules, NAME));
   writeFileSync(join(directory, file), text);
-  const child = spawn(process.execPath, [file], { cwd: directory, stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(process.execPath, [file], {
+    cwd: directory,
+    env: { ...process.env, ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
   const printed = { stdout: "", stderr: "" };
   child.stdout.setEncoding("utf8").on("data", (chunk: string) => (printed.stdout += chunk));
   child.stderr.setEncoding("utf8").on("data", (chunk: string) => (printed.stderr += chunk));

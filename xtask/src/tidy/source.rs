@@ -31,8 +31,7 @@ pub(super) fn check(file: &File) -> Vec<Problem> {
         problems.push(Problem::new(&file.path, "needs a `//!` text at the top that says what it is for"));
     }
     for (index, line) in lines.iter().enumerate() {
-        if let Some(what) =
-            by_hand(&file.path, line).or_else(|| unfinished(line)).or_else(|| unbounded(line))
+        if let Some(what) = by_hand(&file.path, line).or_else(|| unfinished(line)).or_else(|| unbounded(line))
         {
             problems.push(Problem::at(&file.path, index, what));
         }

@@ -20,6 +20,7 @@
     reason = "napi's macros write the functions that Node calls; none is written by hand here, which tidy checks"
 )]
 #![allow(unreachable_pub, reason = "napi's macros take public items only; all are reached by their exports")]
+#![cfg_attr(test, allow(dead_code, reason = "napi's macros export nothing where tests are compiled"))]
 #![allow(
     missing_debug_implementations,
     reason = "nobody prints them, and some hold values that may be secrets"

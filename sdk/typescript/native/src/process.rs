@@ -9,8 +9,8 @@ use napi_derive::napi;
 use crate::failure::wait;
 use crate::listener::{ChunkListener, Pace};
 use crate::options::ProcessWish;
+use crate::promise;
 use crate::vm::Vm;
-use crate::{promise, runtime};
 
 /// A JavaScript function that takes pieces of output.
 type OnChunk<'env> = Function<'env, Uint8Array, UnknownReturnValue>;
@@ -164,12 +164,16 @@ impl Vm {
     ) -> Result<i32> {
         let mut words = argv.into_iter();
         let program = words.next().unwrap_or_default();
+        let listener = |function: Option<OnChunk<'_>>| -> Result<_> {
+            let pace = Pace::default();
+            Ok(function.map(|function| ChunkListener::new(&function, &pace)).transpose()?.zip(Some(pace)))
+        };
+        // Before the program is started: once it runs, its pid has to be told.
+        let (on_stdout, on_stderr) = (listener(handlers.0)?, listener(handlers.1)?);
         let process = wait(env, wish.apply_to_spawn(self.vm.spawn(program, words)).into_future())?;
-        for (function, stream) in [(handlers.0, process.stdout()), (handlers.1, process.stderr())] {
-            if let Some(function) = function {
-                let pace = Pace::default();
-                let listener = ChunkListener::new(&function, &pace)?;
-                runtime::get()?.spawn(feed(stream, listener, pace));
+        for (listener, stream) in [(on_stdout, process.stdout()), (on_stderr, process.stderr())] {
+            if let Some((listener, pace)) = listener {
+                self.keep_telling(feed(stream, listener, pace))?;
             }
         }
         Ok(process.pid())

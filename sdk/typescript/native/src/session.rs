@@ -11,8 +11,8 @@ use tokio::task::AbortHandle;
 use crate::failure::{thrown, wait};
 use crate::listener::{Pace, TextListener};
 use crate::options::SessionWish;
+use crate::promise;
 use crate::vm::Vm;
-use crate::{promise, runtime};
 
 /// A JavaScript function that takes JSON.
 type OnText<'env> = Function<'env, String, UnknownReturnValue>;
@@ -160,7 +160,7 @@ impl Vm {
         let history = wait(env, self.vm.read_history(&session_id))?;
         let next = history.last().map_or(1, |event| event.sequence_number + 1);
         let follow = follow(session.events_since(next), Follower { told, failed, pace });
-        let task = runtime::get()?.spawn(follow).abort_handle();
+        let task = self.keep_telling(follow)?;
         Ok(Subscription { backlog: history.iter().filter_map(update).collect(), task })
     }
 }

@@ -1,31 +1,43 @@
 //! A VM: its life and its files.
 
+use std::sync::{Mutex, PoisonError};
+
 use agentos::AgentOs;
 use napi::bindgen_prelude::{Object, Uint8Array};
 use napi::{Env, Result};
 use napi_derive::napi;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::options::CreateWish;
-use crate::promise;
+use crate::{promise, runtime};
 
-/// A handle of the Rust SDK. The VM is disposed when it is asked for, when the last handle of it is collected as
-/// garbage, and when the process ends.
+/// A handle of the Rust SDK. The VM is disposed when that is asked for, and at the latest when the environment of Node
+/// that made it ends, with its process or as a worker thread.
 #[napi]
 pub struct Vm {
     pub(crate) vm: AgentOs,
-}
-
-impl std::fmt::Debug for Vm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Vm").field(&self.vm).finish()
-    }
+    /// Those who tell handlers of the VM. Their streams keep it alive, and they go with this handle. Locked to add one.
+    tellers: Mutex<JoinSet<()>>,
 }
 
 /// A promise of a [`Vm`].
 #[napi]
 pub fn create_vm(env: &Env, wish: CreateWish) -> Result<Object<'_>> {
     let options = wish.into_options();
-    promise::of(env, async move { Ok(Vm { vm: AgentOs::create(options).await? }) })
+    promise::of(env, async move { Ok(Vm { vm: AgentOs::create(options).await?, tellers: Mutex::default() }) })
+}
+
+impl Vm {
+    pub(crate) fn keep_telling(
+        &self,
+        teller: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<AbortHandle> {
+        let runtime = runtime::get()?;
+        let mut tellers = self.tellers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have ended are let go of here, so that there are never more than were alive at once.
+        while tellers.try_join_next().is_some() {}
+        Ok(tellers.spawn_on(teller, runtime.handle()))
+    }
 }
 
 #[napi]
