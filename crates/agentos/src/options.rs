@@ -308,6 +308,7 @@ pub struct AgentConfig {
     pub(crate) agent_package: String,
     pub(crate) launch_args: Vec<String>,
     pub(crate) default_env: BTreeMap<String, String>,
+    pub(crate) command: Vec<String>,
 }
 
 impl AgentConfig {
@@ -315,6 +316,12 @@ impl AgentConfig {
     #[must_use]
     pub fn new(acp_adapter: impl Into<String>, agent_package: impl Into<String>) -> Self {
         Self { acp_adapter: acp_adapter.into(), agent_package: agent_package.into(), ..Self::default() }
+    }
+
+    /// An agent that is a command in the VM: a program and its arguments that speak ACP over their stdio.
+    #[must_use]
+    pub fn command(argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { command: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
     /// Adds an argument to the adapter's command line.
@@ -337,6 +344,7 @@ impl fmt::Debug for AgentConfig {
         f.debug_struct("AgentConfig")
             .field("acp_adapter", &self.acp_adapter)
             .field("agent_package", &self.agent_package)
+            .field("command", &self.command)
             .field("launch_args", &self.launch_args)
             .field("default_env", &self.default_env.keys())
             .finish()

@@ -9,57 +9,65 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use crate::registry::Agent;
+use crate::registry::template::Template;
 
 /// The largest file that is looked into; a configuration with hundreds of models is a tenth of this.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
-/// A file by which an agent may be configured.
-#[derive(Debug, Clone, Copy)]
-pub struct ConfigurationFile {
-    /// Its path below the agent's configuration directory.
-    pub name: &'static str,
-    names_provider: fn(&Value) -> bool,
-}
-
 /// Where an agent keeps its own configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Configuration {
     /// The variable that moves the directory.
-    pub variable: &'static str,
+    #[serde(default)]
+    pub variable: Option<String>,
     /// The directory below the user's home.
-    pub directory: &'static str,
-    /// The files in it.
-    pub files: &'static [ConfigurationFile],
+    pub directory: String,
+    /// Where the variable moves it for a session of its own, which is for a user who has no such directory: an agent
+    /// that keeps what it remembers in the same place has it with its session then.
+    #[serde(default)]
+    pub moved: Option<Template>,
+    /// The files in it that may name a provider, by their path, and the places in them that do when a text stands there:
+    /// names, with dots between them, and `*` for any.
+    #[serde(default)]
+    pub files: BTreeMap<String, Vec<String>>,
 }
 
 /// A configuration file that its agent could not read either.
 #[derive(Debug, thiserror::Error)]
-#[error("{path} can't be read as JSON, so that nobody can tell which model it configures")]
+#[error("{path} can't be read, so that nobody can tell which model it configures")]
 pub struct Malformed {
     /// The file.
     pub path: String,
-    /// Where it stops being JSON.
+    /// Where it stops being what it is named.
     #[source]
-    pub source: serde_json::Error,
+    pub source: Unreadable,
 }
 
-/// Pi 1.5.2: docs/configuration.md, providers.md and models-configuration.md of its package.
-const PI: Configuration = Configuration {
-    variable: "PI_CODING_AGENT_DIR",
-    directory: ".pi/agent",
-    files: &[
-        ConfigurationFile { name: "auth.json", names_provider: holds_credential },
-        ConfigurationFile { name: "models.json", names_provider: holds_provider },
-    ],
-};
+/// What stops a file from being read; nothing of its text is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// It is no JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// It is no TOML.
+    #[error("{message} at line {line}")]
+    Toml {
+        /// What the reader says.
+        message: String,
+        /// Where it stops.
+        line: usize,
+    },
+}
 
-/// Where this agent keeps its own configuration, if that is known.
-#[must_use]
-pub fn of(agent: &Agent) -> Option<Configuration> {
-    (agent.id == "pi").then_some(PI)
+impl Unreadable {
+    fn toml(content: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| content.get(..span.start)).unwrap_or_default();
+        Self::Toml { message: error.message().to_owned(), line: before.matches('\n').count() + 1 }
+    }
 }
 
 impl Configuration {
@@ -69,38 +77,43 @@ impl Configuration {
     #[must_use]
     pub fn directory_in(&self, env: &BTreeMap<String, String>, home: &str) -> Option<String> {
         // Set to nothing it is as good as unset.
-        let Some(moved) = env.get(self.variable).filter(|path| !path.is_empty()) else {
-            return Some(format!("{home}/{}", self.directory));
-        };
+        let moved = self.variable.as_ref().and_then(|name| env.get(name)).filter(|path| !path.is_empty());
+        let Some(moved) = moved else { return Some(format!("{home}/{}", self.directory)) };
         let path = Path::new(moved);
         let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
         plain.then(|| moved.clone())
     }
 }
 
-impl ConfigurationFile {
-    /// Whether this content names a provider. `path` is for the error alone.
-    pub fn names_provider(&self, path: &str, content: &[u8]) -> Result<bool, Malformed> {
-        let content = without_comments(&String::from_utf8_lossy(content));
-        if content.trim().is_empty() {
-            return Ok(false);
+/// Whether the content of a configuration file has a text in one of these places. `path` tells what it is written in,
+/// and is for the error.
+pub fn names_provider(path: &str, content: &[u8], places: &[String]) -> Result<bool, Malformed> {
+    let content = String::from_utf8_lossy(content);
+    let malformed = |source| Malformed { path: path.to_owned(), source };
+    let value = match path.ends_with(".toml") {
+        true => toml::from_str(&content).map_err(|error| malformed(Unreadable::toml(&content, &error)))?,
+        false => {
+            let content = without_comments(&content);
+            if content.trim().is_empty() {
+                return Ok(false);
+            }
+            serde_json::from_str(&content).map_err(|error| malformed(error.into()))?
         }
-        let value =
-            serde_json::from_str(&content).map_err(|source| Malformed { path: path.to_owned(), source })?;
-        Ok((self.names_provider)(&value))
+    };
+    Ok(places.iter().any(|place| has_text(&value, place)))
+}
+
+fn has_text(value: &Value, place: &str) -> bool {
+    let (name, rest) = match place.split_once('.') {
+        Some((name, rest)) => (name, Some(rest)),
+        None => (place, None),
+    };
+    let there = |value: &Value| rest.map_or_else(|| is_text(value), |rest| has_text(value, rest));
+    match (value, name) {
+        (Value::Object(entries), "*") => entries.values().any(there),
+        (Value::Object(entries), name) => entries.get(name).is_some_and(there),
+        _ => false,
     }
-}
-
-/// `{"anthropic": {"type": "api_key", "key": "..."}, "openai": {"type": "oauth", "refresh": "...", ...}}`
-fn holds_credential(value: &Value) -> bool {
-    let credential = |entry: &Value| ["key", "access", "refresh"].iter().any(|name| is_text(&entry[name]));
-    value.as_object().is_some_and(|providers| providers.values().any(credential))
-}
-
-/// `{"providers": {"ollama": {"baseUrl": "...", "apiKey": "...", "models": [...]}}}`
-fn holds_provider(value: &Value) -> bool {
-    let usable = |entry: &Value| is_text(&entry["apiKey"]) || is_text(&entry["baseUrl"]);
-    value["providers"].as_object().is_some_and(|providers| providers.values().any(usable))
 }
 
 fn is_text(value: &Value) -> bool {
@@ -137,9 +150,9 @@ mod tests {
     use crate::registry::Registry;
 
     fn check(name: &str, content: &str) -> Result<bool, Malformed> {
-        let pi = of(Registry::built_in().find("pi").unwrap()).unwrap();
-        let file = pi.files.iter().find(|file| file.name == name).unwrap();
-        file.names_provider("/home/user/x.json", content.as_bytes())
+        let registry = Registry::built_in();
+        let pi = &registry.find("pi").unwrap().configuration[0];
+        names_provider("/home/user/x.json", content.as_bytes(), &pi.files[name])
     }
 
     #[test]
@@ -167,7 +180,8 @@ mod tests {
 
     #[test]
     fn a_directory_that_only_the_agent_can_find_is_not_looked_for() {
-        let pi = of(Registry::built_in().find("pi").unwrap()).unwrap();
+        let registry = Registry::built_in();
+        let pi = &registry.find("pi").unwrap().configuration[0];
         let directory = |value: &str| {
             let env = BTreeMap::from([("PI_CODING_AGENT_DIR".to_owned(), value.to_owned())]);
             pi.directory_in(&env, "/home/user")
@@ -186,6 +200,18 @@ mod tests {
         assert!(error.to_string().contains("/home/user/x.json"), "{error}");
         assert!(error.source.to_string().contains("line 2"), "{}", error.source);
         assert!(!format!("{error:?}{error}{}", error.source).contains("s3cret"));
+    }
+
+    #[test]
+    fn toml_is_read_by_the_files_name_and_its_mistakes_show_no_value() {
+        let places = ["model_providers.*.base_url".to_owned()];
+        let read = |content: &str| names_provider("/h/config.toml", content.as_bytes(), &places);
+        assert!(read("[model_providers.mine]\nbase_url = \"http://x\"").unwrap());
+        assert!(!read("model = \"x\"").unwrap() && !read("").unwrap());
+        let error = read("a = 1\ntoken = \"s3cret\" oops").unwrap_err();
+        assert!(error.to_string().contains("/h/config.toml"), "{error}");
+        assert!(error.source.to_string().contains("line 2"), "{}", error.source);
+        assert!(!format!("{error:?}{}", error.source).contains("s3cret"));
     }
 
     #[test]

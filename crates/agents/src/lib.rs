@@ -50,7 +50,7 @@ pub fn list_agents(registry: &Registry, store: &Store) -> Vec<AgentEntry> {
         id: agent.id.clone(),
         acp_adapter: agent.acp_adapter.clone(),
         agent_package: agent.agent_package.clone(),
-        installed: store.installed(agent).is_some(),
+        installed: agent.source != registry::Source::Modules && store.installed(agent).is_some(),
         version: agent.version().map(str::to_owned),
     };
     registry.agents().iter().map(entry).collect()

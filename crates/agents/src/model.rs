@@ -83,7 +83,7 @@ pub enum NoModel {
         /// The agent's id.
         agent: String,
         /// The variables that would name one.
-        variables: Vec<&'static str>,
+        variables: Vec<String>,
     },
     /// A secret does, and can't be used.
     #[error(
@@ -97,6 +97,14 @@ pub enum NoModel {
         /// What stands in the way.
         why: String,
     },
+    /// The demo model was asked for, and nobody knows how the agent is pointed to it.
+    #[error(
+        "no model for {agent}: how it is pointed to the demo model is not known; it uses what it is configured for"
+    )]
+    NoDemo {
+        /// The agent's id.
+        agent: String,
+    },
 }
 
 impl NoModel {
@@ -104,7 +112,7 @@ impl NoModel {
     #[must_use]
     pub fn agent(&self) -> &str {
         match self {
-            Self::Unnamed { agent, .. } | Self::Unreachable { agent, .. } => agent,
+            Self::Unnamed { agent, .. } | Self::Unreachable { agent, .. } | Self::NoDemo { agent } => agent,
         }
     }
 }
@@ -116,12 +124,15 @@ const NAMED_VARIABLES: usize = 6;
 pub fn choose(request: &ModelRequest<'_>) -> Result<ModelChoice, NoModel> {
     let agent = request.agent;
     match request.wish {
+        ModelWish::Demo if !agent.knows_demo_model() => {
+            return Err(NoModel::NoDemo { agent: agent.id.clone() });
+        }
         ModelWish::Demo => return Ok(demo("the demo model was asked for".to_owned())),
         ModelWish::Provider => return Ok(provider("the provider was asked for".to_owned())),
         ModelWish::Auto => {}
     }
     let looked_for = || agent.keys.iter().chain(&agent.base_urls);
-    if let Some(name) = looked_for().find(|name| request.env_names.contains(name)) {
+    if let Some(name) = looked_for().find(|name| request.env_names.contains(&name.as_str())) {
         return Ok(provider(format!("{name} is set in the session's environment")));
     }
     let keys = || looked_for().filter_map(|name| request.declared.iter().find(|secret| secret.name == *name));
@@ -132,7 +143,10 @@ pub fn choose(request: &ModelRequest<'_>) -> Result<ModelChoice, NoModel> {
     if let Some(place) = request.configured {
         return Ok(provider(format!("{place} configures a provider")));
     }
-    let variables: Vec<&'static str> = looked_for().take(NAMED_VARIABLES).copied().collect();
+    if !agent.knows_demo_model() {
+        return Ok(provider(format!("which model {} uses is between it and its configuration", agent.id)));
+    }
+    let variables: Vec<String> = looked_for().take(NAMED_VARIABLES).cloned().collect();
     if let (Some(secret), Some(why)) = (secret, request.unreachable) {
         if request.provider_required {
             let (agent, secret) = (agent.id.clone(), secret.name.to_owned());
@@ -161,7 +175,7 @@ fn provider(reason: String) -> ModelChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Registry;
+    use crate::registry::{AgentConfig, Registry};
 
     const DECLARED: [Declared<'_>; 1] = [Declared { name: "GEMINI_API_KEY", host: "gemini.example" }];
 
@@ -247,7 +261,7 @@ mod tests {
     fn production_refuses_the_fallback_and_names_the_variables() {
         let error = check(|r| r.provider_required = true).unwrap_err();
         assert!(
-            matches!(&error, NoModel::Unnamed { variables, .. } if variables.contains(&"ANTHROPIC_API_KEY"))
+            matches!(&error, NoModel::Unnamed { variables, .. } if variables.iter().any(|name| name == "ANTHROPIC_API_KEY"))
         );
         assert!(error.to_string().contains("OPENAI_API_KEY"), "{error}");
         assert_eq!(
@@ -259,5 +273,28 @@ mod tests {
             .kind,
             ModelKind::Provider
         );
+    }
+
+    #[test]
+    fn an_agent_of_the_callers_uses_what_it_is_configured_for() {
+        let own =
+            AgentConfig { id: "mine".into(), command: vec!["my-agent".into()], ..AgentConfig::default() };
+        let registry = Registry::with_configs(vec![own]);
+        let check = |wish, provider_required| {
+            choose(&ModelRequest {
+                wish,
+                agent: registry.find("mine").unwrap(),
+                env_names: &[],
+                declared: &[],
+                unreachable: None,
+                configured: None,
+                provider_required,
+            })
+        };
+        for required in [false, true] {
+            assert_eq!(check(ModelWish::Auto, required).unwrap().kind, ModelKind::Provider);
+        }
+        let refused = check(ModelWish::Demo, false).unwrap_err();
+        assert!(refused.to_string().contains("mine"), "{refused}");
     }
 }

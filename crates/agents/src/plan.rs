@@ -4,39 +4,38 @@
 //! Agent + Installed + ModelChoice ── plan_session ──► LaunchPlan ──► (the sidecar) mounts, spawns ──► byte streams
 //! ```
 //!
-//! The planner knows paths and nothing of VMs. Inside the VM there are two places, the same for every session:
+//! What is particular to an agent is in its data; the planner takes the layers of it that concern the session
+//! ([`crate::registry::launch`]) and fills their gaps. It knows paths and nothing of VMs. Inside the VM there are two places, the same for every session:
 //! [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every agent and session, and
 //! [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and whatever it keeps
 //! there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's limit, and it goes
 //! with the session. Nothing a guest can write is on the host. No file holds a secret: keys reach the agent through its
 //! environment alone.
 
+mod compose;
+mod tool_servers;
+mod warm_up;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use crate::model::{ModelChoice, ModelKind};
 use crate::permission::PermissionPolicy;
 use crate::provider::Redirect;
-use crate::registry::{Agent, Launch, UnsupportedAgent};
+use crate::registry::launch::ToolServers;
+use crate::registry::template::Gap;
+use crate::registry::{Adapter, Agent, Launch, Package, Source, UnsupportedAgent};
 use crate::session::SessionId;
-use crate::store::{Installed, Store};
+use crate::store::Installed;
+use compose::Composition;
+pub use warm_up::{PrepareError, WarmUp, plan_warm_up};
 
 /// Where the VM sees the store's finished packages.
 pub const GUEST_PACKAGES: &str = "/opt/agentos/packages";
 /// Where the VM sees the state directories of its sessions.
 pub const GUEST_SESSIONS: &str = "/opt/agentos/sessions";
-/// Where a warm-up writes its compile cache; no session ever sees it.
-const GUEST_WARM_UP: &str = "/opt/agentos/warm-up";
-/// The provider and model names under which pi knows the demo model.
-const DEMO_PROVIDER: &str = "agentos";
-const DEMO_MODEL: &str = "demo";
-/// Pi refuses to use a model without a key; the demo model ignores it.
-const DEMO_KEY: &str = "no-key-needed";
 
 /// A directory of the host to be seen in the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +73,8 @@ pub struct LaunchPlan {
     pub state_dir: Option<String>,
     /// Files to be written before the launch.
     pub files: Vec<PlanFile>,
+    /// The files and directories in the VM that hold what the agent needs to go on with this session in another one.
+    pub state: Vec<String>,
     /// Directories that belong behind everything else on PATH.
     pub path_dirs: Vec<String>,
     /// How the process is spoken to.
@@ -89,6 +90,11 @@ pub struct LaunchPlan {
 pub struct AcpSetup {
     /// The tool servers, in ACP's shape.
     pub mcp_servers: Vec<Value>,
+    /// Members of the parameters of `session/new`, `session/load` and `session/resume` beside the usual ones, which win.
+    pub session: Map<String, Value>,
+    /// The mode that the session is put into by `session/set_mode` before anything is prompted, also when it was loaded:
+    /// agents go on in the mode of the former session otherwise.
+    pub mode: Option<String>,
     /// The way to authenticate where the agent wants one: one of the ids it offers.
     pub auth_method: Option<String>,
     /// Whether the agent has to be offered the client's files; agents in a VM work on its files directly.
@@ -129,6 +135,12 @@ pub struct PlanRequest<'a> {
     pub installed: &'a Installed,
     /// A node_modules directory in the VM that holds the agent's package and wins over the store's.
     pub node_modules: Option<&'a str>,
+    /// The command that an adapter in there names, for an agent that is started by it.
+    pub adapter: Option<&'a Adapter>,
+    /// The home of the VM's user.
+    pub home: &'a str,
+    /// Whether that user has a configuration of the agent there.
+    pub own_configuration: bool,
     /// The working directory in the VM.
     pub cwd: &'a str,
     /// The session's environment; it wins over everything the plan sets, but for where the demo model is configured.
@@ -148,7 +160,7 @@ pub struct PlanRequest<'a> {
 }
 
 /// Why no plan could be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The agent can't be launched by this version.
     #[error(transparent)]
@@ -161,142 +173,147 @@ pub enum PlanError {
         /// The package.
         package: String,
     },
-}
-
-/// A directory of the store can't be made or moved for a warm-up.
-#[derive(Debug, thiserror::Error)]
-#[error("preparing {}", path.display())]
-pub struct PrepareError {
-    /// The directory.
-    pub path: PathBuf,
-    /// What the system said.
-    #[source]
-    pub source: io::Error,
-}
-
-impl PrepareError {
-    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self { path, source }
-    }
+    /// The agent takes no tool servers.
+    #[error("agent {agent} takes no tool servers (mcpServers): it has no way to be told of them")]
+    NoToolServers {
+        /// The agent's id.
+        agent: String,
+    },
+    /// The agent's data speaks of something that this launch has not.
+    #[error("agent {agent}: its data speaks of {what}, which this launch has not")]
+    Nothing {
+        /// The agent's id.
+        agent: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// What the agent's data says of a file can't be written as what the file is.
+    #[error("agent {agent}: its data can't be written as {path}")]
+    File {
+        /// The agent's id.
+        agent: String,
+        /// The file.
+        path: String,
+    },
 }
 
 /// Plans the launch of one session's agent.
 pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> {
-    request.agent.launchable()?;
     let agent = request.agent;
-    let state = format!("{GUEST_SESSIONS}/{}", request.session.as_str());
-    let mut command = pi_command(request)?;
-    let mut env = agent.env.clone();
-    let mut files = Vec::new();
-
+    agent.launchable()?;
+    let place = Place::of(request)?;
+    let value = |gap: &Gap| place.value(request, gap);
+    let mut made = Composition::new(agent, &value)?;
+    let data = &agent.data;
+    if agent.source == Source::Modules {
+        made.run_adapter(request)?;
+    }
     if let Some(cache) = request.installed.compile_cache_name() {
-        env.insert("NODE_COMPILE_CACHE".to_owned(), format!("{GUEST_PACKAGES}/{cache}"));
+        made.set("NODE_COMPILE_CACHE", format!("{GUEST_PACKAGES}/{cache}"));
     }
-    // The agent's own configuration may be anywhere its user put it; only its transcripts move to the session.
-    if request.model.kind == ModelKind::Provider {
-        env.insert("PI_CODING_AGENT_SESSION_DIR".to_owned(), format!("{state}/sessions"));
+    made.add(&data.always)?;
+    if matches!(agent.source, Source::Store { .. }) && request.node_modules.is_none() {
+        made.add(&data.store)?;
     }
+    match request.model.kind {
+        // Whatever the user's environment says: it would name another model than the session says it has.
+        ModelKind::Demo => made.add_fixed(&data.demo)?,
+        ModelKind::Provider => {
+            made.add(&data.provider)?;
+            for redirect in request.redirects {
+                made.add_with(&redirect.provider.gateway, &|gap| match gap {
+                    Gap::Gateway => Ok(redirect.gateway.clone()),
+                    gap => value(gap),
+                })?;
+            }
+        }
+    }
+    if let Some(variable) = &place.moved_by {
+        match request.model.kind {
+            ModelKind::Demo => made.fix(variable, place.config.clone()),
+            ModelKind::Provider => made.set(variable, place.config.clone()),
+        }
+    }
+    made.add(if request.permission_policy.asks() { &data.ask } else { &data.allow_all })?;
     if !request.instructions.is_empty() {
-        let guest_path = format!("{state}/agentos-instructions.md");
-        command.extend(["--append-system-prompt".to_owned(), guest_path.clone()]);
-        files.push(PlanFile { guest_path, content: request.instructions.as_bytes().to_vec() });
+        made.add(&data.instructions)?;
     }
-    if request.model.kind == ModelKind::Provider && !request.redirects.is_empty() {
-        let guest_path = format!("{state}/agentos-gateway.mjs");
-        command.extend(["--extension".to_owned(), guest_path.clone()]);
-        files.push(PlanFile { guest_path, content: gateway_extension(request.redirects) });
+    let mut acp = AcpSetup { auth_method: agent.auth_method.clone(), ..AcpSetup::default() };
+    match agent.tool_servers {
+        _ if request.mcp_servers.is_empty() => {}
+        ToolServers::Acp => acp.mcp_servers = tool_servers::acp(request.mcp_servers),
+        ToolServers::PiExtension => made.add_pi_extension(&place.state, request.mcp_servers),
+        ToolServers::None => return Err(PlanError::NoToolServers { agent: agent.id.clone() }),
     }
-    if !request.mcp_servers.is_empty() {
-        let guest_path = format!("{state}/agentos-mcp.mjs");
-        let (content, variables) = mcp_extension(request.mcp_servers);
-        command.extend(["--extension".to_owned(), guest_path.clone()]);
-        files.push(PlanFile { guest_path, content });
-        env.extend(variables);
-    }
-    command.extend(agent.extra_args.iter().cloned());
-    env.extend(request.env.iter().map(|(name, value)| (name.clone(), value.clone())));
-    // A configuration elsewhere would name another model than the session says it has.
-    if request.model.kind == ModelKind::Demo {
-        env.insert("PI_CODING_AGENT_DIR".to_owned(), state.clone());
-        files.extend(demo_configuration(&state, request.demo_base_url));
-    }
+    let composed = made.finish(request.env)?;
+    acp.session = composed.session;
+    acp.mode = composed.mode;
 
     Ok(LaunchPlan {
-        argv: command,
-        env,
+        argv: composed.argv,
+        env: composed.env,
         cwd: request.cwd.to_owned(),
         mounts: vec![store_mount(request.installed.packages_dir())],
-        state_dir: Some(state),
-        files,
+        state: agent.state.iter().map(|path| path.fill(&value)).collect::<Result<_, _>>()?,
+        state_dir: Some(place.state.clone()),
+        files: composed.files,
         path_dirs: node_dirs(request.installed),
         launch: agent.launch,
-        acp: AcpSetup::default(),
+        acp,
         agent_version: agent.version().filter(|_| request.node_modules.is_none()).map(str::to_owned),
     })
 }
 
-/// One run of an agent in a VM of its own that leaves a compile cache behind.
-///
-/// A session whose Node finds compiled code is ready in two thirds of the time. The cache is code that later sessions
-/// run without looking at it, so a guest that could write it could reach into every other VM. It is therefore made
-/// in a fresh VM that sees the store and nothing of any user, and is read-only ever after. Dropped, it leaves nothing.
-#[derive(Debug)]
-pub struct WarmUp {
-    /// What to run: with its input at its end, so that it exits by itself.
-    pub plan: LaunchPlan,
-    scratch: PathBuf,
-    finished: PathBuf,
+/// Where things are in one session.
+struct Place {
+    /// The session's own directory.
+    state: String,
+    /// Where the agent keeps its configuration.
+    config: String,
+    /// The variable that moves it there, where it is not there by itself.
+    moved_by: Option<String>,
 }
 
-/// Plans the warm-up of an installation.
-pub fn plan_warm_up(agent: &Agent, store: &Store, installed: &Installed) -> Result<WarmUp, PlanError> {
-    agent.launchable()?;
-    let (scratch, finished) = store.compile_cache_places(installed);
-    let entry = pi_entry(agent, installed, None)?;
-    let node = node_binary(agent, installed)?;
-    let mut env = agent.env.clone();
-    env.insert("NODE_COMPILE_CACHE".to_owned(), format!("{GUEST_WARM_UP}/cache"));
-    env.insert("PI_CODING_AGENT_DIR".to_owned(), "/tmp/agentos-warm-up".to_owned());
-    let argv = [node, entry].into_iter().chain(PI_RPC.iter().map(|arg| (*arg).to_owned()));
-    let plan = LaunchPlan {
-        argv: argv.chain(["--no-session".to_owned()]).collect(),
-        env,
-        cwd: "/".to_owned(),
-        mounts: vec![
-            store_mount(installed.packages_dir()),
-            PlanMount { host_path: scratch.clone(), guest_path: GUEST_WARM_UP.to_owned(), read_only: false },
-        ],
-        state_dir: None,
-        files: Vec::new(),
-        path_dirs: node_dirs(installed),
-        launch: agent.launch,
-        acp: AcpSetup::default(),
-        agent_version: agent.version().map(str::to_owned),
-    };
-    Ok(WarmUp { plan, scratch, finished })
-}
-
-impl WarmUp {
-    /// Makes the directory that the run writes into.
-    pub fn prepare(&self) -> Result<(), PrepareError> {
-        let mut private = fs::DirBuilder::new();
-        private.recursive(true).mode(0o700).create(&self.scratch).map_err(PrepareError::at(&self.scratch))
-    }
-
-    /// Takes over what the run left, so that later sessions find it; of two at once the first wins.
-    pub fn adopt(self) -> Result<(), PrepareError> {
-        let cache = self.scratch.join("cache");
-        match fs::rename(&cache, &self.finished) {
-            Err(_) if self.finished.is_dir() => Ok(()),
-            renamed => renamed.map_err(PrepareError::at(&cache)),
+impl Place {
+    fn of(request: &PlanRequest<'_>) -> Result<Self, PlanError> {
+        let state = format!("{GUEST_SESSIONS}/{}", request.session.as_str());
+        let mut place = Self { state, config: request.home.to_owned(), moved_by: None };
+        let Some(configuration) = request.agent.configuration.first() else { return Ok(place) };
+        let usual = format!("{}/{}", request.home, configuration.directory);
+        let own = configuration.variable.as_ref().and_then(|name| request.env.get(name));
+        place.config = own.filter(|path| !path.is_empty()).cloned().unwrap_or(usual);
+        let demo = request.model.kind == ModelKind::Demo;
+        if let (Some(variable), Some(moved)) = (&configuration.variable, &configuration.moved)
+            && (demo || (own.is_none() && !request.own_configuration))
+        {
+            place.config = moved.fill(&|gap| place.value(request, gap))?;
+            place.moved_by = Some(variable.clone());
         }
+        Ok(place)
     }
-}
 
-impl Drop for WarmUp {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.scratch);
+    fn value(&self, request: &PlanRequest<'_>, gap: &Gap) -> Result<String, PlanError> {
+        let agent = request.agent;
+        let nothing = |what| PlanError::Nothing { agent: agent.id.clone(), what };
+        Ok(match gap {
+            Gap::Node => node_binary(agent, request.installed)?,
+            Gap::Package(key) => match request.node_modules {
+                Some(modules) => {
+                    let named = agent.packages.iter().find(|package| package.key == *key);
+                    format!("{modules}/{}", named.map_or(key, |package| &package.name))
+                }
+                None => package_dir(agent, request.installed, key)?,
+            },
+            Gap::State => self.state.clone(),
+            Gap::Config => self.config.clone(),
+            Gap::Home => request.home.to_owned(),
+            Gap::Cwd => request.cwd.to_owned(),
+            Gap::Demo => request.demo_base_url.trim_end_matches('/').to_owned(),
+            Gap::Gateway => return Err(nothing("a gateway")),
+            Gap::Instructions => request.instructions.to_owned(),
+            Gap::Arch => npm_arch().to_owned(),
+            Gap::Machine => std::env::consts::ARCH.to_owned(),
+        })
     }
 }
 
@@ -315,27 +332,12 @@ impl LaunchPlan {
     }
 }
 
-/// The arguments that make pi a peer instead of a program for people.
-const PI_RPC: [&str; 2] = ["--mode", "rpc"];
-
-fn pi_command(request: &PlanRequest<'_>) -> Result<Vec<String>, PlanError> {
-    let node = node_binary(request.agent, request.installed)?;
-    let entry = pi_entry(request.agent, request.installed, request.node_modules)?;
-    Ok([node, entry].into_iter().chain(PI_RPC.iter().map(|arg| (*arg).to_owned())).collect())
-}
-
-fn pi_entry(agent: &Agent, installed: &Installed, node_modules: Option<&str>) -> Result<String, PlanError> {
-    let package = agent.packages.iter().find(|package| package.name == agent.agent_package);
-    let missing =
-        || PlanError::MissingPackage { agent: agent.id.clone(), package: agent.agent_package.clone() };
-    let package = package.ok_or_else(missing)?;
-    if let Some(modules) = node_modules {
-        return Ok(format!("{modules}/{}/{}", package.name, package.entry));
+fn package_dir(agent: &Agent, installed: &Installed, key: &str) -> Result<String, PlanError> {
+    let package = agent.packages.iter().find(|package| package.key == key);
+    match package.filter(|package| installed.holds(package)) {
+        Some(package) => Ok(format!("{GUEST_PACKAGES}/{}", package.directory_name())),
+        None => Err(PlanError::MissingPackage { agent: agent.id.clone(), package: key.to_owned() }),
     }
-    if !installed.holds(package) {
-        return Err(missing());
-    }
-    Ok(format!("{GUEST_PACKAGES}/{}/{}", package.directory_name(), package.entry))
 }
 
 fn node_binary(agent: &Agent, installed: &Installed) -> Result<String, PlanError> {
@@ -347,7 +349,7 @@ fn node_binary(agent: &Agent, installed: &Installed) -> Result<String, PlanError
 }
 
 fn node_dirs(installed: &Installed) -> Vec<String> {
-    let bin = |node: &crate::registry::Package| format!("{GUEST_PACKAGES}/{}/bin", node.directory_name());
+    let bin = |node: &Package| format!("{GUEST_PACKAGES}/{}/bin", node.directory_name());
     installed.node().map(bin).into_iter().collect()
 }
 
@@ -355,73 +357,13 @@ fn store_mount(packages: &Path) -> PlanMount {
     PlanMount { host_path: packages.to_owned(), guest_path: GUEST_PACKAGES.to_owned(), read_only: true }
 }
 
-/// Pi's two configuration files for the demo model.
-fn demo_configuration(state: &str, base_url: &str) -> [PlanFile; 2] {
-    let models = json!({ "providers": { DEMO_PROVIDER: {
-        "name": "agentOS demo model (offline script)",
-        "baseUrl": format!("{}/v1", base_url.trim_end_matches('/')),
-        "api": "openai-completions",
-        "apiKey": DEMO_KEY,
-        "models": [{ "id": DEMO_MODEL, "name": "agentOS demo model", "contextWindow": 128_000, "maxTokens": 16_384 }],
-    }}});
-    let settings = json!({
-        "defaultProvider": DEMO_PROVIDER,
-        "defaultModel": DEMO_MODEL,
-        "quietStartup": true,
-        "enableInstallTelemetry": false,
-        // A script fails on purpose or not at all: nothing is gained by asking it again.
-        "retry": { "enabled": false },
-    });
-    [("models.json", models), ("settings.json", settings)].map(|(name, value)| PlanFile {
-        guest_path: format!("{state}/{name}"),
-        content: format!("{value:#}\n").into_bytes(),
-    })
-}
-
-/// An extension that points pi's providers to the gateway.
-///
-/// Pi keeps all that it knows of a provider but the address, and the user's own settings, which `models.json` in another
-/// directory would hide.
-fn gateway_extension(redirects: &[Redirect]) -> Vec<u8> {
-    let mut source = String::from("export default function (pi) {\n");
-    for Redirect { provider, gateway } in redirects {
-        let config = json!({ "baseUrl": format!("{gateway}{}", provider.path) });
-        source.push_str(&format!("  pi.registerProvider({}, {config});\n", json!(provider.id)));
+/// npm's name for this processor.
+fn npm_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "x64",
+        "aarch64" => "arm64",
+        other => other,
     }
-    source.push_str("}\n");
-    source.into_bytes()
-}
-
-/// An extension that registers the session's tool servers with pi, and the variables their values stand in.
-///
-/// Pi has no flag for tool servers, and its `mcp.json` belongs to the user. Values of env and headers may be secrets,
-/// so the file only refers to variables of the agent's process, which pi fills in.
-fn mcp_extension(servers: &[McpServer]) -> (Vec<u8>, BTreeMap<String, String>) {
-    let mut variables = BTreeMap::new();
-    let mut source = String::from("export default function (pi) {\n");
-    for (index, server) in servers.iter().enumerate() {
-        let number = index + 1;
-        let mut refer = |kind: &str, values: &BTreeMap<String, String>| {
-            let mut references = serde_json::Map::new();
-            for (at, (name, value)) in values.iter().enumerate() {
-                let variable = format!("AGENTOS_MCP_{number}_{kind}_{at}");
-                references.insert(name.clone(), json!(format!("${{{variable}}}")));
-                variables.insert(variable, value.clone());
-            }
-            references
-        };
-        let config = match server {
-            McpServer::Local { command, args, env } => {
-                json!({ "command": command, "args": args, "env": refer("ENV", env), "exposure": "direct" })
-            }
-            McpServer::Remote { url, headers } => {
-                json!({ "url": url, "headers": refer("HEADER", headers), "exposure": "direct" })
-            }
-        };
-        source.push_str(&format!("  pi.registerMcpServer(\"agentos-{number}\", {config});\n"));
-    }
-    source.push_str("}\n");
-    (source.into_bytes(), variables)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Each says under which variable its key goes by, where it is, and how it wants the key. What an agent calls it, and
 //! how it is pointed to the gateway, is the [agent's](crate::registry) own.
 
+use crate::registry::launch::Layer;
+
 /// One provider.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Provider {
@@ -78,18 +80,18 @@ pub fn of_key(name: &str) -> Option<&'static Provider> {
 }
 
 /// How one agent knows a provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AgentProvider {
     /// The provider.
     pub provider: &'static Provider,
     /// The agent's own name for it.
-    pub id: &'static str,
-    /// What the agent expects behind a base URL, beyond what the provider's own clients do.
-    pub path: &'static str,
+    pub id: String,
+    /// What its launch has where the gateway stands for the provider.
+    pub gateway: Layer,
 }
 
 /// A provider of an agent that is reached through the gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Redirect {
     /// The provider, as the agent knows it.
     pub provider: AgentProvider,

@@ -1,20 +1,34 @@
 //! The agents that can be asked for, as data: what to fetch, how to start it, how it learns what, which keys it knows.
 //!
-//! Nothing here acts. [`crate::store`] fetches the packages an agent names, [`crate::plan`] turns its [`Launch`] into
-//! a command line, [`crate::model`] reads its variables. An agent the caller describes ([`AgentConfig`]) wins over a
-//! built-in of the same id.
+//! ```text
+//! resources/agents/ID.toml ──► file ──► Agent ◄── AgentConfig, the caller's own
+//! ```
+//! To add an agent is to add a file. Nothing here acts. [`crate::store`] fetches the packages an agent names,
+//! [`crate::plan`] takes of its [`launch`] layers what concerns a session, [`crate::model`] reads its variables. An agent
+//! the caller describes ([`AgentConfig`]) wins over a built-in of the same id.
 //!
 //! Versions are pinned together with the registry's integrity string: what was tried is what runs, no dependency
 //! resolver is needed, and a registry that serves other bytes is refused.
 
+mod file;
+pub mod launch;
+mod own;
+pub mod template;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::provider::{AgentProvider, of_key};
+use crate::configuration::Configuration;
+use crate::provider::AgentProvider;
+use launch::{LaunchData, ToolServers};
+pub use own::{Adapter, AdapterError, adapter_entry};
+use template::Template;
 
 /// One npm package to be fetched exactly as named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
+    /// What the agent's data calls it; its name unless that depends on the processor.
+    pub key: String,
     /// Its name on the registry, with its scope.
     pub name: String,
     /// The exact version.
@@ -51,7 +65,7 @@ impl Package {
     }
 }
 
-/// How an agent is started and spoken to.
+/// How an agent is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launch {
     /// `pi --mode rpc` on Node: one process, JSON lines, translated to ACP by [`crate::wire::pi_rpc`].
@@ -62,46 +76,64 @@ pub enum Launch {
     NotYet,
 }
 
-/// How the OS instructions reach the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InstructionChannel {
-    /// A file appended to its system prompt on the command line.
-    AppendedSystemPrompt,
-    /// Its list of instruction paths.
-    InstructionPaths,
-    /// Developer instructions in its configuration.
-    DeveloperInstructions,
-    /// Its context file.
-    ContextFile,
+/// Where an agent's programs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The store, unless the VM's own modules hold these packages.
+    Store {
+        /// The packages; none means the adapter, or the agent's own where the sidecar translates.
+        own_modules: Vec<String>,
+    },
+    /// The VM's own modules: they hold the adapter.
+    Modules,
+    /// The VM: the caller has given the command.
+    Command,
 }
 
+/// What stands for an adapter where the sidecar translates, or the agent speaks ACP by itself.
+pub const BUILT_IN_ADAPTER: &str = "built-in";
+
 /// Everything that is known of one agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Agent {
     /// The id that sessions are created by.
     pub id: String,
-    /// What speaks ACP for it: an npm package, or `built-in` where the sidecar translates.
+    /// Where its programs come from.
+    pub source: Source,
+    /// What speaks ACP for it: an npm package, or [`BUILT_IN_ADAPTER`].
     pub acp_adapter: String,
     /// The agent's own npm package.
     pub agent_package: String,
+    /// Its version, where its package's says more than that.
+    pub version: Option<String>,
     /// What the store fetches. Empty where the agent can't be launched yet.
     pub packages: Vec<Package>,
     /// Whether it runs on the store's Node.
     pub needs_node: bool,
-    /// How it is started.
+    /// How it is spoken to.
     pub launch: Launch,
-    /// Variables that are always set for it; the user's win.
+    /// Whether it can be started so that it asks before it acts.
+    pub asks: bool,
+    /// How it is started.
+    pub data: LaunchData,
+    /// Variables that the caller adds to it; those of a session win.
     pub env: BTreeMap<String, String>,
     /// Arguments the caller adds behind our own.
     pub extra_args: Vec<String>,
-    /// How OS instructions reach it.
-    pub instructions: InstructionChannel,
+    /// The way to authenticate that it insists on before a session, one of those that it offers.
+    pub auth_method: Option<String>,
+    /// How it gets a session's tool servers.
+    pub tool_servers: ToolServers,
+    /// Where it keeps what it needs to go on with a session in another VM: files and directories.
+    pub state: Vec<Template>,
     /// Variables with a key or a token that it looks for; the first ones are the ones an error names.
-    pub keys: Vec<&'static str>,
+    pub keys: Vec<String>,
     /// Variables with a model address that it looks for.
-    pub base_urls: Vec<&'static str>,
+    pub base_urls: Vec<String>,
     /// The providers that it can be pointed away from, the first ones before the others.
     pub providers: Vec<AgentProvider>,
+    /// Where it keeps its own configuration.
+    pub configuration: Vec<Configuration>,
 }
 
 /// An agent as a caller describes it.
@@ -117,6 +149,8 @@ pub struct AgentConfig {
     pub launch_args: Vec<String>,
     /// Variables for its launch.
     pub default_env: BTreeMap<String, String>,
+    /// A command in the VM that speaks ACP over its stdio; with it, packages are only names.
+    pub command: Vec<String>,
 }
 
 /// No agent has that id.
@@ -136,12 +170,6 @@ pub struct UnsupportedAgent {
 }
 
 impl Agent {
-    /// Whether it can be started so that it asks before it acts.
-    #[must_use]
-    pub fn asks(&self) -> bool {
-        self.launch == Launch::Acp
-    }
-
     /// Whether a session with this agent can be started at all.
     pub fn launchable(&self) -> Result<(), UnsupportedAgent> {
         match self.launch {
@@ -166,6 +194,22 @@ impl Agent {
         Some(packages)
     }
 
+    /// The packages that make the VM's own modules win over the store, or stand in for it, when they hold all of them.
+    #[must_use]
+    pub fn own_modules(&self) -> Vec<&str> {
+        let adapter = match self.acp_adapter.as_str() {
+            BUILT_IN_ADAPTER | "" => &self.agent_package,
+            adapter => adapter,
+        };
+        match &self.source {
+            Source::Store { own_modules } if !own_modules.is_empty() => {
+                own_modules.iter().map(String::as_str).collect()
+            }
+            Source::Store { .. } | Source::Modules => vec![adapter],
+            Source::Command => Vec::new(),
+        }
+    }
+
     /// The same agent where its own package is not the store's: only what runs it has to be installed.
     #[must_use]
     pub fn with_own_package_elsewhere(&self) -> Self {
@@ -174,15 +218,22 @@ impl Agent {
         agent
     }
 
+    /// Whether it is known how the agent is pointed to the offline model.
+    #[must_use]
+    pub fn knows_demo_model(&self) -> bool {
+        matches!(self.source, Source::Store { .. })
+    }
+
     /// The version of the agent's own package, where it is pinned.
     #[must_use]
     pub fn version(&self) -> Option<&str> {
-        self.packages.iter().find(|package| package.name == self.agent_package).map(|p| p.version.as_str())
+        let own = || self.packages.iter().find(|package| package.name == self.agent_package);
+        self.version.as_deref().or_else(|| own().map(|package| package.version.as_str()))
     }
 }
 
 /// The agents one VM knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Registry {
     agents: Vec<Agent>,
 }
@@ -191,26 +242,21 @@ impl Registry {
     /// The six built-in agents.
     #[must_use]
     pub fn built_in() -> Self {
-        Self { agents: built_in_agents() }
+        Self { agents: file::built_in().to_vec() }
     }
 
     /// The built-in agents with the caller's own on top; of two with one id the later wins.
     ///
-    /// A configuration that names the id and package of a built-in keeps that agent's launch and only adds its
-    /// arguments and variables. Any other one is listed and refuses to launch until generic ACP agents are built.
+    /// A configuration that names a built-in agent's packages keeps that one's launch, under whichever id, and only adds
+    /// its arguments and variables.
     #[must_use]
     pub fn with_configs(configs: Vec<AgentConfig>) -> Self {
         let mut registry = Self::built_in();
         for config in configs {
-            let known = registry.agents.iter().position(|agent| agent.id == config.id);
-            match known {
-                Some(at) if registry.agents[at].agent_package == config.agent_package => {
-                    let agent = &mut registry.agents[at];
-                    agent.extra_args = config.launch_args;
-                    agent.env.extend(config.default_env);
-                }
-                Some(at) => registry.agents[at] = described(config),
-                None => registry.agents.push(described(config)),
+            let agent = own::agent(config);
+            match registry.agents.iter_mut().find(|known| known.id == agent.id) {
+                Some(known) => *known = agent,
+                None => registry.agents.push(agent),
             }
         }
         registry
@@ -247,6 +293,7 @@ pub fn node_runtime(arch: &str) -> Option<Package> {
         _ => return None,
     };
     Some(Package {
+        key: name.to_owned(),
         name: name.to_owned(),
         version: "24.21.0".to_owned(),
         integrity: integrity.to_owned(),
@@ -258,278 +305,5 @@ pub fn node_runtime(arch: &str) -> Option<Package> {
     })
 }
 
-/// The keys pi 1.5.2 looks for, by its own `--help`; the first four are the usual ones.
-const PI_KEYS: &[&str] = &[
-    "ANTHROPIC_API_KEY",
-    "OPENAI_API_KEY",
-    "GEMINI_API_KEY",
-    "OPENROUTER_API_KEY",
-    "ANTHROPIC_AUTH_TOKEN",
-    "ANTHROPIC_OAUTH_TOKEN",
-    "ANT_LING_API_KEY",
-    "AZURE_OPENAI_API_KEY",
-    "DEEPSEEK_API_KEY",
-    "NVIDIA_API_KEY",
-    "GROQ_API_KEY",
-    "CEREBRAS_API_KEY",
-    "XAI_API_KEY",
-    "FIREWORKS_API_KEY",
-    "TOGETHER_API_KEY",
-    "BASETEN_API_KEY",
-    "AI_GATEWAY_API_KEY",
-    "ZAI_API_KEY",
-    "ZAI_CODING_CN_API_KEY",
-    "MISTRAL_API_KEY",
-    "MINIMAX_API_KEY",
-    "MOONSHOT_API_KEY",
-    "OPENCODE_API_KEY",
-    "KIMI_API_KEY",
-    "META_API_KEY",
-    "CLOUDFLARE_API_KEY",
-    "QWEN_TOKEN_PLAN_API_KEY",
-    "QWEN_TOKEN_PLAN_CN_API_KEY",
-    "XIAOMI_API_KEY",
-    "XIAOMI_TOKEN_PLAN_CN_API_KEY",
-    "XIAOMI_TOKEN_PLAN_AMS_API_KEY",
-    "XIAOMI_TOKEN_PLAN_SGP_API_KEY",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_BEARER_TOKEN_BEDROCK",
-];
-
-/// Key, pi's name for its provider, and what pi's base URL has beyond the usual: from the catalogue of pi 1.5.2.
-const PI_PROVIDERS: &[(&str, &str, &str)] = &[
-    ("ANTHROPIC_API_KEY", "anthropic", ""),
-    ("OPENAI_API_KEY", "openai", ""),
-    ("GEMINI_API_KEY", "google", "/v1beta"),
-    ("OPENROUTER_API_KEY", "openrouter", ""),
-];
-
-fn known(providers: &[(&str, &'static str, &'static str)]) -> Vec<AgentProvider> {
-    let known = |(key, id, path): &(&str, &'static str, &'static str)| {
-        of_key(key).map(|provider| AgentProvider { provider, id, path })
-    };
-    providers.iter().filter_map(known).collect()
-}
-
-fn built_in_agents() -> Vec<Agent> {
-    vec![
-        pi(),
-        listed(
-            "pi-cli",
-            "pi-acp",
-            "@earendil-works/pi-coding-agent",
-            InstructionChannel::AppendedSystemPrompt,
-        )
-        .looking_for(PI_KEYS, &["AZURE_OPENAI_BASE_URL"])
-        .knowing(PI_PROVIDERS),
-        listed("opencode", "built-in", "opencode-linux-x64", InstructionChannel::InstructionPaths)
-            .looking_for(&PI_KEYS[..4], &["ANTHROPIC_BASE_URL", "OPENAI_BASE_URL"])
-            .knowing(PI_PROVIDERS),
-        listed(
-            "claude",
-            "@agentclientprotocol/claude-agent-acp",
-            "@agentclientprotocol/claude-agent-acp",
-            InstructionChannel::AppendedSystemPrompt,
-        )
-        .looking_for(&["ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"], &["ANTHROPIC_BASE_URL"])
-        .knowing(&[("ANTHROPIC_API_KEY", "anthropic", "")]),
-        listed(
-            "codex",
-            "@agentclientprotocol/codex-acp",
-            "@openai/codex-linux-x64",
-            InstructionChannel::DeveloperInstructions,
-        )
-        .looking_for(&["OPENAI_API_KEY"], &["OPENAI_BASE_URL"])
-        .knowing(&[("OPENAI_API_KEY", "openai", "")]),
-        listed("gemini", "@google/gemini-cli", "@google/gemini-cli", InstructionChannel::ContextFile)
-            .looking_for(&["GEMINI_API_KEY"], &["GOOGLE_GEMINI_BASE_URL"])
-            .knowing(&[("GEMINI_API_KEY", "gemini", "")]),
-    ]
-}
-
-/// Pi's tarball carries a bundle that starts without any dependency. Three things it loads by name when they are first
-/// needed: jiti for extensions, photon for images, quickjs for its codemode tool. With them it does all that it does
-/// with its whole dependency tree, in 33 MiB instead of 159.
-fn pi() -> Agent {
-    let quiet = [("PI_OFFLINE", "1"), ("PI_TELEMETRY", "0"), ("PI_SKIP_VERSION_CHECK", "1")];
-    let mut bundle = pinned(
-        "@earendil-works/pi-coding-agent@1.5.2",
-        "sha512-mUWI04rqF1Vd/m1q+Ps1XeWsTXEVvRUnsmRa83I3Dzua0Tx5bYS93imeqtIfrXf7PkkaR6ERz+AuQhIJlom5yA==",
-        7_899_382,
-        "dist/bundle/cli.js",
-    );
-    bundle.inside = vec![
-        pinned(
-            "jiti@2.7.0",
-            "sha512-AC/7JofJvZGrrneWNaEnJeOLUx+JlGt7tNa0wZiRPT4MY1wmfKjt2+6O2p2uz2+skll8OZZmJMNqeke7kKbNgQ==",
-            427_320,
-            "lib/jiti.cjs",
-        ),
-        pinned(
-            "@silvia-odwyer/photon-node@0.3.4",
-            "sha512-bnly4BKB3KDTFxrUIcgCLbaeVVS8lrAkri1pEzskpmxu9MdfGQTy8b8EgcD83ywD3RPMsIulY8xJH5Awa+t9fA==",
-            728_547,
-            "photon_rs.js",
-        ),
-        pinned(
-            "quickjs-wasi@3.6.2",
-            "sha512-FCqGtGOrMgzUiIrMNMA2YnsOxCNwo31dzqXvclXUC6xeT35NJLKXQJsvbeCTjvoFAwZgEAPg8U6+KAPDGXn8Mg==",
-            568_844,
-            "quickjs.wasm",
-        ),
-    ];
-    Agent {
-        id: "pi".to_owned(),
-        acp_adapter: "built-in".to_owned(),
-        agent_package: bundle.name.clone(),
-        packages: vec![bundle],
-        needs_node: true,
-        launch: Launch::PiRpc,
-        env: quiet.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-        extra_args: Vec::new(),
-        instructions: InstructionChannel::AppendedSystemPrompt,
-        keys: PI_KEYS.to_vec(),
-        base_urls: vec!["AZURE_OPENAI_BASE_URL"],
-        providers: known(PI_PROVIDERS),
-    }
-}
-
-/// A package by `NAME@VERSION`.
-fn pinned(name: &str, integrity: &str, tarball_bytes: u64, entry: &str) -> Package {
-    let (name, version) = name.rsplit_once('@').unwrap_or((name, ""));
-    Package {
-        name: name.to_owned(),
-        version: version.to_owned(),
-        integrity: integrity.to_owned(),
-        tarball_bytes,
-        entry: entry.to_owned(),
-        only: Vec::new(),
-        inside: Vec::new(),
-    }
-}
-
-fn listed(id: &str, acp_adapter: &str, agent_package: &str, instructions: InstructionChannel) -> Agent {
-    Agent {
-        id: id.to_owned(),
-        acp_adapter: acp_adapter.to_owned(),
-        agent_package: agent_package.to_owned(),
-        packages: Vec::new(),
-        needs_node: false,
-        launch: Launch::NotYet,
-        env: BTreeMap::new(),
-        extra_args: Vec::new(),
-        instructions,
-        keys: Vec::new(),
-        base_urls: Vec::new(),
-        providers: Vec::new(),
-    }
-}
-
-fn described(config: AgentConfig) -> Agent {
-    let mut agent = listed(
-        &config.id,
-        &config.acp_adapter,
-        &config.agent_package,
-        InstructionChannel::AppendedSystemPrompt,
-    );
-    agent.extra_args = config.launch_args;
-    agent.env = config.default_env;
-    agent
-}
-
-impl Agent {
-    fn looking_for(mut self, keys: &[&'static str], base_urls: &[&'static str]) -> Self {
-        self.keys = keys.to_vec();
-        self.base_urls = base_urls.to_vec();
-        self
-    }
-
-    fn knowing(mut self, providers: &[(&str, &'static str, &'static str)]) -> Self {
-        self.providers = known(providers);
-        self
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn six_agents_are_listed_and_pi_alone_can_be_launched() {
-        let registry = Registry::built_in();
-        let ids: Vec<&str> = registry.agents().iter().map(|agent| agent.id.as_str()).collect();
-        assert_eq!(ids, ["pi", "pi-cli", "opencode", "claude", "codex", "gemini"]);
-        let launchable: Vec<&str> =
-            registry.agents().iter().filter(|a| a.launchable().is_ok()).map(|a| a.id.as_str()).collect();
-        assert_eq!(launchable, ["pi"]);
-        let refusal = registry.find("claude").unwrap().launchable().unwrap_err();
-        assert!(refusal.to_string().starts_with("agent claude can't be launched"), "{refusal}");
-    }
-
-    #[test]
-    fn what_an_agent_can_be_pointed_away_from_has_a_key_that_it_looks_for() {
-        let registry = Registry::built_in();
-        assert_eq!(registry.find("pi").unwrap().providers.len(), PI_PROVIDERS.len());
-        for agent in registry.agents() {
-            let keys = agent.providers.iter().map(|known| known.provider.key);
-            assert!(keys.clone().all(|key| agent.keys.contains(&key)), "{}", agent.id);
-        }
-    }
-
-    #[test]
-    fn an_unknown_agent_is_refused_by_the_words_of_the_contract() {
-        assert_eq!(
-            Registry::built_in().find("clippy").unwrap_err().to_string(),
-            "Unknown agent type: clippy"
-        );
-    }
-
-    #[test]
-    fn the_callers_description_wins_over_a_built_in() {
-        let own = AgentConfig { id: "pi".into(), agent_package: "my-pi".into(), ..AgentConfig::default() };
-        let registry = Registry::with_configs(vec![own]);
-        assert_eq!(registry.find("pi").unwrap().agent_package, "my-pi");
-        assert!(
-            registry.find("pi").unwrap().providers.is_empty(),
-            "how that one is pointed elsewhere is unknown"
-        );
-        assert!(registry.find("pi").unwrap().launchable().is_err());
-        assert_eq!(registry.agents().len(), 6);
-    }
-
-    #[test]
-    fn a_description_of_the_built_in_package_only_adds_to_its_launch() {
-        let package = "@earendil-works/pi-coding-agent".to_owned();
-        let own = AgentConfig {
-            id: "pi".into(),
-            agent_package: package,
-            launch_args: vec!["--thinking".into(), "low".into()],
-            default_env: BTreeMap::from([("PI_OFFLINE".to_owned(), "0".to_owned())]),
-            ..AgentConfig::default()
-        };
-        let registry = Registry::with_configs(vec![own]);
-        let pi = registry.find("pi").unwrap();
-        assert!(pi.launchable().is_ok());
-        assert_eq!(pi.extra_args, ["--thinking", "low"]);
-        assert_eq!(pi.env["PI_OFFLINE"], "0");
-        assert_eq!(pi.env["PI_TELEMETRY"], "0");
-    }
-
-    #[test]
-    fn pinned_packages_carry_a_whole_sha512_and_their_own_directory() {
-        let packages: Vec<Package> = ["x86_64", "aarch64"]
-            .iter()
-            .filter_map(|arch| node_runtime(arch))
-            .chain(Registry::built_in().find("pi").unwrap().packages.clone())
-            .collect();
-        let packages: Vec<Package> =
-            packages.iter().flat_map(Package::parts).map(|(part, _)| part.clone()).collect();
-        assert_eq!(packages.len(), 6);
-        for package in &packages {
-            let digest = package.integrity.strip_prefix("sha512-").unwrap();
-            assert_eq!(digest.len(), 88, "{package:?}");
-        }
-        assert_eq!(packages[2].directory_name(), "earendil-works+pi-coding-agent-1.5.2");
-        assert_eq!(node_runtime("riscv64"), None);
-    }
-}
+mod tests;

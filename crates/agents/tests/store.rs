@@ -75,6 +75,7 @@ fn agent(name: &str, body: &[u8]) -> Agent {
     agent.needs_node = false;
     agent.agent_package = name.to_owned();
     agent.packages = vec![Package {
+        key: name.to_owned(),
         name: name.to_owned(),
         version: "1.0.0".to_owned(),
         integrity: integrity(body),

@@ -89,7 +89,7 @@ impl ProviderKey {
         let known = agent.providers.iter().filter(|known| declared(known.provider));
         known
             .filter(|known| !env.contains_key(known.provider.key))
-            .map(|known| Redirect { provider: *known, gateway: gateway_of(known.provider) })
+            .map(|known| Redirect { provider: known.clone(), gateway: gateway_of(known.provider) })
             .collect()
     }
 }
@@ -246,7 +246,7 @@ mod tests {
         let keys = declare(vec![wish("GEMINI_API_KEY", &[])], &mut BTreeMap::new()).unwrap().keys;
         let redirects = ProviderKey::redirects(&keys, pi, &BTreeMap::new());
         assert_eq!(
-            (redirects[0].provider.id, redirects[0].gateway.as_str()),
+            (redirects[0].provider.id.as_str(), redirects[0].gateway.as_str()),
             ("google", "http://10.0.2.4/gemini")
         );
         let own = BTreeMap::from([("GEMINI_API_KEY".to_owned(), "own".to_owned())]);

@@ -96,13 +96,14 @@ fn base(base: Base) -> Result<v1::Base, RequestError> {
 }
 
 fn agent(id: String, config: AgentConfig) -> v1::AgentConfig {
-    let AgentConfig { acp_adapter, agent_package, launch_args, default_env } = config;
+    let AgentConfig { acp_adapter, agent_package, launch_args, default_env, command } = config;
     v1::AgentConfig {
         id,
         acp_adapter,
         agent_package,
         launch_args,
         default_env: default_env.into_iter().collect(),
+        command,
     }
 }
 
@@ -212,6 +213,7 @@ mod tests {
                 agent_package: "package".into(),
                 launch_args: vec!["-x".into()],
                 default_env: [("B".into(), "2".into())].into(),
+                command: Vec::new(),
             }],
             secrets: vec![secret],
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),

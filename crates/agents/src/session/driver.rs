@@ -93,6 +93,8 @@ pub(super) struct Driver {
     pub(super) link: Link,
     pub(super) state: SessionState,
     pub(super) client: Client,
+    /// While the agent repeats a former session.
+    pub(super) replaying: bool,
     desk: Desk,
     next_number: u64,
     turn: Turn,
@@ -110,6 +112,7 @@ impl Driver {
             link,
             state: SessionState::default(),
             client,
+            replaying: false,
             desk,
             next_number: 1,
             turn: Turn::default(),

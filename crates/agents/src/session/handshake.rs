@@ -1,15 +1,17 @@
 //! The beginning of a session: what is said to an agent, in which order, until it is ready to work.
 //!
 //! ```text
-//! initialize ─► session/new ─► ready
+//! initialize ─► session/new, or resume, or load ─► session/set_mode ─► ready
 //!                  │ wants a login, and we know one of its ways
 //!                  └► authenticate ─► session/new
 //! ```
+//! A former session is resumed where the agent can do that, else loaded: then the agent says again all that was said,
+//! which is not kept a second time. Where it does neither, or has forgotten it, a new one is begun.
 //! This is the one place that knows a version of the protocol.
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::driver::Driver;
@@ -22,6 +24,17 @@ use crate::wire::message::{Message, RpcError};
 /// busy machine are slower, not for ever.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How an agent's session was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// It is a new one.
+    New,
+    /// It is a former one, which the agent has taken up again.
+    Resumed,
+    /// It is a former one, of which the agent has told everything again.
+    Loaded,
+}
+
 /// Why a step of the handshake failed.
 enum Failed {
     Fault(AgentFault),
@@ -31,26 +44,84 @@ enum Failed {
 
 impl Driver {
     /// Speaks with an agent until it has a session. Its state is complete then.
-    pub(super) async fn shake_hands(&mut self, cwd: &str, setup: &AcpSetup) -> Result<(), StartError> {
+    pub(super) async fn shake_hands(
+        &mut self,
+        cwd: &str,
+        setup: &AcpSetup,
+        former: Option<&str>,
+    ) -> Result<Opened, StartError> {
         let initialize = self.step_of("initialize", &self.introduction(setup)).await?;
         if initialize["protocolVersion"] != acp::PROTOCOL_VERSION {
             let version: String = initialize["protocolVersion"].to_string().chars().take(40).collect();
             return Err(StartError::Version { agent: self.shared.agent_type.clone(), version });
         }
         self.state.initialize = initialize;
-        let params = json!({ "cwd": cwd, "mcpServers": setup.mcp_servers });
-        let session = match self.call("session/new", &params).await {
+        let mut params = setup.session.clone();
+        params.insert("cwd".to_owned(), json!(cwd));
+        params.insert("mcpServers".to_owned(), json!(setup.mcp_servers));
+        let opened = match self.reopen(former, &params).await? {
+            Some(opened) => opened,
+            None => self.open(&Value::Object(params), setup).await?,
+        };
+        if let Some(mode) = &setup.mode {
+            let params = json!({ "sessionId": self.state.agent_session_id, "modeId": mode });
+            let result = self.step_of("session/set_mode", &params).await?;
+            self.state.agreed("session/set_mode", &params, &result);
+        }
+        self.client.serve(&self.state.agent_session_id);
+        self.show_state();
+        Ok(opened)
+    }
+
+    /// A new session.
+    async fn open(&mut self, params: &Value, setup: &AcpSetup) -> Result<Opened, StartError> {
+        let session = match self.call("session/new", params).await {
             Err(Failed::Refused(error)) if error.code == acp::AUTH_REQUIRED => {
                 self.log_in(setup, &error).await?;
-                self.step_of("session/new", &params).await?
+                self.step_of("session/new", params).await?
             }
             outcome => outcome.map_err(|failed| self.start_error("session/new", failed))?,
         };
         self.state.agent_session_id = session["sessionId"].as_str().unwrap_or_default().to_owned();
         self.state.session = session;
-        self.client.serve(&self.state.agent_session_id);
-        self.show_state();
-        Ok(())
+        Ok(Opened::New)
+    }
+
+    /// A former session, by whichever way the agent has; `None` where it has none or knows nothing of it.
+    async fn reopen(
+        &mut self,
+        former: Option<&str>,
+        params: &Map<String, Value>,
+    ) -> Result<Option<Opened>, StartError> {
+        let Some(former) = former else { return Ok(None) };
+        let capabilities = &self.state.initialize["agentCapabilities"];
+        let ways = [
+            ("session/resume", capabilities["sessionCapabilities"]["resume"].is_object(), Opened::Resumed),
+            ("session/load", capabilities["loadSession"] == true, Opened::Loaded),
+        ];
+        let mut params = params.clone();
+        params.insert("sessionId".to_owned(), json!(former));
+        let params = Value::Object(params);
+        for (method, offered, opened) in ways {
+            if !offered {
+                continue;
+            }
+            self.replaying = true;
+            let answer = self.call(method, &params).await;
+            self.replaying = false;
+            match answer {
+                Ok(session) => {
+                    self.state.agent_session_id = former.to_owned();
+                    self.state.session = session;
+                    return Ok(Some(opened));
+                }
+                Err(Failed::Refused(error)) => {
+                    tracing::debug!(method, %error, "an agent doesn't take up its former session");
+                }
+                Err(failed) => return Err(self.start_error(method, failed)),
+            }
+        }
+        Ok(None)
     }
 
     fn introduction(&self, setup: &AcpSetup) -> Value {
@@ -112,6 +183,9 @@ impl Driver {
                 match message {
                     Message::Response { id, outcome } if id == number && answer.is_none() => {
                         answer = Some(outcome)
+                    }
+                    Message::Notification(notification) if self.replaying => {
+                        self.state.apply(&notification.update);
                     }
                     Message::Notification(notification) => {
                         events.push(self.on_notification(notification).map_err(Failed::Fault)?);

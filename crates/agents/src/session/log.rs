@@ -2,7 +2,10 @@
 //!
 //! The last 1,024 are in memory. A reader is a position in the sequence: it takes from memory what is there, from the
 //! database what is older, and waits at the end. So it may be as slow as it likes, nothing is lost and nothing comes
-//! twice. There is one publisher, the session's owner task, which is why the sequence needs no lock of its own.
+//! twice; for a slow one nothing is held in memory beyond a page. There is one publisher, the session's owner task, which
+//! is why the sequence needs no lock of its own.
+//!
+//! The sequence of a session that is brought back goes on where it ended ([`EventLog::resume`]).
 //!
 //! The transcript is bounded. What would exceed it is not kept, so it isn't shown either: one last event says that the
 //! transcript is full, and the publisher is told, who ends the session.
@@ -13,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::SessionId;
-use crate::transcript::{Event, MAX_SESSION_BYTES, TranscriptError, Transcripts};
+use crate::transcript::{Event, MAX_SESSION_BYTES, TranscriptError, Transcripts, now_ms};
 use crate::wire::acp;
 
 /// Events kept in memory.
@@ -53,7 +56,14 @@ pub(super) struct EventLog {
 
 impl EventLog {
     pub(super) fn new(session: SessionId, transcripts: Transcripts) -> Self {
-        let (ring, end) = (Mutex::default(), watch::Sender::default());
+        Self::resume(session, transcripts, 0, 0)
+    }
+
+    /// The log of a session that goes on, of which so many events with so many bytes are kept.
+    pub(super) fn resume(session: SessionId, transcripts: Transcripts, events: u64, bytes: u64) -> Self {
+        let kept_bytes = bytes.saturating_add(events.saturating_mul(EVENT_BYTES as u64));
+        let ring = Mutex::new(Ring { kept_bytes, ..Ring::default() });
+        let end = watch::Sender::new(End { last: events, closed: false });
         Self { session, transcripts, ring, end, max_bytes: MAX_SESSION_BYTES }
     }
 
@@ -76,10 +86,10 @@ impl EventLog {
     }
 
     async fn keep(&self, notifications: Vec<String>) -> Result<(), TranscriptError> {
-        let last = self.end.borrow().last;
+        let (last, at_ms) = (self.end.borrow().last, now_ms());
         let numbered = notifications.into_iter().zip(last + 1..);
         let events: Vec<Event> = numbered
-            .map(|(notification, sequence)| Event { sequence, notification: notification.into() })
+            .map(|(notification, sequence)| Event { sequence, at_ms, notification: notification.into() })
             .collect();
         self.transcripts.append(self.session.as_str(), events.clone()).await?;
         let last = events.last().map_or(last, |event| event.sequence);
@@ -143,6 +153,12 @@ impl Events {
         Self { log, end, next: since.max(1), page: VecDeque::new() }
     }
 
+    /// The number of the newest event there is.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.end.borrow().last
+    }
+
     /// The next event; `None` once the session is closed and all of them were given. A dropped call loses nothing.
     pub async fn next(&mut self) -> Option<Result<Event, TranscriptError>> {
         loop {
@@ -180,99 +196,4 @@ impl Events {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::transcript::{SessionRecord, now_ms};
-
-    async fn log(home: &std::path::Path) -> Arc<EventLog> {
-        let transcripts = Transcripts::open(&home.join("s.db")).unwrap();
-        let id = SessionId::new();
-        let record = SessionRecord {
-            id: id.to_string(),
-            agent_type: "pi".into(),
-            model: "demo".into(),
-            created_ms: now_ms(),
-        };
-        transcripts.begin(record).await.unwrap();
-        Arc::new(EventLog::new(id, transcripts))
-    }
-
-    async fn read_all(mut events: Events) -> Vec<u64> {
-        let mut seen = Vec::new();
-        while let Some(event) = events.next().await {
-            let event = event.unwrap();
-            assert_eq!(&*event.notification, format!("e{}", event.sequence));
-            seen.push(event.sequence);
-        }
-        seen
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn readers_of_every_age_see_every_event_once() {
-        let home = tempfile::tempdir().unwrap();
-        let log = log(home.path()).await;
-        let early = tokio::spawn(read_all(Events::new(Arc::clone(&log), 0)));
-        for batch in 0..300u64 {
-            let names = (1..=10).map(|n| format!("e{}", batch * 10 + n)).collect();
-            log.publish(names).await.unwrap();
-        }
-        let late = tokio::spawn(read_all(Events::new(Arc::clone(&log), 1)));
-        let middle = tokio::spawn(read_all(Events::new(Arc::clone(&log), 2990)));
-        log.close();
-        let all: Vec<u64> = (1..=3000).collect();
-        assert_eq!(early.await.unwrap(), all);
-        assert_eq!(late.await.unwrap(), all, "what left the memory comes from the database");
-        assert_eq!(middle.await.unwrap(), all[2989..]);
-        assert!(log.ring().events.len() <= RING_EVENTS);
-    }
-
-    #[tokio::test]
-    async fn an_event_is_on_disk_when_it_is_seen() {
-        let home = tempfile::tempdir().unwrap();
-        let log = log(home.path()).await;
-        let mut events = Events::new(Arc::clone(&log), 1);
-        let publisher = Arc::clone(&log);
-        let publish = tokio::spawn(async move { publisher.publish(vec!["e1".into()]).await });
-        let seen = events.next().await.unwrap().unwrap();
-        let other = Transcripts::open(&home.path().join("s.db")).unwrap();
-        assert_eq!(other.history(log.session.as_str(), 1, 9).await.unwrap(), [seen]);
-        publish.await.unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_full_transcript_says_so_and_takes_no_more() {
-        let home = tempfile::tempdir().unwrap();
-        let log = Arc::new(EventLog { max_bytes: 1000, ..Arc::into_inner(log(home.path()).await).unwrap() });
-        let mut refused = None;
-        for number in 1..=100 {
-            if let Err(error) = log.publish(vec![format!("e{number}")]).await {
-                refused = Some((number, error));
-                break;
-            }
-        }
-        let (number, error) = refused.expect("a bound");
-        assert!(
-            matches!(error, TranscriptError::Full { limit_bytes: 1000 }) && error.is_no_space(),
-            "{error}"
-        );
-        assert_eq!(number, 1000 / (EVENT_BYTES as u64 + 2) + 1, "empty events count too");
-        log.close();
-        let mut events = Events::new(Arc::clone(&log), number - 1);
-        assert_eq!(&*events.next().await.unwrap().unwrap().notification, format!("e{}", number - 1));
-        let last = events.next().await.unwrap().unwrap();
-        assert!(last.notification.contains("_agentos/transcript_full"), "{last:?}");
-        assert!(events.next().await.is_none());
-        assert_eq!(log.transcripts.history(log.session.as_str(), number, 9).await.unwrap(), [last]);
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_kept_is_not_shown() {
-        let home = tempfile::tempdir().unwrap();
-        let transcripts = Transcripts::open(&home.path().join("s.db")).unwrap();
-        // A session that never began: the database refuses its events.
-        let log = Arc::new(EventLog::new(SessionId::new(), transcripts));
-        assert!(log.publish(vec!["lost".into()]).await.is_err());
-        log.close();
-        assert!(Events::new(log, 1).next().await.is_none());
-    }
-}
+mod tests;

@@ -234,7 +234,7 @@ impl Session {
         let desk = Desk::new(start.permissions, &start.plan.cwd, Arc::clone(&shared.board));
         let link = Link::new(start.process, wire);
         let mut driver = Driver::new(Arc::clone(&shared), link, desk, Client::new(start.workspace));
-        if let Err(error) = driver.shake_hands(&start.plan.cwd, &start.plan.acp).await {
+        if let Err(error) = driver.shake_hands(&start.plan.cwd, &start.plan.acp, None).await {
             // Gone before its transcript is, so that nothing of it is written afterwards.
             drop(driver);
             provisional.forget().await;

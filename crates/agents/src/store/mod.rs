@@ -66,6 +66,8 @@ pub struct Installed {
     packages_dir: PathBuf,
     packages: Vec<Package>,
     needs_node: bool,
+    /// Whether a warm-up is known.
+    warms_up: bool,
     record: Option<InstallRecord>,
 }
 
@@ -215,7 +217,7 @@ impl Store {
     #[must_use]
     pub fn installed(&self, agent: &Agent) -> Option<Installed> {
         let packages = agent.all_packages()?;
-        if packages.is_empty() || !packages.iter().all(|package| self.is_finished(package)) {
+        if agent.launchable().is_err() || !packages.iter().all(|package| self.is_finished(package)) {
             return None;
         }
         Some(self.describe(agent, packages, None))
@@ -241,7 +243,7 @@ impl Store {
     ) -> Result<Installed, InstallError> {
         let packages =
             agent.all_packages().ok_or(InstallError::Processor { arch: std::env::consts::ARCH })?;
-        if packages.is_empty() {
+        if agent.launchable().is_err() {
             return Err(InstallError::Unsupported { agent: agent.id.clone() });
         }
         let started = Instant::now();
@@ -273,7 +275,13 @@ impl Store {
     }
 
     fn describe(&self, agent: &Agent, packages: Vec<Package>, record: Option<InstallRecord>) -> Installed {
-        Installed { packages_dir: self.packages_dir(), packages, needs_node: agent.needs_node, record }
+        Installed {
+            packages_dir: self.packages_dir(),
+            packages,
+            needs_node: agent.needs_node,
+            warms_up: agent.data.warm_up.is_some(),
+            record,
+        }
     }
 
     fn is_finished(&self, package: &Package) -> bool {
@@ -447,7 +455,7 @@ impl Installed {
     }
 
     fn cache_name(&self) -> Option<String> {
-        let node = self.node()?;
+        let node = self.node().filter(|_| self.warms_up)?;
         let own = self.packages.first().filter(|own| own.name != node.name)?;
         Some(format!("{}+{}.compile-cache", own.directory_name(), node.directory_name()))
     }

@@ -94,6 +94,7 @@ fn plan() -> LaunchPlan {
         env: BTreeMap::new(),
         cwd: "/work".to_owned(),
         mounts: Vec::new(),
+        state: Vec::new(),
         state_dir: None,
         files: Vec::new(),
         path_dirs: Vec::new(),

@@ -106,6 +106,7 @@ pub(crate) fn agent_config(config: v1::AgentConfig) -> AgentConfig {
         agent_package: config.agent_package,
         launch_args: config.launch_args,
         default_env: config.default_env.into_iter().collect(),
+        command: config.command,
     }
 }
 

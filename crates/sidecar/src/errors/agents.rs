@@ -74,6 +74,10 @@ impl From<PlanError> for Failure {
             PlanError::MissingPackage { agent, .. } => {
                 Self::new(ErrorKind::AgentNotInstalled, agent, message)
             }
+            PlanError::NoToolServers { agent } => Self::new(ErrorKind::Unsupported, agent, message),
+            PlanError::Nothing { agent, .. } | PlanError::File { agent, .. } => {
+                Self::new(ErrorKind::Internal, agent, message)
+            }
         }
     }
 }

@@ -12,12 +12,12 @@ use agentos_agents::store::{Installed, Progress};
 use agentos_agents::{Agent, PermissionPolicy, Session, Store};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
-use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::instructions;
 use super::launch::{self, Launched};
+use super::modules::{self, own_modules};
 use super::workspace::VmWorkspace;
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
@@ -58,7 +58,7 @@ impl Host {
         let registry = SessionHost::registry(&hosted.sessions.defaults);
         let agent = registry.find(&wish.agent_type)?;
         agent.launchable()?;
-        if wish.permissions.policy == PermissionPolicy::RejectAll && !agent.asks() {
+        if wish.permissions.policy == PermissionPolicy::RejectAll && !agent.asks {
             return Err(unkept_promise(agent));
         }
         let mut env = hosted.sessions.defaults.env.clone();
@@ -66,9 +66,9 @@ impl Host {
         let choice = choose_model(&hosted, &wish, agent, &env).await?;
 
         // The user's own modules win over the store's, which then has only to run them.
-        let node_modules = own_modules(&hosted.vm, agent).await?;
+        let own = own_modules(&hosted.vm, agent).await?;
         let store = sessions.store()?;
-        let installed = match node_modules {
+        let installed = match own {
             Some(_) => {
                 let runtime = agent.with_own_package_elsewhere();
                 self.install(&store, &runtime, wish.may_install, progress).await?
@@ -89,7 +89,10 @@ impl Host {
             agent,
             session: creation.id(),
             installed: &installed,
-            node_modules: node_modules.as_deref(),
+            node_modules: own.as_ref().map(|_| NODE_MODULES),
+            adapter: own.as_ref().and_then(|own| own.adapter.as_ref()),
+            home: hosted.vm.spec().home(),
+            own_configuration: own_configuration(&hosted.vm, agent).await?,
             cwd: if wish.cwd.is_empty() { hosted.vm.spec().home() } else { &wish.cwd },
             env: &env,
             instructions: &instructions,
@@ -188,7 +191,7 @@ impl Host {
     }
 }
 
-/// No agent that can be launched yet asks before it acts: to take the wish would promise what nobody keeps.
+/// An agent that never asks before it acts: to take the wish would promise what nobody keeps.
 fn unkept_promise(agent: &Agent) -> Failure {
     let message = format!(
         "permissionPolicy reject_all can't be kept with {0}: {0} never asks before it acts, so that there is no request \
@@ -241,46 +244,25 @@ async fn configured(
     agent: &Agent,
     env: &BTreeMap<String, String>,
 ) -> Result<Option<String>, Failure> {
-    let Some(place) = configuration::of(agent) else { return Ok(None) };
-    let Some(directory) = place.directory_in(env, vm.spec().home()) else { return Ok(None) };
-    for file in place.files {
-        let path = format!("{directory}/{}", file.name);
-        if let Some(content) = small_file(vm, &path).await?
-            && file.names_provider(&path, &content)?
-        {
-            return Ok(Some(path));
+    for place in &agent.configuration {
+        let Some(directory) = place.directory_in(env, vm.spec().home()) else { continue };
+        for (name, places) in &place.files {
+            let path = format!("{directory}/{name}");
+            if let Some(content) = modules::small_file(vm, &path).await?
+                && configuration::names_provider(&path, &content, places)?
+            {
+                return Ok(Some(path));
+            }
         }
     }
     Ok(None)
 }
 
-/// The content of a configuration file in the VM, where there is one.
-async fn small_file(vm: &Vm, path: &str) -> Result<Option<Vec<u8>>, Failure> {
-    let absent = [Errno::NOENT, Errno::NOTDIR].map(|errno| Some(errno.raw_os_error()));
-    let mut content = match vm.read_file(path.as_bytes()).await {
-        Ok(content) => content,
-        Err(error) if absent.contains(&error.errno()) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let mut whole = Vec::new();
-    while let Some(part) = content.next().await? {
-        whole.extend_from_slice(&part);
-        if whole.len() > configuration::MAX_FILE_BYTES {
-            let message = format!(
-                "{path} is larger than {} bytes, so that it can't be what it is named",
-                configuration::MAX_FILE_BYTES
-            );
-            return Err(Failure::invalid(path, message));
-        }
-    }
-    Ok(Some(whole))
-}
-
-/// Where the user's own modules hold the agent.
-async fn own_modules(vm: &Vm, agent: &Agent) -> Result<Option<String>, Failure> {
-    let package = format!("{NODE_MODULES}/{}/package.json", agent.agent_package);
-    let there = vm.exists(package.as_bytes()).await?;
-    Ok(there.then(|| NODE_MODULES.to_owned()))
+/// Whether the VM's user has a configuration of this agent.
+async fn own_configuration(vm: &Vm, agent: &Agent) -> Result<bool, Failure> {
+    let Some(place) = agent.configuration.first() else { return Ok(false) };
+    let path = format!("{}/{}", vm.spec().home(), place.directory);
+    Ok(vm.exists(path.as_bytes()).await?)
 }
 
 async fn warm_up(

@@ -16,6 +16,7 @@ mod creation;
 mod guest;
 mod instructions;
 mod launch;
+mod modules;
 mod stdio;
 mod workspace;
 

@@ -121,7 +121,7 @@ async fn nobody_to_ask_is_a_rejection_and_so_is_somebody_who_does_not_answer() {
 
     let mut requests = PermissionRequests::new(&desk.board);
     let Verdict::Waits { number, .. } = desk.judge(json!(2), command("a")) else { panic!() };
-    desk.show(number, Event { sequence: 7, notification: "{}".into() });
+    desk.show(number, Event { sequence: 7, at_ms: 0, notification: "{}".into() });
     assert_eq!(requests.next().await.sequence, 7);
     assert!(desk.expire(Instant::now() + HANDLER_GRACE).is_empty(), "there is somebody");
     tokio::time::sleep_until(desk.deadline().unwrap()).await;

@@ -68,6 +68,7 @@ impl Place {
             env: BTreeMap::new(),
             cwd: "/".into(),
             mounts: Vec::new(),
+            state: Vec::new(),
             state_dir: None,
             files: Vec::new(),
             path_dirs: Vec::new(),

@@ -1,0 +1,119 @@
+//! The schema, and the way to it from every older one.
+//!
+//! ```text
+//! version 0 (no tables) ──► 1: sessions and events ──► 2: what listing and restoring need
+//! ```
+//! All steps that a database lacks are one transaction, the version number included: an interrupted migration is none.
+//! A new database takes the same way, so that the steps are walked by every test.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::TranscriptError;
+
+/// The version this code writes.
+pub(super) const VERSION: i64 = 2;
+/// How long another process may hold the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const FIRST: &str = "
+    CREATE TABLE IF NOT EXISTS sessions (
+        key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, agent_type TEXT NOT NULL, model TEXT NOT NULL,
+        created_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS events (
+        session INTEGER NOT NULL REFERENCES sessions (key) ON DELETE CASCADE, sequence INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL, notification TEXT NOT NULL, PRIMARY KEY (session, sequence)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const SECOND: &str = "
+    ALTER TABLE sessions ADD COLUMN model_reason TEXT;
+    ALTER TABLE sessions ADD COLUMN cwd TEXT;
+    ALTER TABLE sessions ADD COLUMN vm TEXT;
+    ALTER TABLE sessions ADD COLUMN agent_session_id TEXT;
+    ALTER TABLE sessions ADD COLUMN agent_version TEXT;
+    ALTER TABLE sessions ADD COLUMN permission_policy TEXT;
+    ALTER TABLE sessions ADD COLUMN options TEXT;
+    ALTER TABLE sessions ADD COLUMN title TEXT;
+    ALTER TABLE sessions ADD COLUMN updated_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN ended_ms INTEGER;
+    ALTER TABLE sessions ADD COLUMN ended_why TEXT;
+    ALTER TABLE sessions ADD COLUMN events INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET model_reason = (
+        SELECT json_extract(notification, '$.params.reason') FROM events
+        WHERE session = key AND sequence = 1 AND json_valid(notification)
+            AND json_extract(notification, '$.method') = '_agentos/model'
+            AND json_type(notification, '$.params.reason') = 'text'
+    );
+";
+
+/// What is derived from the events, for every session.
+const COUNT_ALL: &str = "
+    UPDATE sessions SET
+        events = (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key),
+        bytes = (SELECT coalesce(sum(octet_length(notification)), 0) FROM events WHERE session = key),
+        updated_ms = coalesce(
+            (SELECT at_ms FROM events WHERE session = key ORDER BY sequence DESC LIMIT 1), created_ms
+        );
+";
+
+/// Opens the database at this version, bringing an older one there.
+pub(super) fn open(path: &Path) -> Result<Connection, TranscriptError> {
+    let failed = |source| TranscriptError::Open { path: path.to_owned(), source: Arc::new(source) };
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    // Before anything is set: the settings below are written into the file.
+    let found = version(&connection).map_err(failed)?;
+    if found > VERSION {
+        return Err(TranscriptError::Newer { path: path.to_owned(), found, known: VERSION });
+    }
+    settle(&connection).map_err(failed)?;
+    if found < VERSION {
+        migrate(&mut connection, |_| Ok(())).map_err(failed)?;
+    }
+    Ok(connection)
+}
+
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", true)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// All that is missing, or nothing. `before_commit` is the last word.
+fn migrate(
+    connection: &mut Connection,
+    before_commit: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been here while this one waited.
+    let found = version(&transaction)?;
+    if found >= VERSION {
+        return Ok(());
+    }
+    if found < 1 {
+        transaction.execute_batch(FIRST)?;
+    }
+    // Version 1 wrote its number whenever it opened a database: one that it opened after us has the columns already.
+    let columns = "SELECT count(*) FROM pragma_table_info('sessions') WHERE name = 'events'";
+    let had_them: i64 = transaction.query_row(columns, [], |row| row.get(0))?;
+    if had_them == 0 {
+        transaction.execute_batch(SECOND)?;
+    }
+    transaction.execute_batch(COUNT_ALL)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    before_commit(&transaction)?;
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Databases of every age.
+
+use super::*;
+use crate::transcript::Transcripts;
+
+/// As agentOS of schema version 1 left it, with a session that has two events and one that has none.
+const VERSION_1: &str = include_str!("../../../tests/data/sessions-version-1.sql");
+
+fn old_database(home: &Path) -> std::path::PathBuf {
+    let path = home.join("sessions.db");
+    let database = Connection::open(&path).unwrap();
+    database.pragma_update(None, "journal_mode", "WAL").unwrap();
+    database.execute_batch(VERSION_1).unwrap();
+    assert_eq!(version(&database).unwrap(), 1);
+    path
+}
+
+#[tokio::test]
+async fn a_database_of_version_1_keeps_everything_and_learns_the_rest() {
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    for _ in 0..2 {
+        let transcripts = Transcripts::open(&path).unwrap();
+        let sessions = transcripts.sessions(9).await.unwrap();
+        let ids: Vec<&str> = sessions.iter().map(|session| session.id.as_str()).collect();
+        assert_eq!(ids, ["22222222-2222-4222-8222-222222222222", "11111111-1111-4111-8111-111111111111"]);
+        let [empty, full] = &sessions[..] else { panic!() };
+        assert_eq!((full.agent_type.as_str(), full.model.as_str()), ("pi", "demo"));
+        assert_eq!(
+            (full.created_ms, full.updated_ms, full.events),
+            (1_700_000_000_000, 1_700_000_000_900, 2)
+        );
+        assert_eq!(full.details.model_reason.as_deref(), Some("no key, 'quoted' – and so on"));
+        assert_eq!((&full.details.cwd, &full.title, &full.ended), (&None, &None, &None));
+        assert_eq!((empty.events, empty.bytes, empty.updated_ms), (0, 0, 1_700_000_100_000));
+        let events = transcripts.history(&full.id, 1, 9).await.unwrap();
+        assert_eq!(full.bytes, events.iter().map(|event| event.notification.len() as u64).sum::<u64>());
+        assert_eq!((events.len(), events[1].sequence, events[1].at_ms), (2, 2, 1_700_000_000_900));
+        assert!(events[1].notification.contains("remembered"));
+    }
+    assert_eq!(version(&Connection::open(&path).unwrap()).unwrap(), VERSION);
+}
+
+#[test]
+fn a_newer_database_is_refused_and_left_as_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("sessions.db");
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch("CREATE TABLE future (x); INSERT INTO future VALUES (1); PRAGMA user_version = 3;")
+        .unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let refused = Transcripts::open(&path).unwrap_err();
+    assert!(matches!(refused, TranscriptError::Newer { found: 3, known: VERSION, .. }), "{refused:?}");
+    let text = refused.to_string();
+    assert!(text.contains("newer agentOS") && text.contains("sessions.db"), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    let names: Vec<_> =
+        std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["sessions.db"]);
+}
+
+#[test]
+fn a_migration_that_fails_at_its_end_has_never_been() {
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    let columns = |database: &Connection| -> i64 {
+        let sql = "SELECT count(*) FROM pragma_table_info('sessions')";
+        database.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let mut database = Connection::open(&path).unwrap();
+    let before = columns(&database);
+    // The last moment before it is there. To whoever dies here the next one's look at the log does the same.
+    let interrupted = migrate(&mut database, |inside| {
+        assert!(columns(inside) > before);
+        assert_eq!(version(inside)?, VERSION);
+        Err(rusqlite::Error::InvalidQuery)
+    });
+    assert!(interrupted.is_err());
+    assert_eq!((columns(&database), version(&database).unwrap()), (before, 1));
+    // A table that refuses the last statement does as much.
+    database.execute_batch("ALTER TABLE sessions ADD COLUMN bytes TEXT").unwrap();
+    assert!(matches!(open(&path), Err(TranscriptError::Open { .. })));
+    assert_eq!((columns(&database), version(&database).unwrap()), (before + 1, 1));
+}
+
+#[tokio::test]
+async fn an_older_agentos_beside_this_one_is_counted_when_it_is_met() {
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    let session = "22222222-2222-4222-8222-222222222222";
+    let newer = Transcripts::open(&path).unwrap();
+    // It writes what it knows of, and its own number when it opens the database.
+    let older = Connection::open(&path).unwrap();
+    let sql = "INSERT INTO events SELECT key, 1, 5, 'theirs' FROM sessions WHERE id = ?1";
+    older.execute(sql, [session]).unwrap();
+    let met = newer.reopen(session).await.unwrap();
+    assert_eq!((met.events, met.bytes), (1, 6));
+    older.execute(&sql.replace("1, 5", "2, 7"), [session]).unwrap();
+    older.pragma_update(None, "user_version", 1).unwrap();
+    let again = Transcripts::open(&path).unwrap();
+    let met = again.session(session).await.unwrap().unwrap();
+    assert_eq!((met.events, met.bytes, met.updated_ms), (2, 12, 7));
+    assert_eq!(version(&older).unwrap(), VERSION);
+}
