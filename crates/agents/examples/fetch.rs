@@ -63,8 +63,10 @@ fn pinned(lock: &Value) -> Result<Vec<Package>, Box<dyn Error>> {
         let name = place.strip_prefix("node_modules/").filter(|name| !name.contains("node_modules/"));
         let text =
             |key: &str| entry[key].as_str().map(str::to_owned).ok_or_else(|| format!("{place}: no `{key}`"));
+        let name = name.ok_or_else(|| format!("{place} is not at the top"))?;
         packages.push(Package {
-            name: name.ok_or_else(|| format!("{place} is not at the top"))?.to_owned(),
+            key: name.to_owned(),
+            name: name.to_owned(),
             version: text("version")?,
             integrity: text("integrity")?,
             // npm's lock files have no sizes.
