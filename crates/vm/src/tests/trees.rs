@@ -27,7 +27,7 @@ async fn play(init: FakeInit, files: BTreeMap<&'static str, Played>, asked: Arc<
         match request {
             FileRequest::ReadDirRecursive { .. } => {
                 let entry = |(path, Played(content, mode, mtime_ns)): (&&str, &Played)| DirEntry {
-                    path: bytes(*path),
+                    path: bytes(path),
                     file_type: FileType::File,
                     size_bytes: content.len() as u64,
                     mode: 0o100_000 | *mode,
