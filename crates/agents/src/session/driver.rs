@@ -243,6 +243,9 @@ impl Driver {
     ) -> Result<(), AgentFault> {
         let result = match outcome {
             _ if running.cancelled.is_some() => Ok(json!({ "stopReason": "cancelled" })),
+            Ok(_) if self.turn.failing.is_some() => {
+                Err(PromptError::Model { reason: self.turn.failure().unwrap_or_default() })
+            }
             Ok(result) => {
                 let handled = result["_meta"][acp::HANDLED] == true;
                 let ended = result["stopReason"].as_str().unwrap_or("end_turn") == "end_turn";

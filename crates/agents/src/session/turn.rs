@@ -22,6 +22,8 @@ pub(super) struct Turn {
     pub(super) tool_calls: u64,
     /// Those that have not ended.
     open: HashSet<String>,
+    /// Where in the text the agent began to say why the turn fails.
+    pub(super) failing: Option<usize>,
 }
 
 impl Turn {
@@ -45,6 +47,7 @@ impl Turn {
                     self.open.insert(id.clone());
                 }
             }
+            Update::Failing => self.failing = Some(self.text.len()),
             Update::Mode(_) | Update::Options(_) | Update::Title(_) | Update::Other => {}
         }
         Ok(())
@@ -53,6 +56,16 @@ impl Turn {
     /// Whether a tool runs, as far as the agent has said.
     pub(super) fn tool_runs(&self) -> bool {
         !self.open.is_empty()
+    }
+
+    /// Why the turn has failed, where the agent has said so without failing the request.
+    pub(super) fn failure(&self) -> Option<String> {
+        let reason = self.text.get(self.failing?..)?.trim();
+        Some(if reason.is_empty() {
+            "the agent's turn failed without a reason".to_owned()
+        } else {
+            reason.to_owned()
+        })
     }
 
     /// Whether it has brought nothing that a user could see.
@@ -79,6 +92,16 @@ mod tests {
         assert!(turn.tool_runs());
         turn.apply(&tool("b", false, Some(true))).unwrap();
         assert!(!turn.tool_runs() && !turn.is_empty());
+    }
+
+    #[test]
+    fn what_is_said_after_a_failure_is_its_reason() {
+        let mut turn = Turn::default();
+        turn.apply(&Update::Text("so far".to_owned())).unwrap();
+        assert_eq!(turn.failure(), None);
+        turn.apply(&Update::Failing).unwrap();
+        turn.apply(&Update::Text("\n429 too many requests".to_owned())).unwrap();
+        assert_eq!(turn.failure().as_deref(), Some("429 too many requests"));
     }
 
     #[test]

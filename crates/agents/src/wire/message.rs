@@ -139,6 +139,8 @@ pub enum Update {
     Options(Value),
     /// The session's title.
     Title(String),
+    /// The turn fails, although it will end like any other: the text that follows is the reason.
+    Failing,
     /// Anything else.
     Other,
 }
@@ -217,6 +219,15 @@ fn update_of(text: &str) -> Update {
         }
         "current_mode_update" => owned(update.current_mode_id).map(Update::Mode),
         "config_option_update" => parsed(update.config_options).ok().map(Update::Options),
+        // Codex says so; ACP has no word for it.
+        "session_info_update"
+            if update
+                .meta
+                .as_ref()
+                .is_some_and(|meta| meta.codex.as_ref().is_some_and(CodexMeta::is_error)) =>
+        {
+            Some(Update::Failing)
+        }
         "session_info_update" => owned(update.title).map(Update::Title),
         _ => None,
     };
@@ -268,6 +279,33 @@ struct UpdateFields<'a> {
     config_options: Option<&'a RawValue>,
     #[serde(borrow)]
     title: Option<Cow<'a, str>>,
+    #[serde(rename = "_meta", borrow)]
+    meta: Option<UpdateMeta<'a>>,
+}
+
+#[derive(Deserialize)]
+struct UpdateMeta<'a> {
+    #[serde(borrow)]
+    codex: Option<CodexMeta<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CodexMeta<'a> {
+    #[serde(borrow)]
+    thread_status: Option<ThreadStatus<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ThreadStatus<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+}
+
+impl CodexMeta<'_> {
+    fn is_error(&self) -> bool {
+        self.thread_status.as_ref().is_some_and(|status| status.kind == "systemError")
+    }
 }
 
 #[derive(Deserialize)]
@@ -360,6 +398,11 @@ mod tests {
         assert_eq!(update(failed), Update::Tool { id: "c".to_owned(), new: false, over: Some(true) });
         let mode = json!({ "sessionUpdate": "current_mode_update", "currentModeId": "plan" });
         assert_eq!(update(mode), Update::Mode("plan".to_owned()));
+        let status = json!({ "codex": { "threadStatus": { "type": "systemError" } } });
+        let failing = json!({ "sessionUpdate": "session_info_update", "_meta": status });
+        assert_eq!(update(failing), Update::Failing);
+        let named = json!({ "sessionUpdate": "session_info_update", "title": "t", "_meta": { "codex": {} } });
+        assert_eq!(update(named), Update::Title("t".to_owned()));
         let options = json!({ "sessionUpdate": "config_option_update", "configOptions": [] });
         assert_eq!(update(options), Update::Options(json!([])));
         for odd in [

@@ -1,6 +1,6 @@
 //! Sessions of a VM.
 
-use agentos::{JsonRpcResponse, PromptResult, SessionEvent, SessionEvents};
+use agentos::{ErrorKind, JsonRpcResponse, PromptResult, SessionEvent, SessionEvents};
 use napi::bindgen_prelude::{Function, Object};
 use napi::threadsafe_function::UnknownReturnValue;
 use napi::{Env, Result};
@@ -157,7 +157,7 @@ impl Vm {
         let pace = Pace::default();
         let told = TextListener::new(&on_event, &pace)?;
         let failed = TextListener::new(&on_failure, &pace)?;
-        let history = wait(env, self.vm.read_history(&session_id))?;
+        let history = wait(env, self.vm.read_history(&session_id).into_future())?;
         let next = history.last().map_or(1, |event| event.sequence_number + 1);
         let follow = follow(session.events_since(next), Follower { told, failed, pace });
         let task = self.keep_telling(follow)?;
@@ -182,6 +182,8 @@ async fn follow(mut events: SessionEvents, follower: Follower) {
     while let Some(event) = follower.pace.keep(events.next()).await {
         match event {
             Ok(event) => update(&event).into_iter().for_each(|update| follower.told.tell(update)),
+            // Said once to whoever falls far behind; nothing is lost.
+            Err(error) if error.kind() == ErrorKind::Lagged => {}
             Err(error) => {
                 follower.failed.tell(error.to_string());
                 return;
