@@ -21,8 +21,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
     let release = Path::new(target).join("release");
     let built = Built {
         agentos: Some(release.join("agentos")),
-        probe: None,
-        lab: None,
+        tools: vec![],
         executables: vec![],
         examples: vec![],
     };
