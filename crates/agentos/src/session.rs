@@ -17,7 +17,7 @@ use crate::convert;
 use crate::convert::error::CallError;
 use crate::error::{Error, JsonRpcError};
 use crate::prompt::Prompting;
-use crate::session_events::{PermissionRequests, SessionEvent, SessionEvents};
+use crate::session_events::{PermissionRequests, SessionEvents};
 use crate::session_options::CreateSession;
 use crate::session_state::{
     AgentCapabilities, AgentInfo, SessionConfigOption, SessionModeState, SessionState,
@@ -154,52 +154,19 @@ impl AgentOs {
         Ok(Session { vm: self.clone(), data })
     }
 
-    /// Brings a stored session back to life in this VM.
+    /// Brings a stored session back in this VM, whose files and mounts are those that the session should find. Its id is
+    /// the former one, and its events go on where they ended.
+    ///
+    /// The agent goes on by its own means where it has any, with what it kept of the session; else it is told at the next
+    /// prompt what was said. The event `_agentos/restored` says which (`how`: `resume`, `load` or `transcript`), whether
+    /// the former working directory is gone (`lostCwd`; the session then works in the user's home), and what else it has
+    /// no more (`lost`): values of its variables and tool servers are not kept. Those of the VM hold.
     ///
     /// # Errors
     ///
-    /// `Unsupported`: this version restores none. `NotFound`: `Session not found: ID`.
+    /// `NotFound`: `Session not found: ID`. `Busy` while the session is live, here or elsewhere. As `create_session`.
     pub async fn restore_session(&self, session_id: &str) -> Result<Session, Error> {
-        let request =
-            v1::RestoreSessionRequest { vm_id: self.id().to_owned(), session_id: session_id.to_owned() };
-        let reply = self.live()?.session_store().restore_session(request).await;
-        let mut events = reply.map_err(|status| self.failed(status))?.into_inner();
-        while let Some(event) = events.message().await.map_err(|status| self.failed(status))? {
-            if let convert::session::CreateProgress::Created(data) =
-                convert::session::create_event(event, "")?
-            {
-                return Ok(self.adopt_session(data));
-            }
-        }
-        Err(CallError::Incomplete { call: "RestoreSession" }.into())
-    }
-
-    /// Every stored event of a session, in order, whether it lives or not.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`: `Session not found: ID`.
-    pub async fn read_history(&self, session_id: &str) -> Result<Vec<SessionEvent>, Error> {
-        let request = v1::ReadHistoryRequest { session_id: session_id.to_owned(), since: 1 };
-        let reply = self.live()?.session_store().read_history(request).await;
-        let mut stream = reply.map_err(|status| self.failed(status))?.into_inner();
-        let mut events = Vec::new();
-        while let Some(event) = stream.message().await.map_err(|status| self.failed(status))? {
-            events.push(convert::session::event(event)?);
-        }
-        Ok(events)
-    }
-
-    /// Removes the transcript of a session. One that lives is ended first, at once.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`: `Session not found: ID`.
-    pub async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
-        let request = v1::DeleteSessionRequest { session_id: session_id.to_owned() };
-        let reply = self.live()?.session_store().delete_session(request).await;
-        reply.map_err(|status| self.failed(status))?;
-        Ok(())
+        CreateSession::restored(self.clone(), session_id.to_owned()).await
     }
 
     pub(crate) fn adopt_session(&self, data: Box<SessionData>) -> Session {

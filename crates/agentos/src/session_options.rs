@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use agentos_proto::v1;
 use tokio::sync::oneshot;
 
 use crate::builder::into_future;
@@ -183,6 +184,8 @@ pub(crate) struct SessionWish {
     pub(crate) permission_rules: Vec<PermissionRule>,
     pub(crate) model: Option<ModelChoice>,
     pub(crate) agent_install: Option<AgentInstall>,
+    /// The stored session to bring back, as it was created; nothing else counts then.
+    pub(crate) restored: Option<String>,
 }
 
 /// A session to make; await it for the [`Session`]. Dropping the future undoes what it began.
@@ -198,6 +201,11 @@ pub struct CreateSession {
 impl CreateSession {
     pub(crate) fn new(vm: AgentOs, agent_type: String) -> Self {
         Self { vm, wish: SessionWish { agent_type, ..SessionWish::default() }, on_install_progress: None }
+    }
+
+    pub(crate) fn restored(vm: AgentOs, session_id: String) -> Self {
+        let wish = SessionWish { restored: Some(session_id), ..SessionWish::default() };
+        Self { vm, wish, on_install_progress: None }
     }
 
     /// The agent's working directory; the user's home by default.
@@ -314,11 +322,19 @@ impl CreateSession {
     /// Asks for the session and waits for its id, which the sidecar tells before it does anything.
     async fn begin(self) -> Result<Making, Error> {
         let Self { vm, wish, on_install_progress } = self;
-        let agent_type = wish.agent_type.clone();
-        let request = convert::session::create_request(vm.id(), wish);
-        let reply = vm.live()?.session().create_session(request).await.map_err(|status| vm.failed(status))?;
-        let mut making =
-            Making { vm, id: String::new(), agent_type, events: reply.into_inner(), on_install_progress };
+        let connection = vm.live()?;
+        let reply = match wish.restored.clone() {
+            Some(session_id) => {
+                let request = v1::RestoreSessionRequest { vm_id: vm.id().to_owned(), session_id };
+                connection.session_store().restore_session(request).await
+            }
+            None => {
+                let request = convert::session::create_request(vm.id(), wish);
+                connection.session().create_session(request).await
+            }
+        };
+        let reply = reply.map_err(|status| vm.failed(status))?;
+        let mut making = Making { vm, id: String::new(), events: reply.into_inner(), on_install_progress };
         match making.next().await? {
             CreateProgress::Begun(id) => making.id = id,
             _ => return Err(CallError::Incomplete { call: CALL }.into()),
@@ -334,7 +350,6 @@ const CALL: &str = "CreateSession";
 struct Making {
     vm: AgentOs,
     id: String,
-    agent_type: String,
     events: tonic::Streaming<agentos_proto::v1::CreateSessionEvent>,
     on_install_progress: Option<Box<dyn FnMut(InstallProgress) + Send>>,
 }
@@ -343,7 +358,7 @@ impl Making {
     async fn next(&mut self) -> Result<CreateProgress, Error> {
         let event = self.events.message().await.map_err(|status| self.vm.failed(status))?;
         let event = event.ok_or(CallError::Incomplete { call: CALL })?;
-        Ok(convert::session::create_event(event, &self.agent_type)?)
+        Ok(convert::session::create_event(event)?)
     }
 
     async fn finish(&mut self) -> Result<Session, Error> {

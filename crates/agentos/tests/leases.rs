@@ -10,7 +10,7 @@ use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
     SidecarState,
 };
-use support::world::World;
+use support::world::{World, sidecar_pid};
 use support::{eventually, within};
 
 #[tokio::test]
@@ -135,21 +135,6 @@ async fn an_explicit_sidecar_leaves_no_file_unless_it_was_killed() {
     rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
     eventually("the handle knows", || async { sidecar.describe().state == SidecarState::Disposed }).await;
     assert_eq!(files(), ["one.log", "one.sock", "one.sock.lock"], "the log may say why");
-}
-
-/// The process whose command line names a socket in this directory.
-fn sidecar_pid(runtime_dir: &Path) -> rustix::process::Pid {
-    let socket_prefix = runtime_dir.display().to_string();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let names_socket = words.iter().any(|word| word.starts_with(&socket_prefix));
-        if words.get(1).is_some_and(|word| word == "sidecar") && names_socket {
-            return rustix::process::Pid::from_raw(pid).unwrap();
-        }
-    }
-    panic!("no sidecar has a socket in {socket_prefix}");
 }
 
 #[tokio::test]

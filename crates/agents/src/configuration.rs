@@ -24,6 +24,9 @@ pub struct Configuration {
     /// The variable that moves the directory.
     #[serde(default)]
     pub variable: Option<String>,
+    /// Where the configuration is in the directory that the variable names; unset where it is that one.
+    #[serde(default)]
+    pub below: Option<String>,
     /// The directory below the user's home.
     pub directory: String,
     /// Where the variable moves it for a session of its own, which is for a user who has no such directory: an agent
@@ -81,7 +84,16 @@ impl Configuration {
         let Some(moved) = moved else { return Some(format!("{home}/{}", self.directory)) };
         let path = Path::new(moved);
         let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
-        plain.then(|| moved.clone())
+        plain.then(|| self.within(moved))
+    }
+
+    /// The directory of the configuration where the variable names this one.
+    #[must_use]
+    pub fn within(&self, named: &str) -> String {
+        match &self.below {
+            Some(below) => format!("{}/{below}", named.trim_end_matches('/')),
+            None => named.to_owned(),
+        }
     }
 }
 

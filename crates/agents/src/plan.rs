@@ -5,12 +5,12 @@
 //! ```
 //!
 //! What is particular to an agent is in its data; the planner takes the layers of it that concern the session
-//! ([`crate::registry::launch`]) and fills their gaps. It knows paths and nothing of VMs. Inside the VM there are two places, the same for every session:
-//! [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every agent and session, and
-//! [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and whatever it keeps
-//! there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's limit, and it goes
-//! with the session. Nothing a guest can write is on the host. No file holds a secret: keys reach the agent through its
-//! environment alone.
+//! ([`crate::registry::launch`]) and fills their gaps. It knows paths and nothing of VMs. Inside the VM there are two
+//! places, the same for every session: [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every
+//! agent and session, and [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and
+//! whatever it keeps there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's
+//! limit, and it goes with the session. Nothing a guest can write is on the host. No file holds a secret: keys reach the
+//! agent through its environment alone.
 
 mod compose;
 mod tool_servers;
@@ -141,6 +141,8 @@ pub struct PlanRequest<'a> {
     pub home: &'a str,
     /// Whether that user has a configuration of the agent there.
     pub own_configuration: bool,
+    /// The id by which the agent knows the session, where a former one goes on.
+    pub former: Option<&'a str>,
     /// The working directory in the VM.
     pub cwd: &'a str,
     /// The session's environment; it wins over everything the plan sets, but for where the demo model is configured.
@@ -215,6 +217,9 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if matches!(agent.source, Source::Store { .. }) && request.node_modules.is_none() {
         made.add(&data.store)?;
     }
+    if place.moved.is_some() {
+        made.add(&data.moved)?;
+    }
     match request.model.kind {
         // Whatever the user's environment says: it would name another model than the session says it has.
         ModelKind::Demo => made.add_fixed(&data.demo)?,
@@ -228,15 +233,18 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
             }
         }
     }
-    if let Some(variable) = &place.moved_by {
+    if let Some((variable, directory)) = &place.moved {
         match request.model.kind {
-            ModelKind::Demo => made.fix(variable, place.config.clone()),
-            ModelKind::Provider => made.set(variable, place.config.clone()),
+            ModelKind::Demo => made.fix(variable, directory.clone()),
+            ModelKind::Provider => made.set(variable, directory.clone()),
         }
     }
     made.add(if request.permission_policy.asks() { &data.ask } else { &data.allow_all })?;
     if !request.instructions.is_empty() {
         made.add(&data.instructions)?;
+    }
+    if request.former.is_some() {
+        made.add(&data.resume)?;
     }
     let mut acp = AcpSetup { auth_method: agent.auth_method.clone(), ..AcpSetup::default() };
     match agent.tool_servers {
@@ -270,24 +278,26 @@ struct Place {
     state: String,
     /// Where the agent keeps its configuration.
     config: String,
-    /// The variable that moves it there, where it is not there by itself.
-    moved_by: Option<String>,
+    /// The variable that moves it there and what that one says, where it is not there by itself.
+    moved: Option<(String, String)>,
 }
 
 impl Place {
     fn of(request: &PlanRequest<'_>) -> Result<Self, PlanError> {
         let state = format!("{GUEST_SESSIONS}/{}", request.session.as_str());
-        let mut place = Self { state, config: request.home.to_owned(), moved_by: None };
+        let mut place = Self { state, config: request.home.to_owned(), moved: None };
         let Some(configuration) = request.agent.configuration.first() else { return Ok(place) };
         let usual = format!("{}/{}", request.home, configuration.directory);
         let own = configuration.variable.as_ref().and_then(|name| request.env.get(name));
-        place.config = own.filter(|path| !path.is_empty()).cloned().unwrap_or(usual);
+        let own_directory = own.filter(|path| !path.is_empty()).map(|path| configuration.within(path));
+        place.config = own_directory.unwrap_or(usual);
         let demo = request.model.kind == ModelKind::Demo;
         if let (Some(variable), Some(moved)) = (&configuration.variable, &configuration.moved)
             && (demo || (own.is_none() && !request.own_configuration))
         {
-            place.config = moved.fill(&|gap| place.value(request, gap))?;
-            place.moved_by = Some(variable.clone());
+            let directory = moved.fill(&|gap| place.value(request, gap))?;
+            place.config = configuration.within(&directory);
+            place.moved = Some((variable.clone(), directory));
         }
         Ok(place)
     }
@@ -311,6 +321,7 @@ impl Place {
             Gap::Demo => request.demo_base_url.trim_end_matches('/').to_owned(),
             Gap::Gateway => return Err(nothing("a gateway")),
             Gap::Instructions => request.instructions.to_owned(),
+            Gap::Former => request.former.ok_or_else(|| nothing("a former session"))?.to_owned(),
             Gap::Arch => npm_arch().to_owned(),
             Gap::Machine => std::env::consts::ARCH.to_owned(),
         })

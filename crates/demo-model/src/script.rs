@@ -91,6 +91,7 @@ pub fn decide(conversation: &Conversation) -> Reply {
         Some(Err(malformed)) => return Reply::Answer(Answer::text(text::malformed(&malformed))),
         None => match prompt::steps(&prompt) {
             Some(steps) => Plan { steps, ..Plan::default() },
+            None if prompt::asks_for_the_first(&prompt) => Plan { ask: true, ..Plan::default() },
             None => return Reply::Answer(Answer::text(text::help())),
         },
     };

@@ -3,6 +3,7 @@
 //! `cargo build --bins --tests --examples` resolves features once, so nothing is compiled twice as it would be by a build of
 //! the binary followed by a build of the tests.
 
+use super::typescript;
 use crate::{Failure, workspace};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -32,12 +33,18 @@ pub(crate) struct Tool {
     pub(crate) path: PathBuf,
 }
 
-#[derive(Debug)]
+/// The tool that fetches what the TypeScript SDK is built with.
+const FETCHER: (&str, &str) = ("agentos-agents", "fetch");
+
+#[derive(Debug, Default)]
 pub(crate) struct Built {
     /// The `agentos` binary; none when only chores are tested.
     pub(crate) agentos: Option<PathBuf>,
     /// None when only chores are tested.
     pub(crate) tools: Vec<Tool>,
+    /// The addon of the TypeScript SDK, and what fetches the rest of what that is built with; none unless its tests run.
+    pub(crate) addon: Option<PathBuf>,
+    pub(crate) fetch: Option<PathBuf>,
     pub(crate) executables: Vec<Executable>,
     pub(crate) examples: Vec<Executable>,
 }
@@ -68,10 +75,18 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
     let mut command = workspace::cargo(root);
     command.args(["build", "--bins", "--tests", "--examples", "--message-format=json-render-diagnostics"]);
     if packages.is_empty() {
-        command.arg("--workspace");
+        // The libraries too, though all but the addon are built for the tests anyway.
+        command.args(["--workspace", "--lib"]);
     } else {
-        let tools = TOOLS.iter().map(|(package, ..)| *package);
-        let needed = tools.chain([PRODUCT]).filter(|_| needs_product(packages));
+        let mut needed = vec![];
+        if needs_product(packages) {
+            needed.push(PRODUCT);
+            needed.extend(TOOLS.iter().map(|(package, ..)| *package));
+        }
+        if packages.iter().any(|package| package == typescript::PACKAGE) {
+            command.arg("--lib");
+            needed.push(FETCHER.0);
+        }
         for package in packages.iter().map(String::as_str).chain(needed) {
             command.args(["--package", package]);
         }
@@ -93,8 +108,12 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
 
 fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
     let (mut agentos, mut tools) = (None, Vec::new());
+    let (mut addon, mut fetch) = (None, None);
     let (mut executables, mut examples) = (Vec::new(), Vec::new());
     for message in messages {
+        if message["target"]["kind"][0] == "cdylib" {
+            addon = message["filenames"][0].as_str().map(PathBuf::from);
+        }
         let (Some(path), Some(manifest)) =
             (message["executable"].as_str(), message["manifest_path"].as_str())
         else {
@@ -112,6 +131,10 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
         let tool = TOOLS.iter().find(|(of, called, _)| (*of, *called) == (&package, name));
         if let Some((_, _, variable)) = tool.filter(|_| kind == "example") {
             tools.push(Tool { variable, path: PathBuf::from(path) });
+            continue;
+        }
+        if kind == "example" && (package.as_str(), name) == FETCHER {
+            fetch = Some(PathBuf::from(path));
             continue;
         }
         if !packages.is_empty() && !packages.contains(&package) {
@@ -135,7 +158,7 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
     if agentos.is_none() && needs_product(packages) {
         return Err("the build made no `agentos` binary".into());
     }
-    Ok(Built { agentos, tools, executables, examples })
+    Ok(Built { agentos, tools, addon, fetch, executables, examples })
 }
 
 /// Only a selection of nothing but chores does without the product.
@@ -181,6 +204,8 @@ mod tests {
             artifact("p#agentos#0.1.0", "example", "quickstart", false),
             artifact("p#agentos-linux@0.1.0", "example", "attempt", false),
             artifact("p#agentos-agents@0.1.0", "example", "fake_acp_agent", false),
+            artifact("p#agentos-agents@0.1.0", "example", "fetch", false),
+            json!({"target": {"kind": ["cdylib"]}, "filenames": ["/x/target/libaddon.so"]}),
             json!({"reason": "build-finished", "success": true}),
         ];
         let built = collect(Path::new("/x"), &[], &messages).unwrap();
@@ -194,6 +219,8 @@ mod tests {
             ("AGENTOS_TEST_FAKE_AGENT", Path::new("/x/target/fake_acp_agent-false")),
         ];
         assert_eq!(tools, expected);
+        assert_eq!(built.fetch.unwrap(), Path::new("/x/target/fetch-false"));
+        assert_eq!(built.addon.unwrap(), Path::new("/x/target/libaddon.so"));
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
     }
 

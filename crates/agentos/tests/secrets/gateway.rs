@@ -51,6 +51,30 @@ async fn an_agent_works_with_each_provider_by_a_key_that_it_never_has() {
 }
 
 #[tokio::test]
+async fn agents_that_speak_acp_reach_their_provider_by_a_key_that_they_never_have() {
+    let agents = [
+        ("claude", "ANTHROPIC_API_KEY", "api.anthropic.com", "/v1/messages", "x-api-key", ""),
+        ("codex", "OPENAI_API_KEY", "api.openai.com", "/v1/responses", "authorization", "Bearer "),
+    ];
+    let Some(place) = Place::with_agents(&agents.map(|agent| agent.0)).await else { return };
+    for (agent, name, host, path, header, before) in agents {
+        let value = format!("the-real-key-{}", uuid::Uuid::new_v4().simple());
+        let vm = place.vm(place.options().secret(Secret::new(name, &value))).await;
+        let session = vm.create_session(agent).permission_policy(PermissionPolicy::AllowAll).await.unwrap();
+        let reason = format!("{host}, key from {name}, kept outside the VM");
+        assert_eq!((session.model(), session.model_reason()), (ModelKind::Provider, reason.as_str()));
+        let reply = within("the turn", session.prompt("demo:say It works.")).await.unwrap();
+        assert!(reply.text.contains("[demo model] It works."), "{agent}: {}", reply.text);
+        let asked = place.provider.asked();
+        let mut asked = asked.iter().filter(|asked| asked.header("host") == host);
+        let turn = asked.find(|asked| asked.uri.path().starts_with(path));
+        let turn = turn.unwrap_or_else(|| panic!("{agent}: {:?}", place.provider.asked()));
+        assert_eq!(turn.header(header), format!("{before}{value}"), "{agent}");
+        vm.dispose().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn the_providers_own_clients_are_pointed_to_the_gateway() {
     let Some(place) = Place::new().await else { return };
     let value = "sk-ant-api03-real-0123456789abcdefghij";

@@ -34,8 +34,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new() -> Option<Self> {
+        Self::with_agents(&["pi"]).await
+    }
+
+    pub(crate) async fn with_agents(agents_wanted: &[&str]) -> Option<Self> {
         let lab = Lab::new()?;
-        install_agent().await;
+        install(agents_wanted).await;
         let (names, authority) = (lab.names(), Authority::new());
         let hosts =
             ["api.anthropic.com", "api.openai.com", "openrouter.ai", "generativelanguage.googleapis.com"];
@@ -136,11 +140,14 @@ async fn forward(mut request: Request<Incoming>, socket: &Path) -> Result<Respon
     Ok(sender.send_request(request).await.unwrap())
 }
 
-/// In the lab there is no way to a registry.
-async fn install_agent() {
+/// In the lab there is no way to a registry. Some agents are hundreds of megabytes: whoever waits for these is told how
+/// it goes by the installation itself.
+async fn install(agents: &[&str]) {
     let world = World::new().await;
-    let install: InstallAgent = world.sidecar.install_agent("pi");
-    within("the agent's installation", install).await.unwrap();
+    for agent in agents {
+        let install: InstallAgent = world.sidecar.install_agent(*agent);
+        install.await.unwrap();
+    }
 }
 
 /// Where this user's agents are.

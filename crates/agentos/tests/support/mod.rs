@@ -27,3 +27,15 @@ pub(crate) async fn within<T>(what: &str, future: impl IntoFuture<Output = T>) -
         Err(_) => panic!("waited {} s in vain: {what}", DEADLINE.as_secs()),
     }
 }
+
+/// Where the agents of this machine are, so that a home of the test's own has them too.
+pub(crate) fn agent_store() -> std::path::PathBuf {
+    if let Some(store) = std::env::var_os("AGENTOS_TEST_AGENT_STORE") {
+        return store.into();
+    }
+    let home = std::env::var_os("AGENTOS_HOME").map(std::path::PathBuf::from);
+    let home = home.unwrap_or_else(|| {
+        std::path::Path::new(&std::env::var_os("HOME").unwrap()).join(".local/share/agentos")
+    });
+    home.join("agents")
+}

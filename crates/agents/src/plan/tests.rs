@@ -76,6 +76,7 @@ impl Case {
             demo_base_url: "http://127.0.0.1:4141",
             redirects: &[],
             mcp_servers: &[],
+            former: None,
             permission_policy: PermissionPolicy::AllowAll,
         };
         change(&mut request);
@@ -383,4 +384,71 @@ fn a_provider_behind_the_gateway_keeps_everything_but_its_address() {
     assert!(!plan.env.contains_key("PI_CODING_AGENT_DIR"), "the user's own settings stay");
     let demo = case.plan(ModelKind::Demo, |request| request.redirects = &redirects);
     assert!(demo.files.iter().all(|file| !file.guest_path.contains("agentos-gateway")));
+}
+
+#[test]
+fn pi_behind_an_adapter_gets_what_pi_gets_and_gives_it_the_users_home() {
+    let case = Case::new("pi-cli");
+    let servers = servers();
+    let plan = case.plan(ModelKind::Demo, |request| {
+        request.instructions = "Be kind.";
+        request.mcp_servers = &servers;
+    });
+    assert_eq!(plan.argv[1], "--import");
+    assert!(plan.argv[3].ends_with("/pi-acp-0.0.34/dist/index.js"), "{:?}", plan.argv);
+    let passed_on = plan.argv[4..].join(" ");
+    for wanted in ["--append-system-prompt", "agentos-mcp.mjs", "agentos-errors.mjs"] {
+        assert!(passed_on.contains(wanted), "{passed_on}");
+    }
+    let before = file(&plan, "agentos-pi-acp.mjs");
+    assert!(before.contains("/earendil-works+pi-coding-agent-1.5.2/dist/bundle/cli.js"), "{before}");
+    assert!(before.contains(&format!("env.HOME = \"{}\"", case.state_dir())), "{before}");
+    assert!(plan.acp.mcp_servers.is_empty(), "the adapter would drop them");
+    let pi = Registry::built_in().find("pi").unwrap().packages[0].clone();
+    assert_eq!(case.agent.packages[0], pi, "both share one package and one compile cache");
+}
+
+#[test]
+fn geminis_memory_is_below_the_directory_that_its_variable_names() {
+    let case = Case::new("gemini");
+    let moved = format!("{}/gemini", case.state_dir());
+    let plan = case.plan(ModelKind::Provider, |request| request.instructions = "Be kind.");
+    assert_eq!(plan.env["GEMINI_CLI_HOME"], moved);
+    assert_eq!(plan.state[0], format!("{moved}/.gemini/tmp"));
+    assert_eq!(file(&plan, ".gemini/GEMINI.md"), "Be kind.");
+    let own = case.plan(ModelKind::Provider, |request| request.own_configuration = true);
+    assert!(!own.env.contains_key("GEMINI_CLI_HOME"));
+    assert_eq!(own.state[0], "/home/user/.gemini/tmp");
+
+    let case = Case::new("gemini").with_env(&[("GEMINI_CLI_HOME", "/work/g/"), ("GEMINI_MODEL", "mine")]);
+    let plan = case.plan(ModelKind::Provider, |_| {});
+    assert_eq!(
+        (plan.env["GEMINI_CLI_HOME"].as_str(), plan.state[0].as_str()),
+        ("/work/g/", "/work/g/.gemini/tmp")
+    );
+    let demo = case.plan(ModelKind::Demo, |_| {});
+    assert_eq!(demo.env["GEMINI_MODEL"], "demo");
+    assert_ne!(demo.env["GEMINI_CLI_HOME"], "/work/g/");
+}
+
+#[test]
+fn opencodes_configuration_is_put_together_and_leaves_the_users_last_word_to_the_user() {
+    let case = Case::new("opencode").with_env(&[("OPENCODE_PERMISSION", "{}")]);
+    let demo = case.plan(ModelKind::Demo, |request| request.instructions = "Be kind.");
+    let content: Value = serde_json::from_str(&demo.env["OPENCODE_CONFIG_CONTENT"]).unwrap();
+    assert_eq!(content["provider"]["agentos"]["options"]["baseURL"], "http://127.0.0.1:4141/v1");
+    let configuration: Value = serde_json::from_str(file(&demo, "agentos-opencode.json")).unwrap();
+    let instructions = format!("{}/agentos-instructions.md", case.state_dir());
+    assert_eq!(configuration["instructions"], json!([instructions]));
+    assert_eq!(demo.env["OPENCODE_PERMISSION"], "{}");
+
+    let redirects: Vec<Redirect> = (case.agent.providers.iter())
+        .map(|known| Redirect { provider: known.clone(), gateway: format!("http://gateway/{}", known.id) })
+        .collect();
+    let plan = case.plan(ModelKind::Provider, |request| request.redirects = &redirects);
+    let content: Value = serde_json::from_str(&plan.env["OPENCODE_CONFIG_CONTENT"]).unwrap();
+    let google = json!({ "baseURL": "http://gateway/google/v1beta", "apiKey": "{env:GEMINI_API_KEY}" });
+    assert_eq!(content["provider"]["google"]["options"], google);
+    assert_eq!(content["provider"]["anthropic"]["options"]["baseURL"], "http://gateway/anthropic/v1");
+    assert_eq!(content["disabled_providers"], json!(["opencode"]), "no model of anybody else");
 }

@@ -73,6 +73,8 @@ struct File {
     #[serde(default)]
     warm_up: Option<Layer>,
     #[serde(default)]
+    resume: Layer,
+    #[serde(default)]
     auth_method: Option<String>,
     #[serde(default)]
     mcp: ToolServers,
@@ -90,6 +92,8 @@ struct File {
     always: Layer,
     #[serde(default)]
     store: Layer,
+    #[serde(default)]
+    moved: Layer,
     #[serde(default)]
     demo: Layer,
     #[serde(default)]
@@ -164,12 +168,14 @@ fn parse(id: &str, text: &str) -> Result<Agent, FileError> {
             command: file.command,
             always: file.always,
             store: file.store,
+            moved: file.moved,
             demo: file.demo,
             provider: file.provider,
             ask: file.ask,
             allow_all: file.allow_all,
             instructions: file.instructions,
             warm_up: file.warm_up,
+            resume: file.resume,
         },
         env: Default::default(),
         extra_args: Vec::new(),

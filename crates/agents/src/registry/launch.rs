@@ -1,7 +1,8 @@
 //! How an agent is started, as layers of data of which a session takes those that concern it.
 //!
 //! ```text
-//! always ─► store ─► provider or demo ─► gateway (each provider) ─► ask or allow_all ─► instructions ─► the user's
+//! always ─► store ─► moved ─► provider or demo ─► gateway (each provider) ─► ask or allow_all ─► instructions
+//!        ─► resume ─► the user's
 //! ```
 //! Each layer adds arguments, variables, files and parameters of the session; where two say something of the same table,
 //! they are put together. The user's environment wins over all of them, but for the demo model's variables: a
@@ -57,6 +58,8 @@ pub struct LaunchData {
     pub always: Layer,
     /// Where its packages are the store's and not the user's own.
     pub store: Layer,
+    /// Where its configuration is moved to the session.
+    pub moved: Layer,
     /// With the offline model.
     pub demo: Layer,
     /// With a provider.
@@ -67,6 +70,8 @@ pub struct LaunchData {
     pub allow_all: Layer,
     /// With OS instructions.
     pub instructions: Layer,
+    /// Where it goes on with a session of its own, which it has to know before it is spoken to.
+    pub resume: Layer,
     /// In a run that compiles the agent's code and ends by itself at the end of its input; none where nothing is gained
     /// by one.
     pub warm_up: Option<Layer>,

@@ -31,6 +31,8 @@ pub enum Gap {
     Gateway,
     /// The OS instructions.
     Instructions,
+    /// The id by which the agent knows the session that goes on.
+    Former,
     /// The processor, by npm's name for it: `x64`.
     Arch,
     /// The processor, by the name that compilers have for it: `x86_64`.
@@ -48,6 +50,7 @@ impl Gap {
             "demo" => Self::Demo,
             "gateway" => Self::Gateway,
             "instructions" => Self::Instructions,
+            "former" => Self::Former,
             "arch" => Self::Arch,
             "machine" => Self::Machine,
             name => Self::Package(name.strip_prefix("package:").filter(|key| !key.is_empty())?.to_owned()),

@@ -98,3 +98,17 @@ fn pinned_packages_carry_a_whole_sha512_and_a_directory_of_their_own() {
     assert_eq!(packages[2].directory_name(), "earendil-works+pi-coding-agent-1.5.2");
     assert_eq!(node_runtime("riscv64"), None);
 }
+
+#[test]
+fn a_command_needs_no_installation_and_what_modules_hold_is_known_to_their_vm_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = crate::Store::new(directory.path().to_owned());
+    let command = AgentConfig { id: "a".into(), command: vec!["a".into()], ..AgentConfig::default() };
+    let modules = AgentConfig { id: "b".into(), acp_adapter: "b-acp".into(), ..AgentConfig::default() };
+    let listed = crate::list_agents(&Registry::with_configs(vec![command, modules]), &store);
+    let installed: Vec<(&str, bool)> =
+        listed.iter().skip(6).map(|agent| (agent.id.as_str(), agent.installed)).collect();
+    assert_eq!(installed, [("a", true), ("b", false)]);
+    let claude = listed.iter().find(|agent| agent.id == "claude").unwrap();
+    assert_eq!((claude.installed, claude.version.as_deref()), (false, Some("0.101.0")));
+}

@@ -24,6 +24,7 @@ use super::turn::Turn;
 use super::workspace::Client;
 use super::{PromptReply, Reply, Request, Shared};
 use crate::permission::PermissionReply;
+use crate::transcript::{PROMPT, TURN_END};
 use crate::wire::acp;
 use crate::wire::message::{Message, Notification, RpcError};
 
@@ -95,6 +96,8 @@ pub(super) struct Driver {
     pub(super) client: Client,
     /// While the agent repeats a former session.
     pub(super) replaying: bool,
+    /// What the agent is told before its next prompt: what it can't remember.
+    pub(super) preface: Option<String>,
     desk: Desk,
     next_number: u64,
     turn: Turn,
@@ -113,6 +116,7 @@ impl Driver {
             state: SessionState::default(),
             client,
             replaying: false,
+            preface: None,
             desk,
             next_number: 1,
             turn: Turn::default(),
@@ -326,11 +330,13 @@ impl Driver {
         self.link.begin_turn();
         self.turn = Turn::default();
         let number = self.number();
-        let params = json!({ "sessionId": self.state.agent_session_id, "prompt": content });
+        let preface = self.preface.take().map(|text| json!({ "type": "text", "text": text }));
+        let blocks: Vec<&Value> = preface.iter().chain(&content).collect();
+        let params = json!({ "sessionId": self.state.agent_session_id, "prompt": blocks });
         self.link.request(number, "session/prompt", &params)?;
         self.running = Some(Running { number, reply, idle, cancelled: None, rejected: 0 });
         // The agent works on it already; its first word waits behind this.
-        self.publish(vec![acp::notification("_agentos/prompt", &json!({ "content": content }))]).await
+        self.publish(vec![acp::notification(PROMPT, &json!({ "content": content }))]).await
     }
 
     async fn raw(&mut self, method: String, params: Value, reply: Reply<Value>) -> Result<(), AgentFault> {
@@ -478,7 +484,7 @@ impl Driver {
                 json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } })
             }
         };
-        let kept = self.publish(vec![acp::notification("_agentos/turn_end", &end)]).await;
+        let kept = self.publish(vec![acp::notification(TURN_END, &end)]).await;
         let reply = match &kept {
             Ok(()) => result.map(|result| PromptReply {
                 text: std::mem::take(&mut self.turn.text),
@@ -489,6 +495,7 @@ impl Driver {
             }),
             Err(fault) => Err(fault.clone().into()),
         };
+        self.shared.turns.send_replace(self.shared.log.last());
         // A caller that left doesn't want it.
         let _ = running.reply.send(reply);
         kept
@@ -528,7 +535,7 @@ impl Driver {
             }
         }
         drop(self.desk);
-        self.shared.log.close();
+        self.shared.log.end(&fault).await;
     }
 
     /// The polite end: the turn is cancelled, the input ends, what the agent still says is kept.

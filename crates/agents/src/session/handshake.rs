@@ -14,9 +14,11 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use super::Former;
 use super::driver::Driver;
 use super::error::{AgentFault, StartError};
-use crate::plan::AcpSetup;
+use crate::plan::{AcpSetup, LaunchPlan};
+use crate::transcript::{SessionDetails, Transcripts, context};
 use crate::wire::acp;
 use crate::wire::message::{Message, RpcError};
 
@@ -43,8 +45,50 @@ enum Failed {
 }
 
 impl Driver {
+    /// Opens the agent's session, and keeps what is known of it then.
+    pub(super) async fn greet(
+        &mut self,
+        plan: &LaunchPlan,
+        former: Option<Former>,
+        (transcripts, mut details): (&Transcripts, SessionDetails),
+    ) -> Result<(), StartError> {
+        let known = former.as_ref().and_then(|former| former.stored.details.agent_session_id.clone());
+        let opened = self.shake_hands(&plan.cwd, &plan.acp, known.as_deref()).await?;
+        let failed = |source| AgentFault::Transcript(source);
+        let agent = self.shared.agent_type.clone();
+        let start_error = |source| StartError::Agent { agent: agent.clone(), source };
+        details.agent_session_id = Some(self.state.agent_session_id.clone()).filter(|id| !id.is_empty());
+        details.agent_version = self.state.initialize["agentInfo"]["version"].as_str().map(str::to_owned);
+        details.model_reason = Some(self.shared.model.reason.clone());
+        let id = self.shared.id.to_string();
+        transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error)?;
+        let Some(former) = former else { return Ok(()) };
+        let since = match (opened, former.known_through) {
+            (Opened::New, _) | (_, None) => 1,
+            (_, Some(known)) => known + 1,
+        };
+        // Events of this beginning say nothing that an agent has to know.
+        let context = context::of(transcripts, &id, since).await.map_err(failed).map_err(&start_error)?;
+        let how = match opened {
+            Opened::New => "transcript",
+            Opened::Resumed => "resume",
+            Opened::Loaded => "load",
+        };
+        let params = json!({ "how": how, "lostCwd": former.lost_cwd, "lost": former.lost });
+        self.publish(vec![acp::notification("_agentos/restored", &params)]).await.map_err(&start_error)?;
+        self.preface = match (context, former.lost_cwd) {
+            (context, Some(cwd)) => Some(format!(
+                "{}The former working directory {cwd} does not exist any more; you work in {} now.",
+                context.map_or_else(String::new, |context| format!("{context}\n")),
+                plan.cwd
+            )),
+            (context, None) => context,
+        };
+        Ok(())
+    }
+
     /// Speaks with an agent until it has a session. Its state is complete then.
-    pub(super) async fn shake_hands(
+    async fn shake_hands(
         &mut self,
         cwd: &str,
         setup: &AcpSetup,

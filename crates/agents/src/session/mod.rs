@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use error::{AgentExit, AgentFault, ContentError, FaultKind, PermissionError, PromptError, StartError};
 pub use log::Events;
@@ -44,7 +44,7 @@ use crate::permission::PermissionReply;
 use crate::plan::LaunchPlan;
 use crate::registry::{Launch, UnsupportedAgent};
 use crate::store::InstallRecord;
-use crate::transcript::{SessionRecord, Transcripts, now_ms};
+use crate::transcript::{SessionDetails, SessionRecord, StoredSession, Transcripts, now_ms};
 use crate::wire::pi::PiWire;
 use crate::wire::{Wire, acp};
 use driver::Driver;
@@ -67,6 +67,12 @@ impl SessionId {
     #[must_use]
     pub fn new() -> Self {
         Self(uuid::Uuid::new_v4().to_string())
+    }
+
+    /// The id of a session that is kept.
+    #[must_use]
+    pub fn of(stored: &StoredSession) -> Self {
+        Self(stored.id.clone())
     }
 
     /// As text: lower-case hex and dashes, fit for a file name.
@@ -119,6 +125,23 @@ pub struct SessionStart<'a> {
     pub permissions: PermissionSetup,
     /// What the agent may have done for it; where it is absent such requests are refused.
     pub workspace: Option<Arc<dyn Workspace>>,
+    /// What restoring it later needs, beyond what the agent says itself.
+    pub details: SessionDetails,
+    /// The session that is brought back.
+    pub former: Option<Former>,
+}
+
+/// A session of the transcripts that goes on. [`SessionStart::id`] is its own.
+#[derive(Debug, Clone)]
+pub struct Former {
+    /// What is kept of it.
+    pub stored: StoredSession,
+    /// The number of the last event that the agent's own files know of, where they were brought back.
+    pub known_through: Option<u64>,
+    /// Its working directory, where that is gone and the session goes on elsewhere.
+    pub lost_cwd: Option<String>,
+    /// What it was created with and has no more, in words.
+    pub lost: Vec<String>,
 }
 
 /// One prompt.
@@ -174,6 +197,8 @@ struct Shared {
     model: ModelChoice,
     log: Arc<EventLog>,
     board: Arc<Board>,
+    /// The number of the last event of the last turn that has ended.
+    turns: watch::Sender<u64>,
     /// What the agent has said of itself; replaced whole, and locked for that alone.
     state: Mutex<Arc<SessionState>>,
     /// Set once, before the log is closed.
@@ -209,8 +234,18 @@ impl Session {
             Launch::Acp => Wire::Acp,
             Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
         };
-        let log = Arc::new(EventLog::new(start.id.clone(), start.transcripts.clone()));
-        let provisional = Provisional { id: start.id.clone(), transcripts: Some(start.transcripts.clone()) };
+        let (id, transcripts) = (start.id.clone(), start.transcripts.clone());
+        let (log, mut provisional) = match &start.former {
+            None => (
+                EventLog::new(id.clone(), transcripts.clone()),
+                Some(Provisional { id, transcripts: Some(transcripts.clone()) }),
+            ),
+            // What is kept of it stays, whatever comes of this.
+            Some(Former { stored, .. }) => {
+                (EventLog::resume(id, transcripts.clone(), stored.events, stored.bytes), None)
+            }
+        };
+        let log = Arc::new(log);
         let opening = Self::open_transcript(&start, &log);
         let shared = Arc::new(Shared {
             id: start.id.clone(),
@@ -219,6 +254,7 @@ impl Session {
             model: start.model.clone(),
             log: Arc::clone(&log),
             board: Arc::default(),
+            turns: watch::Sender::default(),
             state: Mutex::default(),
             fate: OnceLock::new(),
         });
@@ -234,13 +270,18 @@ impl Session {
         let desk = Desk::new(start.permissions, &start.plan.cwd, Arc::clone(&shared.board));
         let link = Link::new(start.process, wire);
         let mut driver = Driver::new(Arc::clone(&shared), link, desk, Client::new(start.workspace));
-        if let Err(error) = driver.shake_hands(&start.plan.cwd, &start.plan.acp, None).await {
+        let greeted = driver.greet(start.plan, start.former, (&transcripts, start.details)).await;
+        if let Err(error) = greeted {
             // Gone before its transcript is, so that nothing of it is written afterwards.
             drop(driver);
-            provisional.forget().await;
+            if let Some(provisional) = provisional.take() {
+                provisional.forget().await;
+            }
             return Err(error);
         }
-        provisional.keep();
+        if let Some(provisional) = provisional {
+            provisional.keep();
+        }
         tokio::spawn(driver.run(queue));
         Ok(Self { shared, requests })
     }
@@ -257,6 +298,7 @@ impl Session {
             model: start.model.kind.as_str().to_owned(),
             created_ms: now_ms(),
         };
+        let record = start.former.is_none().then_some(record);
         let transcripts = start.transcripts.clone();
         let model = json!({ "kind": start.model.kind.as_str(), "reason": start.model.reason });
         let mut first = vec![acp::notification("_agentos/model", &model)];
@@ -270,7 +312,9 @@ impl Session {
             first.push(acp::notification("_agentos/install", &params));
         }
         async move {
-            transcripts.begin(record).await?;
+            if let Some(record) = record {
+                transcripts.begin(record).await?;
+            }
             log.publish(first).await
         }
     }
@@ -342,6 +386,12 @@ impl Session {
         let request = Request::Permission { id: id.to_owned(), reply, done };
         self.requests.send(request).await.map_err(|_| not_found())?;
         answer.await.unwrap_or_else(|_| Err(not_found()))
+    }
+
+    /// The number of the last event of the last turn that has ended; it changes with every one.
+    #[must_use]
+    pub fn turns(&self) -> watch::Receiver<u64> {
+        self.shared.turns.subscribe()
     }
 
     /// Ends the session: politely (the turn is cancelled, the agent gets time to exit) or at once. Returns when all its

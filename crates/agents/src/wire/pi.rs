@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! initialize         get_state, get_available_models, get_available_thinking_levels, get_commands
-//! session/new        answered from those
+//! session/new, load  answered from those
 //! session/prompt     prompt; answered at agent_settled, or at once where pi refuses or an extension has done the work
 //! session/cancel     abort
 //! session/set_*      set_model, set_thinking_level
@@ -97,6 +97,8 @@ impl PiWire {
                 }
                 step
             }
+            // Pi has opened it at its launch, or a new one where it knew of none.
+            ("session/load", Some(profile)) => Step::response(id, profile.session_load(&params["sessionId"])),
             ("session/prompt", Some(_)) => self.prompt(id, &params["prompt"]),
             (method, Some(profile)) => match profile.request(method, params) {
                 Reaction::Answer(outcome) => Step::response(id, outcome),

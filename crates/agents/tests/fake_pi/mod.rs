@@ -8,7 +8,7 @@ use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
 use agentos_agents::session::{PermissionSetup, SessionStart, StartError};
 use agentos_agents::store::InstallRecord;
-use agentos_agents::transcript::Event;
+use agentos_agents::transcript::{Event, SessionDetails};
 use agentos_agents::{AgentExit, AgentProcess, Session, SessionId, Transcripts};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
@@ -81,6 +81,8 @@ impl Place {
                 transcripts,
                 permissions: PermissionSetup::default(),
                 workspace: None,
+                details: SessionDetails::default(),
+                former: None,
             };
             Session::start(start).await
         });

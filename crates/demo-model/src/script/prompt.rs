@@ -69,6 +69,18 @@ pub(super) fn steps(prompt: &str) -> Option<Vec<Step>> {
     })
 }
 
+/// Whether the prompt is a question about the beginning of its conversation: `What was my first request?`
+pub(super) fn asks_for_the_first(prompt: &str) -> bool {
+    let prompt = prompt.to_ascii_lowercase();
+    let words: Vec<&str> = prompt.split(|c: char| !c.is_alphanumeric()).collect();
+    let has = |known: &[&str]| words.iter().any(|word| known.contains(word));
+    has(&["what", "which", "repeat", "remember"])
+        && has(&["first", "earliest"])
+        && has(&[
+            "request", "message", "prompt", "question", "task", "ask", "asked", "say", "said", "tell", "told",
+        ])
+}
+
 fn bare_steps(prompt: &str) -> Option<Vec<Step>> {
     let masked = Masked::new(prompt);
     let mut steps: Vec<Step> = Vec::new();

@@ -73,6 +73,44 @@ fn check(prompt: &str, steps: &[Step]) {
 }
 
 #[test]
+fn a_question_about_the_beginning_is_answered_with_it() {
+    for question in
+        ["What was my first request?", "Which task did I give you first?", "What did I ask you to do first?"]
+    {
+        let mut conversation = asked("Write \"x\" to first.txt");
+        conversation.turns.push(Turn::Assistant { text: "done".into(), calls: Vec::new() });
+        conversation.turns.push(Turn::User(vec![question.into()]));
+        let text = text_of(decide(&conversation));
+        assert!(text.ends_with("Write \"x\" to first.txt"), "{text}");
+    }
+    let other = text_of(decide(&asked("What is the first prime number?")));
+    assert!(other.contains("offline script"), "{other}");
+}
+
+#[test]
+fn a_command_asks_to_leave_a_sandbox_that_only_reads_where_the_agent_has_a_way_to() {
+    let text = json!({"type": "string"});
+    let escalation = json!({"type": "string", "enum": ["use_default", "require_escalated"]});
+    let schema = json!({
+        "type": "object", "required": ["cmd"],
+        "properties": {"cmd": text, "sandbox_permissions": escalation, "justification": text},
+    });
+    let tool = Tool { name: "exec_command".into(), namespace: None, input: ToolInput::Schema(schema) };
+    let mut conversation = asked("Run the command `touch x`");
+    conversation.tools = vec![tool];
+    let asks = |conversation: &Conversation| match call_of(decide(conversation)).arguments {
+        Arguments::Object(arguments) => arguments.get("sandbox_permissions").cloned(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asks(&conversation), None);
+    conversation.system = "<permissions instructions> `sandbox_mode` is `read-only`: ...".into();
+    assert_eq!(asks(&conversation), Some(json!("require_escalated")));
+    // An agent without such a way is not told of one.
+    conversation.tools = pi_tools();
+    assert_eq!(asks(&conversation), None);
+}
+
+#[test]
 fn a_hello_world_is_a_program_of_the_language_asked_for() {
     let ts = "const greeting: string = \"Hello, world!\";\n\nconsole.log(greeting);\n";
     for prompt in [

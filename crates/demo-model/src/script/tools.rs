@@ -44,6 +44,9 @@ const CONTENT_KEYS: &[&str] =
     &["content", "contents", "file_text", "file_content", "fileContent", "text", "data", "body", "code_edit"];
 const COMMAND_KEYS: &[&str] = &["command", "cmd", "commands", "script", "shell_command", "input", "code"];
 
+/// Codex runs a command outside of its sandbox where its model asks for that and its user agrees.
+const ESCALATED: &str = "require_escalated";
+
 /// Why a step can't be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unfit {
@@ -63,7 +66,7 @@ pub(super) fn call(step: &Step, conversation: &Conversation) -> Result<ToolCall,
         Step::Write { path, content } => write(path, content, conversation),
         Step::Run { command } => {
             let tool = named(&conversation.tools, SHELL).ok_or(Unfit::ShellToolMissing)?;
-            shell_call(tool, command)
+            shell_call(tool, command, conversation)
         }
         Step::Tool { name, arguments } => {
             let tool = by_name(&conversation.tools, name).ok_or(Unfit::ToolUnknown)?;
@@ -99,7 +102,7 @@ fn search_tool(conversation: &Conversation) -> Option<&Tool> {
 fn write(path: &str, content: &str, conversation: &Conversation) -> Result<ToolCall, Unfit> {
     let Some(tool) = named(&conversation.tools, WRITE) else {
         let shell = named(&conversation.tools, SHELL).ok_or(Unfit::WriteToolMissing)?;
-        return shell_call(shell, &write_command(path, content));
+        return shell_call(shell, &write_command(path, content), conversation);
     };
     let schema = schema_of(tool);
     let path_key = key(schema, PATH_KEYS).ok_or(Unfit::NoPlace)?;
@@ -125,7 +128,7 @@ fn write_command(path: &str, content: &str) -> String {
     }
 }
 
-fn shell_call(tool: &Tool, command: &str) -> Result<ToolCall, Unfit> {
+fn shell_call(tool: &Tool, command: &str, conversation: &Conversation) -> Result<ToolCall, Unfit> {
     let ToolInput::Schema(schema) = &tool.input else {
         return Ok(addressed(tool, Arguments::Text(command.to_owned())));
     };
@@ -139,7 +142,23 @@ fn shell_call(tool: &Tool, command: &str) -> Result<ToolCall, Unfit> {
     arguments.insert(key, value);
     let shown: String = command.chars().take(60).collect();
     fill_required(schema, &mut arguments, &format!("Run for the demo model's script: {shown}"));
+    if may_only_read(conversation) && offers(schema, "sandbox_permissions", ESCALATED) {
+        arguments.insert("sandbox_permissions".to_owned(), json!(ESCALATED));
+        arguments
+            .insert("justification".to_owned(), json!(format!("Run for the demo model's script: {shown}")));
+    }
     Ok(addressed(tool, Arguments::Object(arguments)))
+}
+
+/// Codex tells its model in which sandbox commands run, and that one that needs more has to ask for it.
+fn may_only_read(conversation: &Conversation) -> bool {
+    conversation.system.contains("`sandbox_mode` is `read-only`")
+}
+
+/// Whether a parameter takes this value.
+fn offers(schema: &Value, parameter: &str, value: &str) -> bool {
+    let values = schema["properties"][parameter]["enum"].as_array();
+    values.is_some_and(|values| values.iter().any(|known| known == value))
 }
 
 fn addressed(tool: &Tool, arguments: Arguments) -> ToolCall {

@@ -15,13 +15,14 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use super::Streamed;
+use super::session_store::{Filter, History};
 use crate::convert::session as convert;
 use crate::errors::Failure;
 use crate::host::Host;
 use crate::sessions::{CreateSession, Creation, SessionHost};
 
 /// Progress that nobody has read yet; beyond it the store drops some.
-const PROGRESS_QUEUED: usize = 16;
+pub(super) const PROGRESS_QUEUED: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct AgentSessions(pub(super) Arc<Host>);
@@ -49,6 +50,30 @@ where
     }))
 }
 
+/// The id of a session that is being made, the progress of that, then the session.
+pub(super) fn creating<F>(
+    id: String,
+    progress: mpsc::Receiver<Progress>,
+    work: F,
+) -> Streamed<v1::CreateSessionEvent>
+where
+    F: Future<Output = Result<agentos_agents::Session, Failure>> + Send + 'static,
+{
+    let event = |event| v1::CreateSessionEvent { event: Some(event) };
+    let begun = event(create_session_event::Event::BegunSessionId(id));
+    let work =
+        async move {
+            let made = work.await;
+            Some(made.map(|session| {
+                event(create_session_event::Event::Created(convert::session_created(&session)))
+            }))
+        };
+    let show = |step| v1::CreateSessionEvent {
+        event: Some(create_session_event::Event::Install(convert::install_progress(step))),
+    };
+    Box::pin(stream::iter([Ok(begun)]).chain(with_progress(progress, work, show)))
+}
+
 fn json(name: &str, text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text).map_err(|error| Failure::invalid(name, format!("{name} is not JSON: {error}")))
 }
@@ -65,20 +90,9 @@ impl SessionService for AgentSessions {
         let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
         let host = Arc::clone(&self.0);
         let creation = Creation::begin(&host);
-        let begun = create_session_event::Event::BegunSessionId(creation.id().to_string());
-        let work = async move {
-            let session = match host.create_session(creation, wish, sender).await {
-                Ok(session) => session,
-                Err(failure) => return Some(Err(failure)),
-            };
-            let created = create_session_event::Event::Created(convert::session_created(&session));
-            Some(Ok(v1::CreateSessionEvent { event: Some(created) }))
-        };
-        let show = |step| v1::CreateSessionEvent {
-            event: Some(create_session_event::Event::Install(convert::install_progress(step))),
-        };
-        let begun = stream::iter([Ok(v1::CreateSessionEvent { event: Some(begun) })]);
-        Ok(Response::new(Box::pin(begun.chain(with_progress(progress, work, show)))))
+        let id = creation.id().to_string();
+        let work = async move { host.create_session(creation, wish, sender).await };
+        Ok(Response::new(creating(id, progress, work)))
     }
 
     async fn list_sessions(
@@ -133,13 +147,21 @@ impl SessionService for AgentSessions {
         request: Request<v1::SessionEventsRequest>,
     ) -> Result<Response<Self::SessionEventsStream>, Status> {
         let request = request.into_inner();
-        let session = self.0.sessions().get(&request.session_id)?;
+        let session = match self.0.sessions().get(&request.session_id) {
+            // What is kept of a session that is over can be read on.
+            Err(_) if !request.permissions_only => {
+                let filter =
+                    Filter { since: request.since, limit: u64::from(request.max_events), method: None };
+                return Ok(Response::new(History::open(&self.0, request.session_id, filter).await?.stream()));
+            }
+            session => session?,
+        };
         if request.permissions_only {
             // From here on, not from the first poll, the session has somebody who answers.
             let requests = session.permission_requests();
             let asked = stream::unfold((session, requests), |(session, mut requests)| async {
                 let event = tokio::select! {
-                    event = requests.next() => Ok(convert::session_event(&event)),
+                    event = requests.next() => Ok(convert::session_event(&event, event.sequence)),
                     () = session.closed() => return None,
                 };
                 Some((event, (session, requests)))
@@ -149,10 +171,13 @@ impl SessionService for AgentSessions {
         let events = stream::unfold(session.events(request.since), |mut events| async {
             let event = events.next().await?;
             let event = event.map_err(|error| Status::from(Failure::from(error)));
-            let event = event.map(|event| convert::session_event(&event));
+            let event = event.map(|event| convert::session_event(&event, events.newest()));
             Some((event, events))
         });
-        Ok(Response::new(Box::pin(events)))
+        match usize::try_from(request.max_events) {
+            Ok(0) | Err(_) => Ok(Response::new(Box::pin(events))),
+            Ok(most) => Ok(Response::new(Box::pin(events.take(most)))),
+        }
     }
 
     async fn respond_permission(

@@ -7,17 +7,20 @@ use std::time::Duration;
 use agentos_agents::configuration;
 use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest, ModelWish};
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
-use agentos_agents::session::{PermissionSetup, SessionStart};
-use agentos_agents::store::{Installed, Progress};
-use agentos_agents::{Agent, PermissionPolicy, Session, Store};
+use agentos_agents::session::{Former, PermissionSetup, SessionStart};
+use agentos_agents::store::{InstallRecord, Installed, Progress};
+use agentos_agents::{Agent, PermissionPolicy, Session, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::details;
 use super::instructions;
+use super::kept::{Archive, KeptFiles};
 use super::launch::{self, Launched};
 use super::modules::{self, own_modules};
+use super::restore::Restored;
 use super::workspace::VmWorkspace;
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
@@ -43,6 +46,17 @@ pub(crate) struct CreateSession {
     pub(crate) model: Option<ModelWish>,
     pub(crate) may_install: bool,
     pub(crate) provider_required: bool,
+    /// The session that is brought back.
+    pub(crate) restored: Option<Box<Restored>>,
+}
+
+/// All that is decided before an agent is launched.
+struct Prepared {
+    plan: LaunchPlan,
+    model: ModelChoice,
+    install: Option<InstallRecord>,
+    env: BTreeMap<String, String>,
+    transcripts: Transcripts,
 }
 
 impl Host {
@@ -93,6 +107,7 @@ impl Host {
             adapter: own.as_ref().and_then(|own| own.adapter.as_ref()),
             home: hosted.vm.spec().home(),
             own_configuration: own_configuration(&hosted.vm, agent).await?,
+            former: former_id(&wish),
             cwd: if wish.cwd.is_empty() { hosted.vm.spec().home() } else { &wish.cwd },
             env: &env,
             instructions: &instructions,
@@ -102,25 +117,10 @@ impl Host {
             mcp_servers: &wish.mcp_servers,
             permission_policy: wish.permissions.policy,
         })?;
-        let launched = launch(&hosted, &plan).await?;
-        let process = launched
-            .agent_process()
-            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
-        let session = Session::start(SessionStart {
-            id: creation.id().clone(),
-            owner: wish.vm_id.clone(),
-            agent_type: agent.id.clone(),
-            plan: &plan,
-            process,
-            model: choice,
-            install: installed.record(),
-            transcripts: transcripts.clone(),
-            permissions: wish.permissions,
-            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &env))),
-        })
-        .await?;
-        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(&hosted)));
-        creation.register(session.clone(), transcripts, || Ok(self.vm(&wish.vm_id).map(drop)?))?;
+        let (vm_id, install) = (wish.vm_id.clone(), installed.record());
+        let prepared = Prepared { plan, model: choice, install, env, transcripts: transcripts.clone() };
+        let session = self.start_session(&creation, &hosted, prepared, wish).await?;
+        creation.register(session.clone(), transcripts, || Ok(self.vm(&vm_id).map(drop)?))?;
         // A task, because a caller that goes away must not cut the writing off from the lock that it is done under.
         let (host, shown) = (Arc::clone(&self), session.clone());
         let showing = tokio::spawn(async move {
@@ -129,6 +129,54 @@ impl Host {
         // Where it panicked there is no file, and the agent has its instructions all the same.
         let _ = showing.await;
         creation.delivered();
+        Ok(session)
+    }
+
+    /// By what people know a VM.
+    fn label(&self, vm_id: &str) -> String {
+        let listed = self.list().into_iter().find(|listed| listed.id.as_str() == vm_id);
+        listed.map(|listed| listed.name).filter(|name| !name.is_empty()).unwrap_or_else(|| vm_id.to_owned())
+    }
+
+    /// Launches the agent and takes it over. What it keeps of the session is kept from here on.
+    async fn start_session(
+        &self,
+        creation: &Creation,
+        hosted: &Arc<HostedVm>,
+        prepared: Prepared,
+        wish: CreateSession,
+    ) -> Result<Session, Failure> {
+        let Prepared { plan, model, install, env, transcripts } = prepared;
+        let details = details::of(&wish, &plan.cwd, self.label(&wish.vm_id));
+        let (kept, former, archive) = match wish.restored.map(|restored| *restored) {
+            Some(restored) => {
+                let archive = restored.kept.archive().await?;
+                let Restored { kept, stored, lost_cwd, lost } = restored;
+                let known_through = archive.as_ref().map(|archive| archive.through);
+                (kept, Some(Former { stored, known_through, lost_cwd, lost }), archive)
+            }
+            None => (KeptFiles::take(self.sessions(), creation.id()).await?, None, None),
+        };
+        let launched = launch(hosted, &plan, archive.as_ref()).await?;
+        let process = launched
+            .agent_process()
+            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
+        let session = Session::start(SessionStart {
+            id: creation.id().clone(),
+            owner: wish.vm_id,
+            agent_type: wish.agent_type,
+            plan: &plan,
+            process,
+            model,
+            install,
+            transcripts,
+            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &env))),
+            details,
+            permissions: wish.permissions,
+            former,
+        })
+        .await?;
+        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(hosted), (kept, plan.state)));
         Ok(session)
     }
 
@@ -154,7 +202,7 @@ impl Host {
                 return Err(Failure::new(ErrorKind::AgentNotInstalled, &agent.id, message));
             }
         };
-        if store.needs_warm_up(&installed) {
+        if agent.data.warm_up.is_some() && store.needs_warm_up(&installed) {
             self.warm_up(store, agent, &installed).await;
         }
         Ok(installed)
@@ -202,10 +250,19 @@ fn unkept_promise(agent: &Agent) -> Failure {
 }
 
 /// Executes a plan in its VM. What every session of the VM needs is mounted once.
-async fn launch(hosted: &HostedVm, plan: &LaunchPlan) -> Result<Launched, Failure> {
+async fn launch(
+    hosted: &HostedVm,
+    plan: &LaunchPlan,
+    archive: Option<&Archive>,
+) -> Result<Launched, Failure> {
     let shared: Vec<PlanMount> = plan.mounts.iter().filter(|mount| mount.read_only).cloned().collect();
     hosted.sessions.mount_packages(&hosted.vm, &shared).await?;
-    Launched::start(&hosted.vm, plan, &shared).await
+    Launched::start(&hosted.vm, plan, &shared, archive).await
+}
+
+/// The id by which the agent knows the session, where it is brought back.
+fn former_id(wish: &CreateSession) -> Option<&str> {
+    wish.restored.as_ref()?.stored.details.agent_session_id.as_deref()
 }
 
 async fn choose_model(
@@ -277,7 +334,7 @@ async fn warm_up(
     let spec = VmSpec::validate(VmOptions::default(), &agentos_vm::Host::of(launcher))?;
     let vm = Vm::create(launcher, spec).await?;
     let ran = async {
-        let launched = Launched::start(&vm, &plan, &[]).await?;
+        let launched = Launched::start(&vm, &plan, &[], None).await?;
         launched.close_stdin();
         launched.exited().await;
         launched.undo().await;

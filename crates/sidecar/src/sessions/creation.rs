@@ -11,9 +11,11 @@
 
 use std::sync::Arc;
 
+use agentos_agents::transcript::StoredSession;
 use agentos_agents::{Session, SessionId, Transcripts};
 use agentos_proto::v1::ErrorKind;
 
+use super::restore::live;
 use super::{OnItsWay, SessionHost};
 use crate::errors::Failure;
 use crate::host::Host;
@@ -24,13 +26,24 @@ pub(crate) struct Creation {
     host: Arc<Host>,
     id: SessionId,
     made: Option<(Session, Transcripts)>,
+    /// Whether a transcript stays when the session is not delivered: that of a former session.
+    is_stored: bool,
 }
 
 impl Creation {
     pub(crate) fn begin(host: &Arc<Host>) -> Self {
         let id = SessionId::new();
         host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted);
-        Self { host: Arc::clone(host), id, made: None }
+        Self { host: Arc::clone(host), id, made: None, is_stored: false }
+    }
+
+    /// A stored session that is brought back under its own id.
+    pub(super) fn of_stored(host: &Arc<Host>, stored: &StoredSession) -> Result<Self, Failure> {
+        let id = SessionId::of(stored);
+        if host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted).is_some() {
+            return Err(live(id.as_str()));
+        }
+        Ok(Self { host: Arc::clone(host), id, made: None, is_stored: true })
     }
 
     pub(crate) fn id(&self) -> &SessionId {
@@ -69,18 +82,23 @@ impl Drop for Creation {
         self.host.sessions().creating().remove(self.id.as_str());
         let Some((session, transcripts)) = self.made.take() else { return };
         let host = Arc::clone(&self.host);
+        let forgotten = (!self.is_stored).then_some(transcripts);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { discard(host.sessions(), &session, &transcripts).await });
+            runtime.spawn(async move { discard(host.sessions(), &session, forgotten).await });
         }
     }
 }
 
-async fn discard(sessions: &SessionHost, session: &Session, transcripts: &Transcripts) {
+async fn discard(sessions: &SessionHost, session: &Session, forgotten: Option<Transcripts>) {
     let id = session.id().as_str();
     sessions.live.remove(id);
     session.close(false).await;
+    let Some(transcripts) = forgotten else { return };
     if let Err(error) = transcripts.delete(id).await {
         tracing::warn!(session = id, %error, "the transcript of a session that nobody has stays");
+    }
+    if let Err(failure) = sessions.remove_files_of(id).await {
+        tracing::warn!(session = id, reason = failure.message(), "what an agent kept stays");
     }
 }
 

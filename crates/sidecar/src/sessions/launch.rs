@@ -13,6 +13,7 @@ use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
+use super::kept::{Archive, KeptFiles};
 use super::stdio::{InputPipe, OutputPipe};
 use crate::errors::Failure;
 use crate::host::HostedVm;
@@ -35,7 +36,12 @@ struct Made {
 impl Launched {
     /// Mounts what the plan asks for and is not there yet, writes its files, and starts the agent as a supervised
     /// process.
-    pub(super) async fn start(vm: &Vm, plan: &LaunchPlan, shared: &[PlanMount]) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        vm: &Vm,
+        plan: &LaunchPlan,
+        shared: &[PlanMount],
+        archive: Option<&Archive>,
+    ) -> Result<Self, Failure> {
         let mut launched = Self { vm: vm.clone(), process: None, made: Made::default() };
         // Everything is noted before it is done: what was cut off half-way may have succeeded.
         for mount in plan.mounts.iter().filter(|mount| !shared.contains(mount)) {
@@ -45,6 +51,10 @@ impl Launched {
         if let Some(directory) = &plan.state_dir {
             launched.made.directory = Some(directory.clone());
             vm.mkdir(directory.as_bytes(), true).await?;
+        }
+        // Before our own files, which are those of this launch.
+        if let Some(archive) = archive {
+            archive.unpack(vm).await?;
         }
         let write = |file: &PlanFile| {
             let (path, content) = (file.guest_path.clone(), Bytes::from(file.content.clone()));
@@ -165,9 +175,14 @@ fn pairs(env: BTreeMap<String, String>) -> Vec<(Vec<u8>, Vec<u8>)> {
     env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect()
 }
 
-/// Keeps a launch until its session is over, then undoes it.
-pub(super) async fn watch(session: agentos_agents::Session, launched: Launched, hosted: Arc<HostedVm>) {
-    session.closed().await;
+/// Keeps a launch until its session is over, then undoes it. What the agent keeps of the session is kept meanwhile.
+pub(super) async fn watch(
+    session: agentos_agents::Session,
+    launched: Launched,
+    hosted: Arc<HostedVm>,
+    (kept, paths): (KeptFiles, Vec<String>),
+) {
+    kept.follow(&hosted.vm, &session, &paths).await;
     launched.undo().await;
     hosted.sessions.hide_instructions(session.id()).await;
 }

@@ -16,6 +16,8 @@ const SUPPORTED: [&str; 3] = ["session/set_mode", "session/set_model", "session/
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Profile {
     pub(super) session_id: String,
+    /// How much was said in it when pi was launched.
+    messages: u64,
     version: Option<String>,
     model: Value,
     models: Vec<Value>,
@@ -62,6 +64,7 @@ impl Profile {
         let [state, models, levels, commands] = answers;
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         Self {
+            messages: state["messageCount"].as_u64().unwrap_or_default(),
             session_id: state["sessionId"].as_str().unwrap_or_default().to_owned(),
             version: version.map(str::to_owned),
             model: state["model"].clone(),
@@ -90,7 +93,7 @@ impl Profile {
             "protocolVersion": acp::PROTOCOL_VERSION,
             "agentInfo": { "name": "pi", "title": "Pi", "version": self.version },
             "agentCapabilities": {
-                "loadSession": false,
+                "loadSession": true,
                 "promptCapabilities": { "image": image, "audio": false, "embeddedContext": true },
                 "mcpCapabilities": { "http": true, "sse": false },
                 "sessionCapabilities": {},
@@ -117,6 +120,15 @@ impl Profile {
             "models": { "currentModelId": model_id(&self.model), "availableModels": models },
             "configOptions": self.config_options(),
         })
+    }
+
+    /// The answer to `session/load`: pi was launched with the session, so that it is there or not.
+    pub(super) fn session_load(&self, id: &Value) -> Result<Value, RpcError> {
+        if *id != self.session_id.as_str() || self.messages == 0 {
+            let message = "pi knows nothing of that session";
+            return Err(RpcError::new(acp::INVALID_PARAMS, message));
+        }
+        Ok(self.session_new())
     }
 
     fn config_options(&self) -> Value {

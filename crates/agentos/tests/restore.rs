@@ -1,0 +1,160 @@
+//! Sessions that go on after their VM and their sidecar are gone: the agent by its own memory where it has one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
+mod support;
+
+use std::path::Path;
+
+use agentos::{AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session};
+use serde_json::Value;
+use support::world::{World, sidecar_pid};
+use support::{eventually, within};
+
+/// A home of the test's own that has the machine's agents, and a log of what the model was asked.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(support::agent_store(), home.path().join("agents")).unwrap();
+        Self(home)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    async fn world(&self) -> World {
+        let log = self.path().join("requests.jsonl");
+        World::started_by(&format!(
+            "env AGENTOS_HOME='{}' AGENTOS_DEMO_MODEL_LOG='{}'",
+            self.path().display(),
+            log.display()
+        ))
+        .await
+    }
+
+    /// What the model was asked last.
+    fn last_request(&self) -> String {
+        let log = std::fs::read_to_string(self.path().join("requests.jsonl")).unwrap();
+        log.lines().last().unwrap().to_owned()
+    }
+}
+
+fn options(world: &World, work: &Path) -> AgentOsOptions {
+    world.options().model(ModelChoice::Demo).mount("/work", Mount::host_dir(work).read_write())
+}
+
+async fn session(vm: &AgentOs, agent: &str) -> Session {
+    let made = vm.create_session(agent).cwd("/work").permission_policy(PermissionPolicy::AllowAll);
+    made.await.unwrap()
+}
+
+async fn params_of(vm: &AgentOs, session: &str, method: &str) -> Vec<Value> {
+    let history = vm.read_history(session).await.unwrap();
+    history.iter().filter(|event| event.method() == method).map(|event| event.params().clone()).collect()
+}
+
+/// A turn, a kill in the middle of the next one, another sidecar: the agent still knows the first turn.
+async fn survives_a_kill(agent: &str, how: &[&str]) {
+    let home = Home::new();
+    let work = tempfile::tempdir().unwrap();
+    let word = uuid::Uuid::new_v4().simple().to_string();
+    let world = home.world().await;
+    let vm = world.vm_with(options(&world, work.path())).await;
+    let first = session(&vm, agent).await;
+    let id = first.id().to_owned();
+    within("the first turn", first.prompt(format!("Run the command `echo {word}`"))).await.unwrap();
+    let archive = home.path().join("sessions").join(&id).join("agent.tar");
+    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
+    let mut events = first.events();
+    let running = tokio::spawn(async move { first.prompt("Run the command `sleep 1000`").await });
+    let tool_runs = async {
+        loop {
+            let event = events.next().await.unwrap().unwrap();
+            if event.notification.to_string().contains("sleep 1000") && event.method() == "session/update" {
+                return event.sequence_number;
+            }
+        }
+    };
+    let seen = within("the second turn runs", tool_runs).await;
+    world.kill();
+    within("the prompt fails", running).await.unwrap().unwrap_err();
+
+    let world = home.world().await;
+    let vm = world.vm_with(options(&world, work.path())).await;
+    let restored = within("the session is back", vm.restore_session(&id)).await.unwrap();
+    assert_eq!((restored.id(), restored.agent_type()), (id.as_str(), agent));
+    let history = vm.read_history(&id).await.unwrap();
+    let numbers: Vec<u64> = history.iter().map(|event| event.sequence_number).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "the sequence goes on without a gap");
+    assert!(numbers.len() as u64 > seen, "what was seen is kept");
+    let told = params_of(&vm, &id, "_agentos/restored").await;
+    assert!(how.contains(&told[0]["how"].as_str().unwrap()), "{agent}: {told:?}");
+    within("the question", restored.prompt("What was my first request?")).await.unwrap();
+    assert!(home.last_request().contains(&word), "{agent}: the model is told of the first turn");
+    // Nobody else can have it meanwhile.
+    assert_eq!(vm.restore_session(&id).await.unwrap_err().kind(), ErrorKind::Busy);
+    restored.close().await.unwrap();
+    vm.delete_session(&id).await.unwrap();
+    assert!(!archive.exists(), "deleting removes its files, too");
+}
+
+#[tokio::test]
+async fn pi_goes_on_after_a_kill() {
+    survives_a_kill("pi", &["load"]).await;
+}
+
+#[tokio::test]
+async fn claude_goes_on_after_a_kill() {
+    survives_a_kill("claude", &["resume", "load"]).await;
+}
+
+#[tokio::test]
+async fn pi_cli_goes_on_after_a_kill() {
+    survives_a_kill("pi-cli", &["load"]).await;
+}
+
+#[tokio::test]
+async fn opencode_goes_on_after_a_kill() {
+    survives_a_kill("opencode", &["resume", "load"]).await;
+}
+
+#[tokio::test]
+async fn gemini_goes_on_after_a_kill() {
+    survives_a_kill("gemini", &["load"]).await;
+}
+
+#[tokio::test]
+async fn codex_goes_on_after_a_kill() {
+    survives_a_kill("codex", &["resume", "load"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_has_lost_its_memory_and_its_directory_is_told_of_both() {
+    let home = Home::new();
+    let work = tempfile::tempdir().unwrap();
+    let world = home.world().await;
+    let vm = world.vm_with(options(&world, work.path())).await;
+    let first = session(&vm, "pi").await;
+    let id = first.id().to_owned();
+    within("the turn", first.prompt("Run the command `echo remembered`")).await.unwrap();
+    let archive = home.path().join("sessions").join(&id).join("agent.tar");
+    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
+    vm.destroy_session(&id).await.unwrap();
+    std::fs::remove_file(&archive).unwrap();
+
+    let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
+    let restored = within("the session is back", vm.restore_session(&id)).await.unwrap();
+    let told = params_of(&vm, &id, "_agentos/restored").await;
+    assert_eq!((&told[0]["how"], &told[0]["lostCwd"]), (&"transcript".into(), &"/work".into()));
+    within("the question", restored.prompt("What was my first request?")).await.unwrap();
+    let asked = home.last_request();
+    assert!(asked.contains("echo remembered") && asked.contains("/work does not exist"), "{asked}");
+    let prompts = params_of(&vm, &id, "_agentos/prompt").await;
+    assert_eq!(
+        prompts[1]["content"][0]["text"], "What was my first request?",
+        "events show what the user said"
+    );
+}

@@ -1,0 +1,202 @@
+//! What an agent keeps of its session, kept on the host: so that the agent itself can go on when its VM is gone.
+//!
+//! ```text
+//! turn ends ─► tar in the VM, as the VM's user ─► $AGENTOS_HOME/sessions/ID/agent.tar ─► tar in another VM
+//! ```
+//! The archive is bytes to the host: it is made in a VM and unpacked in a VM, by that VM's user, and no name in it ever
+//! becomes one of the host. It is bounded, written aside and renamed, and holds no more than the files that the agent's
+//! data names. Beside it stands the number of the last event that it knows of. The directory is locked while its session
+//! lives, so that no two of them write into it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agentos_agents::{Session, SessionId};
+use agentos_proto::v1::ErrorKind;
+use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+
+use super::restore::live;
+use super::{SessionHost, blocking};
+use crate::errors::Failure;
+use crate::socket::LockFile;
+
+/// What is kept of one session at most: long conversations have a few megabytes, databases of agents some more.
+const MAX_ARCHIVE_BYTES: usize = 64 << 20;
+/// A guest can draw this out; its session is kept as it was before then.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a session that has ended may take to be undone, and how often that is looked at.
+const UNDO_DEADLINE: Duration = Duration::from_secs(5);
+const UNDO_PAUSE: Duration = Duration::from_millis(20);
+/// What is kept of a complaint.
+const MAX_COMPLAINT_BYTES: usize = 1024;
+
+/// Archives what there is of these paths; one that is not there is none of its errors. The paths of `"$@"` are replaced
+/// by those that exist, without the slash that tar would complain about.
+const PACK: &str = r#"cd / || exit; n=$#; while [ "$n" -gt 0 ]; do p=$1; shift; n=$((n - 1)); [ -e "$p" ] && set -- "$@" "${p#/}"; done; [ "$#" -eq 0 ] || exec tar -cf - -- "$@""#;
+
+/// The directory of one session on the host.
+#[derive(Debug)]
+pub(crate) struct KeptFiles {
+    directory: PathBuf,
+    _lock: LockFile,
+}
+
+/// An agent's own files, from a former VM.
+#[derive(Debug)]
+pub(super) struct Archive {
+    pub(super) bytes: Bytes,
+    /// The number of the last event that they know of.
+    pub(super) through: u64,
+}
+
+impl KeptFiles {
+    /// Takes a session's directory, making it where there is none. One that stays taken is a session that lives, in this
+    /// sidecar or in another one; one that has just ended may still be undone, which is waited for.
+    pub(super) async fn take(sessions: &SessionHost, id: &SessionId) -> Result<Self, Failure> {
+        let directory = sessions.session_dir(id.as_str())?;
+        let deadline = Instant::now() + UNDO_DEADLINE;
+        loop {
+            let path = directory.clone();
+            let taken = blocking(move || {
+                let failed = |error: io::Error| failure(&path, &error);
+                DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+                LockFile::try_take(&path.join("lock")).map_err(failed)
+            });
+            match taken.await? {
+                Some(lock) => return Ok(Self { directory, _lock: lock }),
+                None if Instant::now() >= deadline => return Err(live(id.as_str())),
+                None => sleep(UNDO_PAUSE).await,
+            }
+        }
+    }
+
+    /// What was kept, if anything was.
+    pub(super) async fn archive(&self) -> Result<Option<Archive>, Failure> {
+        let directory = self.directory.clone();
+        blocking(move || {
+            let path = directory.join("agent.tar");
+            let kept = match fs::read(&path) {
+                Ok(kept) => kept,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failure(&path, &error)),
+            };
+            // The number stands before the archive, so that the two are one file.
+            let Some((through, archive)) = kept.split_first_chunk::<8>() else { return Ok(None) };
+            let bytes = Bytes::copy_from_slice(archive);
+            Ok(Some(Archive { bytes, through: u64::from_le_bytes(*through) }))
+        })
+        .await
+    }
+
+    async fn write(&self, archive: Vec<u8>, through: u64) -> Result<(), Failure> {
+        let directory = self.directory.clone();
+        blocking(move || {
+            let aside = directory.join("agent.tar.new");
+            let write = || {
+                let mut private = OpenOptions::new();
+                private.write(true).create(true).truncate(true).mode(0o600);
+                let mut file = private.open(&aside)?;
+                file.write_all(&through.to_le_bytes())?;
+                file.write_all(&archive)?;
+                fs::rename(&aside, directory.join("agent.tar"))
+            };
+            write().map_err(|error| failure(&aside, &error))
+        })
+        .await
+    }
+
+    /// Keeps the agent's files after every turn, until the session is over.
+    pub(super) async fn follow(&self, vm: &Vm, session: &Session, paths: &[String]) {
+        let mut turns = session.turns();
+        let mut complained = false;
+        while !paths.is_empty() {
+            tokio::select! {
+                changed = turns.changed() => if changed.is_err() { return },
+                () = session.closed() => {}
+            }
+            let through = *turns.borrow_and_update();
+            if through > 0
+                && let Err(error) = self.keep(vm, paths, through).await
+                && !complained
+            {
+                // Said once: it goes on being so.
+                complained = true;
+                tracing::warn!(session = %session.id(), reason = error.message(), "what an agent keeps is not kept");
+            }
+            if session.fate().is_some() {
+                return;
+            }
+        }
+        session.closed().await;
+    }
+
+    async fn keep(&self, vm: &Vm, paths: &[String], through: u64) -> Result<(), Failure> {
+        let script = ["/bin/sh", "-c", PACK, "sh"].map(str::to_owned);
+        let argv = script.into_iter().chain(paths.iter().cloned()).map(String::into_bytes).collect();
+        let process = start(vm, argv, Stdin::Null).await?;
+        let mut reader = process.stdout().from_offset(0);
+        let mut archive = Vec::new();
+        while let Some(chunk) = reader.next().await {
+            archive.extend_from_slice(&chunk.data);
+            if archive.len() > MAX_ARCHIVE_BYTES {
+                end(&process).await;
+                let message = format!("the agent keeps more than {MAX_ARCHIVE_BYTES} bytes");
+                return Err(Failure::new(ErrorKind::NoSpace, "", message));
+            }
+        }
+        // 1: a file has changed while it was read; what came of that is better than what was kept before.
+        succeeded(&process, &[0, 1]).await?;
+        if archive.is_empty() { Ok(()) } else { self.write(archive, through).await }
+    }
+}
+
+impl Archive {
+    /// Unpacks the files where they were.
+    pub(super) async fn unpack(&self, vm: &Vm) -> Result<(), Failure> {
+        let argv = ["tar", "-xf", "-", "-C", "/"].iter().map(|arg| arg.as_bytes().to_vec()).collect();
+        let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
+        succeeded(&process, &[0]).await
+    }
+}
+
+async fn start(vm: &Vm, argv: Vec<Vec<u8>>, stdin: Stdin) -> Result<Process, Failure> {
+    let spec =
+        ProcessSpec { argv, stdin, timeout: Some(DEADLINE), supervised: true, ..ProcessSpec::default() };
+    Ok(vm.spawn(spec).await?)
+}
+
+async fn end(process: &Process) {
+    if let Err(error) = process.kill_supervised().await {
+        tracing::debug!(pid = process.pid(), %error, "a copy of an agent's files can't be ended");
+    }
+}
+
+async fn succeeded(process: &Process, codes: &[i32]) -> Result<(), Failure> {
+    let mut reader = process.stderr().from_offset(0);
+    let mut complaint = Vec::new();
+    while let Some(chunk) = reader.next().await {
+        let room = MAX_COMPLAINT_BYTES.saturating_sub(complaint.len());
+        complaint.extend(chunk.data.iter().take(room));
+    }
+    match process.wait().await {
+        Exit::Exited(code) if codes.contains(&code) => Ok(()),
+        exit => {
+            let message =
+                format!("tar ended with {}: {}", exit.code(), String::from_utf8_lossy(&complaint).trim());
+            Err(Failure::new(ErrorKind::VmFailed, "tar", message))
+        }
+    }
+}
+
+fn failure(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("{}: {error}", path.display());
+    match error.raw_os_error() {
+        Some(errno) => Failure::system(errno, path.to_string_lossy(), message),
+        None => Failure::new(ErrorKind::Internal, path.to_string_lossy(), message),
+    }
+}
