@@ -17,11 +17,21 @@ const RUN_ONCE: &[&str] = &["xtask"];
 /// The package whose binary is the product.
 const PRODUCT: &str = "agentos-cli";
 
-/// The package whose examples are tools of the tests, no documentation: what the abuse tests put into VMs, and what
-/// makes networks for those of the network.
-const TOOLS: &str = "agentos-linux";
-const PROBE: &str = "attempt";
-const LAB: &str = "lab";
+/// Examples that are tools of the tests, no documentation: their package, their name, and the variable by which tests
+/// find them. They are what the abuse tests put into VMs, what makes the networks of the network tests, and an agent
+/// that misbehaves on demand.
+const TOOLS: &[(&str, &str, &str)] = &[
+    ("agentos-linux", "attempt", "AGENTOS_TEST_PROBE"),
+    ("agentos-linux", "lab", "AGENTOS_TEST_LAB"),
+    ("agentos-agents", "fake_acp_agent", "AGENTOS_TEST_FAKE_AGENT"),
+];
+
+/// A program that tests use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tool {
+    pub(crate) variable: &'static str,
+    pub(crate) path: PathBuf,
+}
 
 /// The tool that fetches what the TypeScript SDK is built with.
 const FETCHER: (&str, &str) = ("agentos-agents", "fetch");
@@ -30,10 +40,8 @@ const FETCHER: (&str, &str) = ("agentos-agents", "fetch");
 pub(crate) struct Built {
     /// The `agentos` binary; none when only chores are tested.
     pub(crate) agentos: Option<PathBuf>,
-    /// What the abuse tests make their attempts with; none when only chores are tested.
-    pub(crate) probe: Option<PathBuf>,
-    /// What the tests of the network make theirs with; none when only chores are tested.
-    pub(crate) lab: Option<PathBuf>,
+    /// None when only chores are tested.
+    pub(crate) tools: Vec<Tool>,
     /// The addon of the TypeScript SDK, and what fetches the rest of what that is built with; none unless its tests run.
     pub(crate) addon: Option<PathBuf>,
     pub(crate) fetch: Option<PathBuf>,
@@ -72,7 +80,8 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
     } else {
         let mut needed = vec![];
         if needs_product(packages) {
-            needed.extend([PRODUCT, TOOLS]);
+            needed.push(PRODUCT);
+            needed.extend(TOOLS.iter().map(|(package, ..)| *package));
         }
         if packages.iter().any(|package| package == typescript::PACKAGE) {
             command.arg("--lib");
@@ -98,7 +107,7 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
 }
 
 fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
-    let (mut agentos, mut probe, mut lab) = (None, None, None);
+    let (mut agentos, mut tools) = (None, Vec::new());
     let (mut addon, mut fetch) = (None, None);
     let (mut executables, mut examples) = (Vec::new(), Vec::new());
     for message in messages {
@@ -119,12 +128,9 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
         let directory = Path::new(manifest).parent().and_then(|path| path.strip_prefix(root).ok());
         let directory = directory.ok_or_else(|| format!("{manifest} is outside of {}", root.display()))?;
         let package = package_name(message["package_id"].as_str().unwrap_or_default()).to_owned();
-        if kind == "example" && package == TOOLS {
-            match name {
-                PROBE => probe = Some(PathBuf::from(path)),
-                LAB => lab = Some(PathBuf::from(path)),
-                _ => {}
-            }
+        let tool = TOOLS.iter().find(|(of, called, _)| (*of, *called) == (&package, name));
+        if let Some((_, _, variable)) = tool.filter(|_| kind == "example") {
+            tools.push(Tool { variable, path: PathBuf::from(path) });
             continue;
         }
         if kind == "example" && (package.as_str(), name) == FETCHER {
@@ -152,7 +158,7 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
     if agentos.is_none() && needs_product(packages) {
         return Err("the build made no `agentos` binary".into());
     }
-    Ok(Built { agentos, probe, lab, addon, fetch, executables, examples })
+    Ok(Built { agentos, tools, addon, fetch, executables, examples })
 }
 
 /// Only a selection of nothing but chores does without the product.
@@ -197,7 +203,7 @@ mod tests {
             artifact("p#agentos-cli@0.1.0", "bin", "agentos", false),
             artifact("p#agentos#0.1.0", "example", "quickstart", false),
             artifact("p#agentos-linux@0.1.0", "example", "attempt", false),
-            artifact("p#agentos-linux@0.1.0", "example", "lab", false),
+            artifact("p#agentos-agents@0.1.0", "example", "fake_acp_agent", false),
             artifact("p#agentos-agents@0.1.0", "example", "fetch", false),
             json!({"target": {"kind": ["cdylib"]}, "filenames": ["/x/target/libaddon.so"]}),
             json!({"reason": "build-finished", "success": true}),
@@ -207,8 +213,12 @@ mod tests {
         let labels: Vec<String> = built.executables.iter().map(Executable::label).collect();
         assert_eq!(labels, ["agentos-vm", "agentos-vm::boot"]);
         assert_eq!(built.examples.len(), 1);
-        assert_eq!(built.probe.unwrap(), Path::new("/x/target/attempt-false"));
-        assert_eq!(built.lab.unwrap(), Path::new("/x/target/lab-false"));
+        let tools: Vec<_> = built.tools.iter().map(|tool| (tool.variable, tool.path.as_path())).collect();
+        let expected = [
+            ("AGENTOS_TEST_PROBE", Path::new("/x/target/attempt-false")),
+            ("AGENTOS_TEST_FAKE_AGENT", Path::new("/x/target/fake_acp_agent-false")),
+        ];
+        assert_eq!(tools, expected);
         assert_eq!(built.fetch.unwrap(), Path::new("/x/target/fetch-false"));
         assert_eq!(built.addon.unwrap(), Path::new("/x/target/libaddon.so"));
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));

@@ -15,7 +15,7 @@
 //! The source tree and its target directory may be in a directory that only the caller can enter, so a run as another
 //! user gets copies. The name is short because the path of a unix socket has at most 107 bytes.
 
-use super::artifacts::{Built, Executable};
+use super::artifacts::{Built, Executable, Tool};
 use crate::{Failure, workspace};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -91,8 +91,7 @@ pub(crate) struct Sandbox {
     directory: PathBuf,
     source: PathBuf,
     agentos: Option<PathBuf>,
-    probe: Option<PathBuf>,
-    lab: Option<PathBuf>,
+    tools: Vec<Tool>,
     agents: PathBuf,
 }
 
@@ -116,8 +115,7 @@ impl Sandbox {
             runner,
             source: root.to_path_buf(),
             agentos: built.agentos.clone(),
-            probe: built.probe.clone(),
-            lab: built.lab.clone(),
+            tools: built.tools.clone(),
             agents: store.clone(),
             directory,
         };
@@ -138,14 +136,14 @@ impl Sandbox {
             .iter()
             .map(|executable| &executable.path)
             .chain(&built.agentos)
-            .chain(&built.probe)
-            .chain(&built.lab)
+            .chain(built.tools.iter().map(|tool| &tool.path))
         {
             place_executable(path, &bin)?;
         }
         self.agentos = built.agentos.as_ref().map(|_| bin.join("agentos"));
-        self.probe = built.probe.as_ref().and_then(|path| Some(bin.join(path.file_name()?)));
-        self.lab = built.lab.as_ref().and_then(|path| Some(bin.join(path.file_name()?)));
+        for tool in &mut self.tools {
+            tool.path = bin.join(tool.path.file_name().unwrap_or_default());
+        }
         self.source = self.directory.join("source");
         copy_tree(root, &self.source, &Owner::Caller)?;
         self.agents = self.directory.join("agents");
@@ -267,11 +265,8 @@ impl Sandbox {
         if let Some(agentos) = &self.agentos {
             command.env("AGENTOS_SIDECAR", agentos);
         }
-        if let Some(probe) = &self.probe {
-            command.env("AGENTOS_TEST_PROBE", probe);
-        }
-        if let Some(lab) = &self.lab {
-            command.env("AGENTOS_TEST_LAB", lab);
+        for tool in &self.tools {
+            command.env(tool.variable, &tool.path);
         }
     }
 

@@ -52,9 +52,11 @@ impl RpcError {
     }
 
     fn read(error: &Value) -> Self {
-        let message = match &error["message"] {
-            Value::String(message) => message.clone(),
-            Value::Null => "no reason given".to_owned(),
+        // Some errors are nothing but their message.
+        let message = if error.is_string() { error } else { &error["message"] };
+        let message = match message {
+            Value::String(message) if !message.is_empty() => message.clone(),
+            Value::Null | Value::String(_) => "no reason given".to_owned(),
             other => other.to_string(),
         };
         Self { code: error["code"].as_i64().unwrap_or_default(), message, data: error["data"].clone() }

@@ -6,14 +6,18 @@
 //! line is counted, an unknown record is kept or left out, nothing panics.
 
 pub mod acp;
+pub mod fuzz;
 pub mod lines;
 pub mod message;
 pub mod pi;
 pub mod pi_rpc;
 mod readable;
 
+use std::borrow::Cow;
+
 use lines::Line;
 use message::{Message, RpcError};
+use readable::readable;
 use serde_json::{Value, json};
 
 /// The longest record that is read; agents cut tool output, images are a few megabytes.
@@ -86,6 +90,12 @@ impl Wire {
     /// The meaning of a line of the agent.
     pub fn line(&mut self, line: &Line) -> Step {
         match (self, line) {
+            (Self::Pi(pi), Line::Whole(bytes)) => match std::str::from_utf8(bytes).ok().and_then(readable) {
+                Some(Cow::Owned(mended)) => pi.line(&Line::Whole(mended.into())),
+                Some(Cow::Borrowed(_)) => pi.line(line),
+                None if bytes.is_empty() => Step::default(),
+                None => Step::message(Message::Garbage),
+            },
             (Self::Pi(pi), line) => pi.line(line),
             (Self::Acp, Line::Whole(line)) if line.is_empty() => Step::default(),
             (Self::Acp, Line::Whole(line)) => Step::message(message::read(line)),
