@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::path::Path;
-
 use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
     SidecarState,
@@ -93,7 +91,7 @@ async fn a_killed_sidecar_ends_everything_and_says_so() {
     let vm = world.vm().await;
     let sleep = vm.spawn("sleep", ["1000"]).await.unwrap();
     let waiting = tokio::spawn(async move { sleep.wait().await });
-    let pid = sidecar_pid(world.runtime_dir());
+    let pid = support::sidecar_pid(world.runtime_dir());
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let error = within("the call in flight", waiting).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SidecarDied, "{error:?}");
@@ -107,7 +105,8 @@ async fn a_stale_socket_does_not_keep_a_new_sidecar_from_starting() {
     let directory = tempfile::tempdir().unwrap();
     let shared = AgentOsSharedSidecarOptions::default().pool("stale").runtime_dir(directory.path());
     let first = AgentOs::get_shared_sidecar(shared.clone()).await.unwrap();
-    rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(support::sidecar_pid(directory.path()), rustix::process::Signal::KILL)
+        .unwrap();
     eventually("the handle knows", || async { first.describe().state == SidecarState::Disposed }).await;
     assert!(directory.path().join("stale.sock").exists());
     let second = AgentOs::get_shared_sidecar(shared).await.unwrap();
@@ -132,24 +131,10 @@ async fn an_explicit_sidecar_leaves_no_file_unless_it_was_killed() {
     eventually("nothing is left", || async { files().is_empty() }).await;
 
     let sidecar = AgentOs::create_sidecar(options).await.unwrap();
-    rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(support::sidecar_pid(directory.path()), rustix::process::Signal::KILL)
+        .unwrap();
     eventually("the handle knows", || async { sidecar.describe().state == SidecarState::Disposed }).await;
     assert_eq!(files(), ["one.log", "one.sock", "one.sock.lock"], "the log may say why");
-}
-
-/// The process whose command line names a socket in this directory.
-fn sidecar_pid(runtime_dir: &Path) -> rustix::process::Pid {
-    let socket_prefix = runtime_dir.display().to_string();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let names_socket = words.iter().any(|word| word.starts_with(&socket_prefix));
-        if words.get(1).is_some_and(|word| word == "sidecar") && names_socket {
-            return rustix::process::Pid::from_raw(pid).unwrap();
-        }
-    }
-    panic!("no sidecar has a socket in {socket_prefix}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 
 use agentos::{AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use support::world::World;
 use support::{eventually, within};
@@ -80,8 +80,7 @@ async fn survives_a_kill(agent: &str, how: &[&str]) {
         }
     };
     let seen = within("the second turn runs", tool_runs).await;
-    let pid = i32::try_from(vm.sidecar().describe().pid.unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    kill_process(support::sidecar_pid(world.runtime_dir()), Signal::KILL).unwrap();
     within("the prompt fails", running).await.unwrap().unwrap_err();
 
     let world = home.world().await;
