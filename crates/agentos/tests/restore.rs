@@ -128,6 +128,11 @@ async fn gemini_goes_on_after_a_kill() {
 }
 
 #[tokio::test]
+async fn codex_goes_on_after_a_kill() {
+    survives_a_kill("codex", &["resume", "load"]).await;
+}
+
+#[tokio::test]
 async fn an_agent_that_has_lost_its_memory_and_its_directory_is_told_of_both() {
     let home = Home::new();
     let work = tempfile::tempdir().unwrap();

@@ -5,12 +5,12 @@
 //! ```
 //!
 //! What is particular to an agent is in its data; the planner takes the layers of it that concern the session
-//! ([`crate::registry::launch`]) and fills their gaps. It knows paths and nothing of VMs. Inside the VM there are two places, the same for every session:
-//! [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every agent and session, and
-//! [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and whatever it keeps
-//! there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's limit, and it goes
-//! with the session. Nothing a guest can write is on the host. No file holds a secret: keys reach the agent through its
-//! environment alone.
+//! ([`crate::registry::launch`]) and fills their gaps. It knows paths and nothing of VMs. Inside the VM there are two
+//! places, the same for every session: [`GUEST_PACKAGES`] shows the whole store read-only, so one mount serves every
+//! agent and session, and [`GUEST_SESSIONS`] has one writable directory per session, with the agent's configuration and
+//! whatever it keeps there. That directory is on the VM's own disk: what a guest writes into it counts against the VM's
+//! limit, and it goes with the session. Nothing a guest can write is on the host. No file holds a secret: keys reach the
+//! agent through its environment alone.
 
 mod compose;
 mod tool_servers;
