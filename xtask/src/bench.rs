@@ -19,13 +19,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
     let metadata = workspace::metadata(&root)?;
     let target = metadata["target_directory"].as_str().ok_or("cargo names no target directory")?;
     let release = Path::new(target).join("release");
-    let built = Built {
-        agentos: Some(release.join("agentos")),
-        probe: None,
-        lab: None,
-        executables: vec![],
-        examples: vec![],
-    };
+    let built = Built { agentos: Some(release.join("agentos")), ..Built::default() };
     let sandbox = Sandbox::prepare(&root, &built, Runner::caller())?;
     let mut bench = Command::new(release.join("agentos-bench"));
     sandbox.set_environment(&mut bench);

@@ -5,6 +5,8 @@
 //!            (root or not)                       (only when the caller is root)
 //! ```
 //!
+//! The tests of the TypeScript SDK ([`typescript`]) are run beside the executables, by Node.
+//!
 //! A sidecar behaves differently as root and as a plain user, and both are supported, so every test executable
 //! runs as both where that is possible. Each run gets a home, runtime directory and temporary directory of its
 //! own and only an allow-list of the caller's environment: the tests never see or touch the caller's state.
@@ -19,6 +21,7 @@ mod libtest;
 mod machine;
 mod sandbox;
 mod skips;
+mod typescript;
 
 use crate::{Failure, workspace};
 pub(crate) use artifacts::Built;
@@ -67,6 +70,11 @@ impl Selection {
         Ok(selection)
     }
 
+    /// The TypeScript SDK is selected by the crate of its addon.
+    fn has_typescript(&self) -> bool {
+        self.packages.is_empty() || self.packages.iter().any(|package| package == typescript::PACKAGE)
+    }
+
     /// A call without choices runs the whole suite; only that may speak for the project.
     fn is_everything(&self) -> bool {
         *self == Self::default()
@@ -78,12 +86,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
     let root = workspace::root()?;
     let allowed = skips::Allowed::read(&root.join("tests/allowed-skips.toml"))?;
     let built = artifacts::build(&root, &selection.packages)?;
+    let typescript =
+        selection.has_typescript().then(|| typescript::TypeScript::build(&root, &built)).transpose()?;
 
     let mut runs: Vec<(String, Tally)> = Vec::new();
     for runner in runners(&selection) {
         println!("\n== tests as {runner}");
         let sandbox = Sandbox::prepare(&root, &built, runner)?;
-        let tally = execute::executables(&sandbox, &built, &selection, &allowed)?;
+        let mut tally = execute::executables(&sandbox, &built, &selection, &allowed)?;
+        if let Some(typescript) = &typescript {
+            tally.add(&typescript.run(&sandbox, selection.filter.as_deref(), &allowed)?);
+        }
         sandbox.remove();
         runs.push((format!("as {runner}"), tally));
     }

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Built, fetched or not ours.
-const NOT_OURS: &[&str] = &["target", ".git", "node_modules", "corpus", "artifacts"];
+const NOT_OURS: &[&str] = &["target", ".git", "node_modules", "dist", "corpus", "artifacts"];
 
 /// One thing to put right.
 #[derive(Debug, PartialEq, Eq)]

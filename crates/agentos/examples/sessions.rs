@@ -29,6 +29,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     session.close().await?;
+
+    // The transcript outlives the session, the VM and the sidecar.
+    let stored = vm.sidecar().stored_sessions().limit(1).await?;
+    for kept in stored.sessions {
+        println!("{}: {} events", kept.title.as_deref().unwrap_or("-"), kept.events);
+        let said = vm.read_history(&kept.session_id).method("session/update").await?;
+        println!("{} of them are the agent's", said.len());
+    }
     vm.dispose().await?;
     Ok(())
 }

@@ -52,7 +52,7 @@ pub enum ErrorKind {
     Timeout,
     /// The call was cancelled.
     Cancelled,
-    /// A reader fell behind and the data it asks for is gone.
+    /// A reader fell behind. Of output, what it has not read is gone; of a session's events it is not.
     Lagged,
     /// The handle, VM or sidecar has been closed or disposed.
     Closed,

@@ -74,6 +74,7 @@ mod session;
 mod session_events;
 mod session_options;
 mod session_state;
+mod session_store;
 mod shell;
 mod sidecar;
 mod terminal;
@@ -105,7 +106,7 @@ pub use mount::{Mount, Unmounted};
 pub use network::Body;
 pub use options::{
     AgentConfig, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions,
-    AgentOsSidecarConfig, Base, Limits, ModelChoice,
+    AgentOsSidecarConfig, Base, Limits, ModelChoice, Storage,
 };
 pub use output::OutputStream;
 pub use policy::{EgressPolicy, EgressProtocol, EgressRule};
@@ -124,6 +125,9 @@ pub use session_options::{
 pub use session_state::{
     AgentCapabilities, AgentInfo, AllowedValue, PromptCapabilities, SessionConfigOption, SessionMode,
     SessionModeState,
+};
+pub use session_store::{
+    ListStoredSessions, ReadHistory, SessionEnd, SessionHistory, StoredSession, StoredSessionPage,
 };
 pub use shell::{OpenShell, Shell};
 pub use sidecar::{AgentOsSidecar, AgentOsSidecarDescription, SidecarPlacement, SidecarState};

@@ -44,6 +44,7 @@ pub struct AgentOsOptions {
     pub(crate) secrets: Vec<Secret>,
     pub(crate) network: Option<EgressPolicy>,
     pub(crate) dns_servers: Vec<SocketAddr>,
+    pub(crate) storage: Storage,
 }
 
 impl AgentOsOptions {
@@ -131,6 +132,13 @@ impl AgentOsOptions {
         self
     }
 
+    /// Where what the VM writes is kept; [`Storage::Memory`] by default, which goes with it.
+    #[must_use]
+    pub fn storage(mut self, storage: Storage) -> Self {
+        self.storage = storage;
+        self
+    }
+
     /// Runs the VM's processes as its root, with a reduced set of capabilities, instead of its plain user.
     #[must_use]
     pub fn root(mut self, root: bool) -> Self {
@@ -188,6 +196,7 @@ impl fmt::Debug for AgentOsOptions {
             .field("secrets", &self.secrets)
             .field("network", &self.network)
             .field("dns_servers", &self.dns_servers)
+            .field("storage", &self.storage)
             .finish()
     }
 }
@@ -246,7 +255,8 @@ impl Limits {
         self
     }
 
-    /// Everything the VM writes outside of mounts of the host.
+    /// Everything the VM writes outside of mounts of the host. Refused together with a [`Storage::Directory`], whose
+    /// bytes nothing here bounds.
     #[must_use]
     pub fn disk_bytes(mut self, bytes: u64) -> Self {
         self.disk_bytes = Some(bytes);
@@ -295,6 +305,28 @@ impl Base {
     }
 
     /// A directory of the host that holds a whole root file system.
+    #[must_use]
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self::Directory(path.into())
+    }
+}
+
+/// Where what a VM writes is kept, outside of its mounts and of /tmp, /run and /dev/shm, which are always in memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Storage {
+    /// In memory. It goes with the VM.
+    #[default]
+    Memory,
+    /// In a directory of the host. A VM that is made with the same one finds what the former has left, however that
+    /// ended.
+    Directory(PathBuf),
+}
+
+impl Storage {
+    /// In a directory of the host, which is made where it is missing. It has to be empty or a VM's storage already,
+    /// belong to the user of the sidecar, have mode 0700, and lie on a file system such as ext4, xfs or btrfs; one VM
+    /// at a time uses it. A relative path is taken from this process's working directory.
     #[must_use]
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Self::Directory(path.into())

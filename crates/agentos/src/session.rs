@@ -17,7 +17,7 @@ use crate::convert;
 use crate::convert::error::CallError;
 use crate::error::{Error, JsonRpcError};
 use crate::prompt::Prompting;
-use crate::session_events::{PermissionRequests, SessionEvent, SessionEvents};
+use crate::session_events::{PermissionRequests, SessionEvents};
 use crate::session_options::CreateSession;
 use crate::session_state::{
     AgentCapabilities, AgentInfo, SessionConfigOption, SessionModeState, SessionState,
@@ -167,34 +167,6 @@ impl AgentOs {
     /// `NotFound`: `Session not found: ID`. `Busy` while the session is live, here or elsewhere. As `create_session`.
     pub async fn restore_session(&self, session_id: &str) -> Result<Session, Error> {
         CreateSession::restored(self.clone(), session_id.to_owned()).await
-    }
-
-    /// Every stored event of a session, in order, whether it lives or not.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`: `Session not found: ID`.
-    pub async fn read_history(&self, session_id: &str) -> Result<Vec<SessionEvent>, Error> {
-        let request = v1::ReadHistoryRequest { session_id: session_id.to_owned(), since: 1 };
-        let reply = self.live()?.session_store().read_history(request).await;
-        let mut stream = reply.map_err(|status| self.failed(status))?.into_inner();
-        let mut events = Vec::new();
-        while let Some(event) = stream.message().await.map_err(|status| self.failed(status))? {
-            events.push(convert::session::event(event)?);
-        }
-        Ok(events)
-    }
-
-    /// Removes the transcript of a session. One that lives is ended first, at once.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`: `Session not found: ID`.
-    pub async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
-        let request = v1::DeleteSessionRequest { session_id: session_id.to_owned() };
-        let reply = self.live()?.session_store().delete_session(request).await;
-        reply.map_err(|status| self.failed(status))?;
-        Ok(())
     }
 
     pub(crate) fn adopt_session(&self, data: Box<SessionData>) -> Session {

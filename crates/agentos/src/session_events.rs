@@ -8,7 +8,8 @@ use futures_core::Stream;
 use serde_json::Value;
 
 use crate::convert;
-use crate::error::{Error, ErrorKind};
+use crate::convert::error::CallError;
+use crate::error::Error;
 use crate::feed::{Feed, FeedError, Opening};
 use crate::vm::AgentOs;
 
@@ -18,6 +19,8 @@ use crate::vm::AgentOs;
 pub struct SessionEvent {
     /// Its place in the session; they start at 1 and have no gaps.
     pub sequence_number: u64,
+    /// When it was kept, in milliseconds since the epoch.
+    pub at_ms: u64,
     /// The JSON-RPC notification as the agent sent it, or one of ours (`_agentos/...`).
     pub notification: Value,
 }
@@ -36,22 +39,68 @@ impl SessionEvent {
     }
 }
 
-/// The events of a session: stored ones first, live ones after, none twice, none lost.
+/// Events asked for at once. What is under way to a reader that doesn't read is therefore no more than that.
+const PIECE: u32 = 1024;
+/// A reader that is this far behind is told so.
+const MAX_BEHIND: u64 = 4096;
+// Each piece tells how far behind its reader is.
+const _: () = assert!(MAX_BEHIND >= 2 * PIECE as u64);
+
+/// The events of a session: stored ones first, live ones after, none twice, none lost. Of a session that is over, the
+/// stored ones.
 ///
-/// A reader may be as slow as it likes: what it has not taken yet waits in the transcript, and holds up neither the
-/// agent nor other readers. A transcript has a bound, 512 MiB, at which the session ends with an error of kind
-/// `NoSpace`; its last event is `_agentos/transcript_full`.
+/// A slow reader holds up neither the agent nor other readers, and nothing is held in memory for it. One that kept up and
+/// then falls 4,096 events behind is told so once, by an error of kind `Lagged`; the next call goes on where it was
+/// ([`Error::resume_at`]), from the transcript, which has them all. One that begins far behind only catches up.
+///
+/// A transcript has a bound, 512 MiB, at which the session ends with an error of kind `NoSpace`; its last event is
+/// `_agentos/transcript_full`.
 pub struct SessionEvents {
     vm: AgentOs,
     session_id: String,
-    next: u64,
+    place: Place,
     permissions_only: bool,
     feed: Feed<v1::SessionEvent>,
 }
 
+/// Where a reader is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The event it wants.
+    next: u64,
+    /// Of the piece that it reads.
+    taken: u32,
+    /// Whether it has kept up at some time.
+    follows: bool,
+}
+
+impl Place {
+    fn new(next: u64) -> Self {
+        Self { next, taken: 0, follows: false }
+    }
+
+    /// Whether an event is to be given out; otherwise its reader has fallen behind.
+    fn take(&mut self, sequence_number: u64, newest: u64) -> bool {
+        let is_behind = newest.saturating_sub(sequence_number) >= MAX_BEHIND;
+        if is_behind && self.follows {
+            *self = Self::new(sequence_number);
+            return false;
+        }
+        self.follows |= !is_behind;
+        self.taken += 1;
+        self.next = sequence_number + 1;
+        true
+    }
+
+    /// A stream has ended: whether that was a piece's end, after which comes another.
+    fn turns(&mut self) -> bool {
+        std::mem::take(&mut self.taken) >= PIECE
+    }
+}
+
 impl SessionEvents {
     pub(crate) fn new(vm: AgentOs, session_id: String, since: u64) -> Self {
-        Self { vm, session_id, next: since, permissions_only: false, feed: Feed::Idle }
+        Self { vm, session_id, place: Place::new(since), permissions_only: false, feed: Feed::Idle }
     }
 
     /// The next event, or `None` when the session has ended. Cancellation safe.
@@ -60,34 +109,39 @@ impl SessionEvents {
     }
 
     fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<SessionEvent, Error>>> {
-        let Self { vm, session_id, next, permissions_only, feed } = self;
-        let open = || open(vm.clone(), session_id.clone(), *next, *permissions_only);
-        let item = match ready!(feed.poll_message(context, open)) {
-            Some(Ok(event)) => {
-                *next = event.sequence_number + 1;
-                convert::session::event(event).map_err(Error::from)
-            }
-            Some(Err(FeedError::Open(error))) => Err(error),
-            Some(Err(FeedError::Broken(status))) => {
-                let error = vm.failed(*status);
-                // The stream goes on where the sidecar says that it still can.
-                if error.kind() == ErrorKind::Lagged
-                    && let Some(resume) = error.resume_at()
-                {
-                    *next = resume;
-                    *feed = Feed::Idle;
+        loop {
+            let Self { vm, session_id, place, permissions_only, feed } = self;
+            let request = || v1::SessionEventsRequest {
+                session_id: session_id.clone(),
+                since: place.next,
+                permissions_only: *permissions_only,
+                // A reader of requests is one that answers as long as its stream is open.
+                max_events: if *permissions_only { 0 } else { PIECE },
+            };
+            let item = match ready!(feed.poll_message(context, || open(vm.clone(), request()))) {
+                Some(Ok(event)) if place.take(event.sequence_number, event.newest) => {
+                    convert::session::event(event).map_err(Error::from)
                 }
-                Err(error)
-            }
-            None => return Poll::Ready(None),
-        };
-        Poll::Ready(Some(item))
+                Some(Ok(event)) => {
+                    *feed = Feed::Idle;
+                    let next = event.sequence_number;
+                    Err(CallError::EventsBehind { session_id: session_id.clone(), next }.into())
+                }
+                Some(Err(FeedError::Open(error))) => Err(error),
+                Some(Err(FeedError::Broken(status))) => Err(vm.failed(*status)),
+                None if !*permissions_only && place.turns() => {
+                    *feed = Feed::Idle;
+                    continue;
+                }
+                None => return Poll::Ready(None),
+            };
+            return Poll::Ready(Some(item));
+        }
     }
 }
 
-fn open(vm: AgentOs, session_id: String, since: u64, permissions_only: bool) -> Opening<v1::SessionEvent> {
+fn open(vm: AgentOs, request: v1::SessionEventsRequest) -> Opening<v1::SessionEvent> {
     Box::pin(async move {
-        let request = v1::SessionEventsRequest { session_id, since, permissions_only };
         let reply = vm.live()?.session().session_events(request).await;
         Ok(reply.map_err(|status| vm.failed(status))?.into_inner())
     })
@@ -105,7 +159,7 @@ impl std::fmt::Debug for SessionEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionEvents")
             .field("session_id", &self.session_id)
-            .field("next", &self.next)
+            .field("next", &self.place.next)
             .finish_non_exhaustive()
     }
 }
@@ -201,7 +255,8 @@ pub struct PermissionRequests {
 
 impl PermissionRequests {
     pub(crate) fn new(vm: AgentOs, session_id: String) -> Self {
-        Self { events: SessionEvents { vm, session_id, next: 0, permissions_only: true, feed: Feed::Idle } }
+        let events = SessionEvents::new(vm, session_id, 0);
+        Self { events: SessionEvents { permissions_only: true, ..events } }
     }
 
     /// The next request, or `None` when the session has ended. Cancellation safe.
@@ -213,7 +268,6 @@ impl PermissionRequests {
         loop {
             let event = match ready!(self.events.poll_event(context)) {
                 Some(Ok(event)) => event,
-                Some(Err(error)) if error.kind() == ErrorKind::Lagged => continue,
                 Some(Err(error)) => {
                     tracing::debug!(%error, "permission requests ended");
                     return Poll::Ready(None);
@@ -248,5 +302,63 @@ impl std::fmt::Debug for PermissionRequests {
         f.debug_struct("PermissionRequests")
             .field("session_id", &self.events.session_id)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads a transcript of so many events, of which each stream tells a piece.
+    fn read(place: &mut Place, newest: u64) -> (Vec<u64>, Vec<u64>) {
+        let (mut given, mut behind) = (Vec::new(), Vec::new());
+        loop {
+            let piece = place.next..=newest.min(place.next + u64::from(PIECE) - 1);
+            for sequence_number in piece {
+                if !place.take(sequence_number, newest) {
+                    behind.push(sequence_number);
+                    break;
+                }
+                given.push(sequence_number);
+            }
+            if place.next > newest && !place.turns() {
+                return (given, behind);
+            }
+            place.taken = 0;
+        }
+    }
+
+    #[test]
+    fn a_reader_that_begins_far_behind_catches_up_without_a_word() {
+        let mut place = Place::new(1);
+        let (given, behind) = read(&mut place, 20_000);
+        assert_eq!(given, (1..=20_000).collect::<Vec<_>>());
+        assert_eq!((behind.as_slice(), place.follows), (&[][..], true));
+    }
+
+    #[test]
+    fn a_reader_that_kept_up_and_falls_behind_is_told_once_and_loses_nothing() {
+        let mut place = Place::new(1);
+        assert!(place.take(1, 1));
+        let (given, behind) = read(&mut place, MAX_BEHIND + 1);
+        assert_eq!((given.len() as u64, behind.len()), (MAX_BEHIND, 0), "one less is near enough");
+        let before = place.next;
+        let (given, behind) = read(&mut place, 3 * MAX_BEHIND);
+        assert_eq!(behind, [before]);
+        assert_eq!(given, (before..=3 * MAX_BEHIND).collect::<Vec<_>>());
+        let (given, behind) = read(&mut place, 6 * MAX_BEHIND);
+        assert_eq!((given.len() as u64, behind.len()), (3 * MAX_BEHIND, 1), "it had caught up");
+    }
+
+    #[test]
+    fn only_a_whole_piece_is_followed_by_another() {
+        let mut place = Place::new(1);
+        for sequence_number in 1..=u64::from(PIECE) {
+            assert!(place.take(sequence_number, sequence_number));
+        }
+        assert!(place.turns());
+        assert!(!place.turns(), "an empty one is the end");
+        assert!(place.take(u64::from(PIECE) + 1, u64::from(PIECE) + 1));
+        assert!(!place.turns(), "so is one that isn't full");
     }
 }

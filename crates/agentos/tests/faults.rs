@@ -13,7 +13,7 @@ use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, ErrorKind, Limits, ModelChoice, Mount, VmState,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use support::world::World;
+use support::world::{World, sidecar_pid};
 use support::{eventually, within};
 
 /// What one sidecar holds of the host, counted from outside of it.
@@ -73,18 +73,6 @@ fn launcher_of(sidecar: Pid) -> i32 {
         parents().into_iter().filter(|(_, parent)| *parent == own).map(|(pid, _)| pid).collect();
     let &[launcher] = &children[..] else { panic!("a sidecar has one child, its launcher: {children:?}") };
     launcher
-}
-
-/// The process whose command line names a socket in this directory.
-fn sidecar_in(runtime_dir: &Path) -> Pid {
-    let socket_prefix = runtime_dir.display().to_string();
-    let pid = parents().into_keys().find(|pid| {
-        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        words.get(1).is_some_and(|word| word == "sidecar")
-            && words.iter().any(|word| word.starts_with(&socket_prefix))
-    });
-    Pid::from_raw(pid.expect("no sidecar has a socket here")).unwrap()
 }
 
 /// The directories of a launcher's control groups, its own and one per VM and hierarchy.
@@ -149,7 +137,7 @@ const VMS_TO_KILL: usize = 50;
 #[tokio::test]
 async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_clears_up() {
     let world = World::new().await;
-    let sidecar = sidecar_in(world.runtime_dir());
+    let sidecar = sidecar_pid(world.runtime_dir());
     let launcher = launcher_of(sidecar);
     let marker = marker(1);
     let mut vms = Vec::new();
@@ -190,7 +178,7 @@ async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_cle
 #[tokio::test]
 async fn a_killed_launcher_fails_its_vms_and_the_next_vm_gets_a_new_one() {
     let world = World::new().await;
-    let sidecar = sidecar_in(world.runtime_dir());
+    let sidecar = sidecar_pid(world.runtime_dir());
     let launcher = launcher_of(sidecar);
     let marker = marker(2);
     let vms = [world.vm().await, world.vm().await];
@@ -251,7 +239,7 @@ async fn orphans_by_the_thousand_are_reaped() {
     let vm = world.vm().await;
     let daemons = "i=0; while [ $i -lt 2000 ]; do (setsid true &); i=$((i + 1)); done; echo made";
     assert_eq!(within("the daemons", vm.exec(daemons)).await.unwrap().stdout_lossy(), "made\n");
-    let sidecar = sidecar_in(world.runtime_dir());
+    let sidecar = sidecar_pid(world.runtime_dir());
     // The launcher and one init.
     eventually("all are reaped", || async { descendants(sidecar).len() == 2 }).await;
 }
@@ -271,7 +259,7 @@ const MAX_GROWTH_KIB: u64 = 4096;
 async fn five_hundred_vms_come_and_go_and_nothing_stays() {
     let world = World::new().await;
     let project = world.host_dir("project");
-    let sidecar = sidecar_in(world.runtime_dir());
+    let sidecar = sidecar_pid(world.runtime_dir());
     cycles(&world, &project, WARM_UP).await;
     let host_mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let before = Census::take(sidecar, world.runtime_dir());
@@ -320,7 +308,7 @@ async fn cycles(world: &World, project: &Path, count: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn creations_that_are_given_up_leave_nothing() {
     let world = World::new().await;
-    let sidecar = sidecar_in(world.runtime_dir());
+    let sidecar = sidecar_pid(world.runtime_dir());
     cycles(&world, &world.host_dir("project"), WARM_UP).await;
     let before = Census::take(sidecar, world.runtime_dir());
     for step in 0..100u64 {
@@ -371,7 +359,7 @@ async fn a_killed_demo_model_is_replaced_and_old_sessions_reach_the_new_one() {
     let world = World::new().await;
     let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
     let first = within("a session", vm.create_session("pi")).await.unwrap();
-    let model = demo_model_of(sidecar_in(world.runtime_dir()));
+    let model = demo_model_of(sidecar_pid(world.runtime_dir()));
     kill_process(Pid::from_raw(model).unwrap(), Signal::KILL).unwrap();
     eventually("the model is dead", || async {
         let status = fs::read_to_string(format!("/proc/{model}/status")).unwrap_or_default();

@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::path::Path;
+
 use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
     SidecarState,
 };
-use support::world::World;
+use support::world::{World, sidecar_pid};
 use support::{eventually, within};
 
 #[tokio::test]
@@ -91,7 +93,7 @@ async fn a_killed_sidecar_ends_everything_and_says_so() {
     let vm = world.vm().await;
     let sleep = vm.spawn("sleep", ["1000"]).await.unwrap();
     let waiting = tokio::spawn(async move { sleep.wait().await });
-    let pid = support::sidecar_pid(world.runtime_dir());
+    let pid = sidecar_pid(world.runtime_dir());
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let error = within("the call in flight", waiting).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SidecarDied, "{error:?}");
@@ -105,8 +107,7 @@ async fn a_stale_socket_does_not_keep_a_new_sidecar_from_starting() {
     let directory = tempfile::tempdir().unwrap();
     let shared = AgentOsSharedSidecarOptions::default().pool("stale").runtime_dir(directory.path());
     let first = AgentOs::get_shared_sidecar(shared.clone()).await.unwrap();
-    rustix::process::kill_process(support::sidecar_pid(directory.path()), rustix::process::Signal::KILL)
-        .unwrap();
+    rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
     eventually("the handle knows", || async { first.describe().state == SidecarState::Disposed }).await;
     assert!(directory.path().join("stale.sock").exists());
     let second = AgentOs::get_shared_sidecar(shared).await.unwrap();
@@ -131,8 +132,7 @@ async fn an_explicit_sidecar_leaves_no_file_unless_it_was_killed() {
     eventually("nothing is left", || async { files().is_empty() }).await;
 
     let sidecar = AgentOs::create_sidecar(options).await.unwrap();
-    rustix::process::kill_process(support::sidecar_pid(directory.path()), rustix::process::Signal::KILL)
-        .unwrap();
+    rustix::process::kill_process(sidecar_pid(directory.path()), rustix::process::Signal::KILL).unwrap();
     eventually("the handle knows", || async { sidecar.describe().state == SidecarState::Disposed }).await;
     assert_eq!(files(), ["one.log", "one.sock", "one.sock.lock"], "the log may say why");
 }

@@ -85,8 +85,8 @@ async fn signals_reach_the_process_and_are_harmless_afterwards() {
     assert_eq!(within("SIGKILL", killed.wait()).await.unwrap(), Exit::Signaled { signal: 9 });
     let error = vm.stop_process(999_999).await.unwrap_err();
     assert_eq!(
-        (error.kind(), error.to_string().contains("Process not found: 999999")),
-        (ErrorKind::NotFound, true),
+        (error.kind(), error.errno(), error.to_string().contains("Process not found: 999999")),
+        (ErrorKind::NotFound, Some("ESRCH"), true),
         "{error}"
     );
 }

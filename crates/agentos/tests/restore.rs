@@ -7,9 +7,8 @@ mod support;
 use std::path::Path;
 
 use agentos::{AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session};
-use rustix::process::{Signal, kill_process};
 use serde_json::Value;
-use support::world::World;
+use support::world::{World, sidecar_pid};
 use support::{eventually, within};
 
 /// A home of the test's own that has the machine's agents, and a log of what the model was asked.
@@ -80,7 +79,7 @@ async fn survives_a_kill(agent: &str, how: &[&str]) {
         }
     };
     let seen = within("the second turn runs", tool_runs).await;
-    kill_process(support::sidecar_pid(world.runtime_dir()), Signal::KILL).unwrap();
+    world.kill();
     within("the prompt fails", running).await.unwrap().unwrap_err();
 
     let world = home.world().await;

@@ -261,6 +261,45 @@ async fn what_the_sidecar_does_not_know_is_unsupported() {
     assert_eq!(vm.read_history("s").await.unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
+/// Reads so many events, which must follow each other.
+async fn follow(events: &mut agentos::SessionEvents, numbers: std::ops::RangeInclusive<u64>) {
+    for number in numbers {
+        let event = within("an event", events.next()).await.unwrap().unwrap();
+        assert_eq!((event.sequence_number, event.at_ms), (number, 1000 + number));
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_far_behind_is_told_and_goes_on_without_a_loss() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let session = vm.create_session("fake").await.unwrap();
+    fake.script.newest_event.send_replace(2000);
+    let (mut slow, mut late) = (session.events(), session.events());
+    follow(&mut slow, 1..=1500).await;
+    fake.script.newest_event.send_replace(12_000);
+    // What was asked for before may still be on its way; no more than that.
+    let mut next = 1501;
+    let told = loop {
+        match within("the error", slow.next()).await.unwrap() {
+            Ok(event) => {
+                assert_eq!(event.sequence_number, next);
+                next += 1;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(next <= 2049, "{next} events were held for a reader that did not read");
+    assert_eq!((told.kind(), told.resume_at()), (ErrorKind::Lagged, Some(next)), "{told:?}");
+    follow(&mut slow, next..=12_000).await;
+    // It has caught up, and nobody else has noticed.
+    follow(&mut late, 1..=12_000).await;
+    fake.script.newest_event.send_replace(12_001);
+    follow(&mut slow, 12_001..=12_001).await;
+    follow(&mut late, 12_001..=12_001).await;
+}
+
 #[tokio::test]
 async fn the_death_of_the_sidecar_ends_calls_in_flight_and_later_ones_and_the_pool_recovers() {
     let story = Story::new();

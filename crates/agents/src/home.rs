@@ -3,7 +3,7 @@
 //! ```text
 //! $AGENTOS_HOME, else $XDG_DATA_HOME/agentos, else ~/.local/share/agentos
 //! ├── agents        the store: packages, downloads (see [`crate::store`])
-//! ├── sessions      what agents keep of their sessions, an archive each
+//! ├── sessions      what is kept of a session in files, a directory each
 //! └── sessions.db   the transcripts (see [`crate::transcript`])
 //! ```
 
@@ -71,16 +71,19 @@ impl Home {
         self.root.join("agents")
     }
 
-    /// What agents keep of their sessions, a directory each.
-    #[must_use]
-    pub fn sessions_dir(&self) -> PathBuf {
-        self.root.join("sessions")
-    }
-
     /// The transcripts.
     #[must_use]
     pub fn sessions_db(&self) -> PathBuf {
         self.root.join("sessions.db")
+    }
+
+    /// The directory of a session's files, which most have not. `None` for what is no session's id: it becomes part of
+    /// a path.
+    #[must_use]
+    pub fn session_dir(&self, session: &str) -> Option<PathBuf> {
+        let of_an_id = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+        let is_id = !session.is_empty() && session.bytes().all(of_an_id);
+        is_id.then(|| self.root.join("sessions").join(session))
     }
 }
 
@@ -92,6 +95,16 @@ mod tests {
         Home::from_variables(|name| {
             set.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         })
+    }
+
+    #[test]
+    fn only_ids_of_sessions_are_names_of_directories() {
+        let home = Home::new("/a");
+        let id = crate::SessionId::new();
+        assert_eq!(home.session_dir(id.as_str()), Some(PathBuf::from(format!("/a/sessions/{id}"))));
+        for name in ["", "..", "../agents", "a/b", "/etc"] {
+            assert_eq!(home.session_dir(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -16,10 +16,10 @@
 
 pub(crate) mod context;
 mod error;
-pub mod notes;
 mod reader;
 mod record;
 mod schema;
+mod title;
 mod writer;
 
 use std::fs::OpenOptions;
@@ -40,6 +40,12 @@ const QUEUE: usize = 256;
 
 /// What the events of one session may take: some hundred long turns, each word of them an event of its own.
 pub const MAX_SESSION_BYTES: u64 = 512 << 20;
+
+/// The event of a prompt: `{content}`, ACP's blocks. ACP has no notification for what the user says, and none for how a
+/// turn ends; without them a transcript would be half a conversation.
+pub(crate) const PROMPT: &str = "_agentos/prompt";
+/// The event of a turn that is over: `{stopReason, rejectedPermissions}`, or `{error: {kind, message}}`.
+pub(crate) const TURN_END: &str = "_agentos/turn_end";
 
 /// One event of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]

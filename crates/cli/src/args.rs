@@ -10,6 +10,7 @@ use crate::exec::ExecArgs;
 use crate::net_log::NetCommandArgs;
 use crate::ports::{ForwardArgs, PortsArgs};
 use crate::run::RunArgs;
+use crate::sessions::SessionsArgs;
 use crate::shell::ShellArgs;
 use crate::vms::{DisposeArgs, VmsArgs};
 
@@ -18,6 +19,7 @@ const AFTER_HELP: &str = "Examples:
   agentos run pi \"Write a hello world in TypeScript to hello.ts\" --out .
   agentos exec -- sh -c 'id; ls /'
   agentos shell --project .:rw
+  agentos sessions list
   agentos doctor
 
 Exit codes:
@@ -63,6 +65,8 @@ pub(crate) enum Command {
     Forward(ForwardArgs),
     /// Show what a kept VM may not reach and what it has reached, or change it
     Net(NetCommandArgs),
+    /// List, show, export and delete what is kept of sessions
+    Sessions(SessionsArgs),
     /// List and install agents
     Agents(AgentsArgs),
     /// Say what this host can and can't do for VMs, and the cure

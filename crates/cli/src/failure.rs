@@ -41,6 +41,14 @@ pub(crate) enum Failure {
     OutDir { path: PathBuf, source: io::Error },
     #[error("--out {} is not a directory", .path.display())]
     OutIsFile { path: PathBuf },
+    #[error("Session not found: {name}")]
+    NoSuchSession { name: String },
+    #[error("several sessions have an id that begins with {name}")]
+    AmbiguousSession { name: String },
+    #[error("{} is there already", .path.display())]
+    ExportExists { path: PathBuf },
+    #[error("cannot write {}", .path.display())]
+    Export { path: PathBuf, source: io::Error },
     #[error("a policy is needed: --net, and --allow for what is added to it")]
     NoPolicy,
     #[error("cannot start")]
@@ -85,7 +93,7 @@ impl Failure {
                 _ => OTHER,
             },
             Self::Provider(_) => AGENT,
-            Self::OutIsFile { .. } | Self::NoPolicy => USAGE,
+            Self::OutIsFile { .. } | Self::NoPolicy | Self::AmbiguousSession { .. } => USAGE,
             Self::OutputClosed => SIGNALED + SIGPIPE,
             Self::Interrupted { signal } => SIGNALED + signal,
             _ => OTHER,
@@ -115,6 +123,11 @@ impl Failure {
                  `--model demo` needs no provider",
             ),
             Self::OutIsFile { .. } => Some("name a directory; it is made where it is missing"),
+            Self::NoSuchSession { .. } => Some("`agentos sessions list` shows which there are"),
+            Self::AmbiguousSession { .. } => {
+                Some("give more of it; `agentos sessions list --json` has whole ids")
+            }
+            Self::ExportExists { .. } => Some("--force overwrites it"),
             _ => None,
         }
     }

@@ -8,9 +8,10 @@
 //! Should this process die in between, the lease's end disposes a leased VM.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use agentos::{AgentOs, AgentOsOptions, Mount, PortForward};
+use agentos::{AgentOs, AgentOsOptions, Mount, PortForward, Storage};
 use clap::Args;
 use tokio::time::timeout;
 
@@ -34,6 +35,9 @@ pub(crate) struct VmArgs {
     /// Show a directory of the host at a path of the VM; read-only unless :rw
     #[arg(long, value_name = "HOST:GUEST[:ro|:rw]")]
     pub(crate) mount: Vec<MountSpec>,
+    /// Keep what the VM writes in this directory, for the next VM with the same; it is made where it is missing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) storage: Option<PathBuf>,
     /// Start in this directory of the VM [default: /work with --project, else /home/user]
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<String>,
@@ -61,7 +65,7 @@ pub(crate) struct VmArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Work in this kept VM instead of a new one
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "secret", "keep", "net", "allow",
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["project", "mount", "storage", "secret", "keep", "net", "allow",
         "loopback_exempt_port", "connections_limit", "bandwidth_limit"])]
     pub(crate) vm: Option<String>,
 }
@@ -88,6 +92,9 @@ impl VmArgs {
             let mount = Mount::host_dir(&spec.host);
             let mount = if spec.writable { mount.read_write() } else { mount };
             options = options.mount(&spec.guest, mount);
+        }
+        if let Some(directory) = &self.storage {
+            options = options.storage(Storage::directory(directory));
         }
         if let Some(policy) = self.net.policy() {
             options = options.network(policy);

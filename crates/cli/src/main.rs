@@ -26,6 +26,7 @@ mod output;
 mod ports;
 mod read_only;
 mod run;
+mod sessions;
 mod shell;
 mod signals;
 mod spec;
@@ -69,6 +70,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Exec(args) => Ok(exec::run(args).await.unwrap_or_else(beside)),
         Command::Shell(args) => Ok(shell::run(args).await.unwrap_or_else(beside)),
         Command::Run(args) => run::run(args).await,
+        Command::Sessions(args) => sessions::run(args).await,
         Command::Agents(args) => agents::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Vms(args) => vms::list(args).await,

@@ -102,7 +102,7 @@ async fn log(name: &str, follow: bool, json: bool) -> Result<u8, Failure> {
 }
 
 /// As docker's logs have it, to the millisecond: `2026-11-23T03:08:11.123Z`.
-fn time(at: SystemTime) -> String {
+pub(crate) fn time(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     // A time that no calendar has shows as its beginning.
     let seconds = i64::try_from(since.as_secs()).unwrap_or_default();

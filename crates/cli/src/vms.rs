@@ -94,7 +94,7 @@ fn as_table(vms: &[VmInfo]) -> String {
 }
 
 /// The largest unit alone: an age is for orientation.
-fn short(age: Duration) -> String {
+pub(crate) fn short(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..60 => format!("{seconds}s"),
         seconds @ 60..3600 => format!("{}m", seconds / 60),

@@ -30,6 +30,7 @@ fn failures_of_ours_have_codes_of_their_own_and_say_what_was_wrong() {
         &["exec", "--env", "SURELY_NOT_SET", "--", "true"],
         &["exec", "--vm", "x", "--project", ".", "--", "true"],
         &["exec", "--vm", "x", "--net", "none", "--", "true"],
+        &["exec", "--vm", "x", "--storage", "state", "--", "true"],
         &["exec", "--vm", "x", "--loopback-exempt-port", "80", "--", "true"],
         &["exec", "--vm", "x", "--connections-limit", "1", "--", "true"],
         &["exec", "--vm", "x", "--bandwidth-limit", "1m", "--", "true"],
@@ -279,4 +280,14 @@ fn an_interrupt_in_a_kept_vm_leaves_nothing_running_in_it() {
     let left =
         world.agentos(["exec", "--vm", "box", "--", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
     assert!(!left.expect(0).text().contains("sleep 4711"));
+}
+
+#[test]
+fn what_a_vm_writes_to_its_storage_is_there_for_the_next_one() {
+    let world = World::new();
+    let kept = |script: &str| world.agentos(["exec", "--storage", "state", "--", "sh", "-c", script]);
+    kept("echo one > notes").expect(0);
+    assert_eq!(kept("cat notes").expect(0).text(), "one\n");
+    let refused = world.agentos(["exec", "--storage", ".", "--", "true"]).expect(125);
+    assert!(refused.stderr.contains("storage directory"), "{}", refused.stderr);
 }

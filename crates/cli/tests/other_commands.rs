@@ -25,6 +25,7 @@ fn help_has_examples_and_exit_codes() {
         "ports",
         "forward",
         "net",
+        "sessions",
         "agents",
         "doctor",
         "demo-model",
@@ -35,6 +36,10 @@ fn help_has_examples_and_exit_codes() {
     }
     for command in ["log", "stats", "set"] {
         let help = world.agentos(["help", "net", command]).expect(0).text();
+        assert!(help.contains("Examples:"), "{help}");
+    }
+    for command in ["list", "show", "export", "delete"] {
+        let help = world.agentos(["help", "sessions", command]).expect(0).text();
         assert!(help.contains("Examples:"), "{help}");
     }
 }

@@ -19,7 +19,8 @@ pub struct VmNumber(pub u64);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum LauncherRequest {
-    /// Clone a VM. Descriptor: init's end of its control socket.
+    /// Clone a VM. Descriptors: init's end of its control socket, and where the plan has a storage, the lock of it. The
+    /// launcher lets go of the lock when nothing of the VM is left, and the VM's init holds it, too.
     Boot { vm: VmNumber, plan: Box<BootPlan> },
     /// Make a detached, idmapped tree of a host directory for a live mount in this VM, answered by
     /// [`LauncherEvent::HostDirOpened`] or [`LauncherEvent::HostDirFailed`] with the same `token`.
@@ -107,6 +108,8 @@ pub struct BootPlan {
     pub ids: IdRange,
     pub hostname: String,
     pub base: Base,
+    /// None: what the VM writes is in memory and goes with it.
+    pub storage: Option<Storage>,
     /// Mounted in order.
     pub mounts: Vec<PlannedMount>,
     pub limits: Limits,
@@ -133,6 +136,15 @@ pub enum Base {
     },
     /// A whole root file system in a directory of the host, below the VM's own upper.
     Directory { path: Bytes },
+}
+
+/// A directory of the host that keeps what the VM writes. The sidecar has made, checked and locked it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Storage {
+    pub path: Bytes,
+    /// What the path has to lead to: the directory that was locked.
+    pub device: u64,
+    pub inode: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

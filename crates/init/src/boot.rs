@@ -8,6 +8,7 @@
 //! A step that fails is told to the sidecar with its object and errno, and the clone exits: the kernel undoes the rest.
 
 mod disk;
+mod layers;
 mod proc;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,6 +46,9 @@ pub(crate) struct Inheritance<'a> {
     pub launcher: OwnedFd,
     /// Files of control groups to enter.
     pub tasks: &'a [OwnedFd],
+    /// The lock of the VM's storage. Held while this process lives: should the launcher die first, nobody else gets the
+    /// directory before the VM has lost it.
+    pub storage_lock: Option<OwnedFd>,
     pub plan: &'a BootPlan,
     pub staged: &'a Staged,
 }
@@ -101,6 +105,7 @@ fn boot(inheritance: &Inheritance<'_>) -> Result<Option<Device>, BootFailure> {
 /// launcher's too; they are replaced once the VM has a /dev/null.
 fn keep_only_own_descriptors(inheritance: &Inheritance<'_>) -> Result<(), Errno> {
     let mut keep: Vec<BorrowedFd<'_>> = inheritance.tasks.iter().map(AsFd::as_fd).collect();
+    keep.extend(inheritance.storage_lock.as_ref().map(AsFd::as_fd));
     keep.push(inheritance.control.as_fd());
     keep.push(inheritance.launcher.as_fd());
     keep.push(rustix::stdio::stdin());
@@ -200,7 +205,7 @@ fn harden(plan: &BootPlan, uplink: Option<Device>) -> Result<Guest, BootFailure>
         capabilities,
         open_files: u64::from(plan.limits.open_files),
         uplink,
-        root_in_memory: matches!(plan.base, Base::Host { .. }),
+        root_in_memory: matches!(plan.base, Base::Host { .. }) && plan.storage.is_none(),
     })
 }
 

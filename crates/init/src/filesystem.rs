@@ -44,5 +44,15 @@ mod write;
 mod tests;
 
 pub(crate) use calls::FileSystem;
+pub(crate) use delete::remove_tree;
 pub(crate) use pool::{Answer, Pool};
+pub(crate) use progress::Progress;
 pub(crate) use root::Root;
+
+/// Opens a directory in a directory, through no link and no mount.
+pub(crate) fn open_directory_in(
+    parent: std::os::fd::BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<std::os::fd::OwnedFd, rustix::io::Errno> {
+    descent::open_dir(parent, name, descent::Mounts::Refuse)
+}

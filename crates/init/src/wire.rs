@@ -84,3 +84,8 @@ pub(crate) fn failure(step: &str, object: impl AsRef<[u8]>, errno: Errno) -> Boo
 pub(crate) fn io_failure(step: &str, object: impl AsRef<[u8]>, error: &std::io::Error) -> BootFailure {
     failure(step, object, Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
+
+/// A path of the host as the sidecar says it.
+pub(crate) fn as_path(bytes: &[u8]) -> &std::path::Path {
+    std::path::Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes))
+}

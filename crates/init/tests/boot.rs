@@ -79,6 +79,7 @@ impl Launcher {
             ids,
             hostname: "agentos".to_owned(),
             base: Base::Host { host_usr_local: false },
+            storage: None,
             mounts: Vec::new(),
             limits: Limits {
                 cgroup_name: format!("boot-test-{number}"),

@@ -37,6 +37,11 @@ pub fn open_tree_at(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     )
 }
 
+/// A detached copy of the one mount at an open directory; what is mounted below it stays behind.
+pub fn open_tree_alone_at(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::mount::open_tree(directory, c"", TREE | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
 const TREE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
 /// Makes every mount of a detached tree private and nosuid, nodev too unless its devices are wanted, restricts it further, and shows its files with the
@@ -121,4 +126,42 @@ pub fn tmpfs(size_bytes: u64, inodes: u64, mode: u32) -> Result<OwnedFd, Errno> 
         rustix::mount::FsMountFlags::FSMOUNT_CLOEXEC,
         rustix::mount::MountAttrFlags::MOUNT_ATTR_NOSUID | rustix::mount::MountAttrFlags::MOUNT_ATTR_NODEV,
     )
+}
+
+/// The kind of file system that a descriptor lies on, such as `ext4`. Asks no file system: the answer is in the table of
+/// mounts. None where its mount is in another namespace or out of sight.
+pub fn file_system(descriptor: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).ok()?;
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    kind_of_mount(&mounts, mount).map(<[u8]>::to_vec)
+}
+
+/// The kind of file system of a mount, by its id. Places may hold any byte but spaces, which are escaped.
+fn kind_of_mount<'a>(mountinfo: &'a [u8], id: &str) -> Option<&'a [u8]> {
+    let mut lines = mountinfo.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' '));
+    let mut fields = lines.find_map(|mut fields| (fields.next()? == id.as_bytes()).then_some(fields))?;
+    fields.find(|field| *field == b"-")?;
+    fields.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_mount_is_found_by_its_id() {
+        let mounts = b"22 1 0:21 / / rw,noatime shared:1 - ext4 /dev/vda rw\n\
+                       122 22 0:30 / /a\xff rw master:2 shared:3 - nfs4 server:/x rw\n\
+                       23 22 0:31 / /- rw - tmpfs - rw\n";
+        assert_eq!(kind_of_mount(mounts, "22"), Some(&b"ext4"[..]));
+        assert_eq!(kind_of_mount(mounts, "122"), Some(&b"nfs4"[..]));
+        assert_eq!(kind_of_mount(mounts, "2"), None);
+    }
+
+    #[test]
+    fn a_descriptor_s_file_system_is_named() {
+        let tables = std::fs::File::open("/proc/self/mountinfo").unwrap();
+        assert_eq!(file_system(tables.as_fd()).as_deref(), Some(&b"proc"[..]));
+    }
 }

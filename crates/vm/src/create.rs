@@ -26,6 +26,7 @@ use crate::launcher::{BootedVm, Launcher, VmEnd};
 use crate::mount::{Mounted, Mounter};
 use crate::network::{BorderError, Link, Missing, NetworkError, Seed, TrustError};
 use crate::spec::VmSpec;
+use crate::storage::{self, KnownStorage, LockedStorage, StorageError};
 use crate::trust;
 use crate::vm::{GoneReason, Shared, Vm};
 
@@ -49,6 +50,9 @@ pub enum CreateError {
     Gone(#[source] GoneReason),
     #[error("VM was not ready within {} s", .after.as_secs())]
     TimedOut { after: Duration },
+    /// The directory that was to keep its files.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error("no ids are left for the VM")]
     Ids(#[source] std::io::Error),
     #[error("VM's control socket can't be made")]
@@ -73,7 +77,11 @@ pub enum CreateError {
 
 pub(crate) async fn create(launcher: &Launcher, mut spec: VmSpec) -> Result<Vm, CreateError> {
     let border = launcher.network().keep_secrets(&mut spec).await?;
-    let launched = Prepared::new(launcher, &spec)?.launch(launcher).await?;
+    let storage = match spec.storage() {
+        Some(path) => Some(storage::lock(path).await?),
+        None => None,
+    };
+    let launched = Prepared::new(launcher, &spec, storage)?.launch(launcher).await?;
     let vm = launched.ready(launcher, spec, Arc::clone(&border)).await?;
     if let Some(authority) = border.authority_pem() {
         trust::install(&vm, authority).await?;
@@ -89,31 +97,36 @@ struct Prepared {
     ids: IdLease,
     channel: Channel,
     init_end: OwnedFd,
+    storage: Option<LockedStorage>,
 }
 
 /// The launcher was told.
 struct Launched {
     channel: Channel,
+    storage: Option<KnownStorage>,
     booted: BootedVm,
 }
 
 impl Prepared {
-    fn new(launcher: &Launcher, spec: &VmSpec) -> Result<Self, CreateError> {
+    fn new(launcher: &Launcher, spec: &VmSpec, storage: Option<LockedStorage>) -> Result<Self, CreateError> {
         let number = launcher.number_vm();
         let ids = launcher.lease_ids().map_err(CreateError::Ids)?;
         let (our_end, init_end) = seqpacket::pair().map_err(|errno| CreateError::Socket(errno.into()))?;
         let channel = Channel::new(our_end).map_err(CreateError::Socket)?;
         // Unique on this host as long as the directory exists: pids are, and numbers within a process.
         let cgroup_name = format!("agentos-{}-{}", std::process::id(), number.0);
-        let plan = spec.boot_plan(ids.range(), cgroup_name);
-        Ok(Self { number, plan, ids, channel, init_end })
+        let mut plan = spec.boot_plan(ids.range(), cgroup_name);
+        plan.storage = storage.as_ref().map(|locked| locked.storage.storage.clone());
+        Ok(Self { number, plan, ids, channel, init_end, storage })
     }
 
     async fn launch(self, launcher: &Launcher) -> Result<Launched, CreateError> {
-        let Self { number, plan, ids, channel, init_end } = self;
-        let booted = launcher.boot(number, plan, ids, init_end).await;
+        let Self { number, plan, ids, channel, init_end, storage } = self;
+        let (storage, lock) = storage.map(|locked| (locked.storage, locked.lock)).unzip();
+        let descriptors = [init_end].into_iter().chain(lock).collect();
+        let booted = launcher.boot(number, plan, ids, descriptors).await;
         let booted = booted.map_err(|death| CreateError::Gone(GoneReason::Launcher(death)))?;
-        Ok(Launched { channel, booted })
+        Ok(Launched { channel, storage, booted })
     }
 }
 
@@ -126,7 +139,8 @@ impl Launched {
     ) -> Result<Vm, CreateError> {
         tokio::time::timeout(READY_TIMEOUT, self.wait())
             .await
-            .unwrap_or(Err(CreateError::TimedOut { after: READY_TIMEOUT }))?;
+            .unwrap_or(Err(CreateError::TimedOut { after: READY_TIMEOUT }))
+            .map_err(|error| blame_storage(self.storage.as_ref(), error))?;
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
         let mut mounted = Mounted::default();
         spec.mount_targets().iter().for_each(|target| mounted.add(target.clone(), Mounter::User));
@@ -162,6 +176,14 @@ impl Launched {
             Err(_) => CreateError::Gone(GoneReason::InitHungUp),
         }
     }
+}
+
+fn blame_storage(storage: Option<&KnownStorage>, error: CreateError) -> CreateError {
+    let blamed = match (storage, &error) {
+        (Some(storage), CreateError::Boot(failure)) => storage.blame(failure),
+        _ => None,
+    };
+    blamed.map_or(error, CreateError::Storage)
 }
 
 fn broken(error: ProtocolError) -> CreateError {

@@ -201,13 +201,13 @@ impl Launcher {
         VmNumber(self.inner.next_vm.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Has a VM cloned. Its ids are held until nothing of it is left.
+    /// Has a VM cloned, with the descriptors that a Boot carries. Its ids are held until nothing of it is left.
     pub(crate) async fn boot(
         &self,
         number: VmNumber,
         plan: BootPlan,
         ids: IdLease,
-        init_end: OwnedFd,
+        descriptors: Vec<OwnedFd>,
     ) -> Result<BootedVm, LauncherDeath> {
         // Room first: from here on nothing waits, so a caller that gives up leaves no slot behind.
         let Ok(room) = self.inner.requests.reserve().await else { return Err(self.died().await) };
@@ -222,7 +222,7 @@ impl Launcher {
             return Err(death);
         }
         let request = LauncherRequest::Boot { vm: number, plan: Box::new(plan) };
-        room.send(Queued { request, descriptors: vec![init_end] });
+        room.send(Queued { request, descriptors });
         Ok(BootedVm { number, shared, cgroups, ended })
     }
 

@@ -1,7 +1,7 @@
 //! The host side of one VM, and the host's end of the launcher.
 //!
 //! In reading order: a wish becomes a [`spec`]; the [`launcher`] boots it with ids from [`ids`]; a [`vm`] is the
-//! handle to what came to life. On it work [`process`] and [`exec`], [`filesystem`], [`shell`], [`mount`] and
+//! handle to what came to life, [`storage`] and [`tree`] what may outlive it. On it work [`process`] and [`exec`], [`filesystem`], [`shell`], [`mount`] and
 //! [`network`], one file per noun; [`forward`] carries ports between the two sides. [`path`] and [`errno`] are the words they share.
 //!
 //! Behind the handle, `create` makes a VM and `driver`, the one task that owns its control socket, serves it: it takes a
@@ -23,6 +23,8 @@ pub mod path;
 pub mod process;
 pub mod shell;
 pub mod spec;
+pub mod storage;
+pub mod tree;
 pub mod vm;
 
 mod asks;
@@ -51,4 +53,6 @@ pub use path::{GuestPath, PathError};
 pub use process::{Exit, Process, ProcessSpec, SpawnError, Stdin, StdinError};
 pub use shell::{Shell, ShellSpec};
 pub use spec::{Host, SpecError, VmOptions, VmSpec};
+pub use storage::{StorageError, StorageOptions, StorageProblem};
+pub use tree::{Tree, TreeError, TreeFile, TreeLimits};
 pub use vm::{CreateError, GoneReason, Unavailable, Vm, VmState};

@@ -28,6 +28,7 @@ pub(crate) use mounts::{MountRefusal, plan_mount};
 use crate::launcher::Launcher;
 use crate::network::NetworkOptions;
 use crate::path::{GuestPath, PathError};
+use crate::storage::StorageOptions;
 use agentos_netstack::policy::EgressPolicy;
 
 /// Every VM's; agents and scripts may rely on it.
@@ -56,6 +57,7 @@ pub struct VmOptions {
     /// Processes run as the VM's root with few capabilities, instead of as its user.
     pub root: bool,
     pub network: NetworkOptions,
+    pub storage: StorageOptions,
 }
 
 /// What the root file system is made from.
@@ -121,6 +123,7 @@ pub struct VmSpec {
     network: NetworkOptions,
     has_ipv6: bool,
     no_uplink: Option<BootFailure>,
+    storage: Option<GuestPath>,
 }
 
 /// A field that can't be had, and why.
@@ -147,6 +150,7 @@ pub enum SpecField {
     Base,
     Secrets,
     Network,
+    Storage,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -202,6 +206,7 @@ impl fmt::Display for SpecField {
             Self::Base => "base",
             Self::Secrets => "secrets",
             Self::Network => "network",
+            Self::Storage => "storage",
         })
     }
 }
@@ -215,6 +220,7 @@ impl SpecField {
 impl VmSpec {
     /// Checks every field and decides what was left open.
     pub fn validate(options: VmOptions, host: &Host) -> Result<Self, SpecError> {
+        let storage = validate_storage(options.storage, &options.limits)?;
         let limits = limits::decide(&options.limits, host)?;
         let base = validate_base(options.base)?;
         let commands = mounts::plan_command_dirs(&options.command_dirs)?;
@@ -242,6 +248,7 @@ impl VmSpec {
             network: options.network,
             has_ipv6: host.has_ipv6,
             no_uplink: host.findings.no_uplink.clone(),
+            storage,
         })
     }
 
@@ -265,6 +272,11 @@ impl VmSpec {
 
     pub fn network(&self) -> &NetworkOptions {
         &self.network
+    }
+
+    /// The directory of the host that keeps what the VM writes.
+    pub(crate) fn storage(&self) -> Option<&[u8]> {
+        self.storage.as_ref().map(GuestPath::as_bytes)
     }
 
     /// Why the VM has nothing but loopback.
@@ -303,12 +315,25 @@ impl VmSpec {
             ids,
             hostname: HOSTNAME.to_owned(),
             base: self.base.clone(),
+            // Known when it is locked.
+            storage: None,
             mounts: self.mounts.clone(),
             limits,
             root: self.root,
             uplink: self.uplink(),
         }
     }
+}
+
+/// How much is written to a directory of the host, only a quota of its file system bounds.
+fn validate_storage(storage: StorageOptions, limits: &LimitOptions) -> Result<Option<GuestPath>, SpecError> {
+    let StorageOptions::Directory(path) = storage else { return Ok(None) };
+    if limits.disk_bytes.is_some() {
+        let missing = "nothing here bounds what a VM writes to its storage directory; leave the limit out";
+        return Err(SpecField::DiskLimit.refuse(SpecProblem::NotEnforceable { missing }));
+    }
+    let path = GuestPath::parse(&path).map_err(|error| SpecField::Storage.refuse(error))?;
+    Ok(Some(path))
 }
 
 fn validate_base(base: BaseOptions) -> Result<Base, SpecError> {

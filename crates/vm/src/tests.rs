@@ -7,4 +7,5 @@ mod life;
 mod network;
 mod processes;
 mod shells;
+mod trees;
 mod uplinks;

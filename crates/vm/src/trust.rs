@@ -50,6 +50,10 @@ const MAX_BUNDLE_BYTES: usize = 8 << 20;
 
 /// Installs the authority. To be done before anybody has the VM: programs read these files once.
 pub(crate) async fn install(vm: &Vm, authority: &str) -> Result<(), CreateError> {
+    let former = match vm.spec().storage() {
+        Some(_) => read(vm, AUTHORITY).await.map_err(|source| failed(AUTHORITY, source))?,
+        None => None,
+    };
     let mut known = None;
     for path in BUNDLES {
         // Into a directory that somebody shows the VM nothing is written that he has not asked for.
@@ -57,6 +61,7 @@ pub(crate) async fn install(vm: &Vm, authority: &str) -> Result<(), CreateError>
             continue;
         }
         let Some(bundle) = read(vm, path).await.map_err(|source| failed(path, source))? else { continue };
+        let bundle = without(bundle, former.as_deref().unwrap_or_default());
         // Some of these paths are links to others.
         if !contains(&bundle, authority) {
             write(vm, path, pem_bundle(&bundle, authority)).await?;
@@ -67,6 +72,19 @@ pub(crate) async fn install(vm: &Vm, authority: &str) -> Result<(), CreateError>
     write(vm, AUTHORITY, authority.as_bytes().to_vec()).await?;
     write(vm, JAVA_STORE, java_store(&bundle)).await?;
     write(vm, BUNDLE, bundle).await
+}
+
+/// Without the authority of the VM that has used the storage before, which nobody has the key of any more: one more with
+/// every VM would make the bundles longer without end.
+fn without(mut bundle: Vec<u8>, former: &[u8]) -> Vec<u8> {
+    let found = match former {
+        [] => None,
+        former => bundle.windows(former.len()).position(|part| part == former),
+    };
+    if let Some(start) = found {
+        bundle.drain(start..start + former.len());
+    }
+    bundle
 }
 
 fn contains(bundle: &[u8], authority: &str) -> bool {
@@ -98,4 +116,18 @@ async fn write(vm: &Vm, path: &'static str, content: Vec<u8>) -> Result<(), Crea
 
 fn failed(path: &'static str, source: FileError) -> CreateError {
     CreateError::TrustStore { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_of_a_former_vm_is_taken_out_of_a_bundle() {
+        let bundle = pem_bundle(b"first\nsecond\n", "former\n");
+        assert_eq!(without(bundle.clone(), b"former\n"), b"first\nsecond\n");
+        for other in [&b""[..], b"absent", b"longer than the whole bundle is by itself"] {
+            assert_eq!(without(bundle.clone(), other), bundle);
+        }
+    }
 }

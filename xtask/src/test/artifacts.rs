@@ -3,6 +3,7 @@
 //! `cargo build --bins --tests --examples` resolves features once, so nothing is compiled twice as it would be by a build of
 //! the binary followed by a build of the tests.
 
+use super::typescript;
 use crate::{Failure, workspace};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -22,7 +23,10 @@ const TOOLS: &str = "agentos-linux";
 const PROBE: &str = "attempt";
 const LAB: &str = "lab";
 
-#[derive(Debug)]
+/// The tool that fetches what the TypeScript SDK is built with.
+const FETCHER: (&str, &str) = ("agentos-agents", "fetch");
+
+#[derive(Debug, Default)]
 pub(crate) struct Built {
     /// The `agentos` binary; none when only chores are tested.
     pub(crate) agentos: Option<PathBuf>,
@@ -30,6 +34,9 @@ pub(crate) struct Built {
     pub(crate) probe: Option<PathBuf>,
     /// What the tests of the network make theirs with; none when only chores are tested.
     pub(crate) lab: Option<PathBuf>,
+    /// The addon of the TypeScript SDK, and what fetches the rest of what that is built with; none unless its tests run.
+    pub(crate) addon: Option<PathBuf>,
+    pub(crate) fetch: Option<PathBuf>,
     pub(crate) executables: Vec<Executable>,
     pub(crate) examples: Vec<Executable>,
 }
@@ -60,9 +67,17 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
     let mut command = workspace::cargo(root);
     command.args(["build", "--bins", "--tests", "--examples", "--message-format=json-render-diagnostics"]);
     if packages.is_empty() {
-        command.arg("--workspace");
+        // The libraries too, though all but the addon are built for the tests anyway.
+        command.args(["--workspace", "--lib"]);
     } else {
-        let needed = [PRODUCT, TOOLS].into_iter().filter(|_| needs_product(packages));
+        let mut needed = vec![];
+        if needs_product(packages) {
+            needed.extend([PRODUCT, TOOLS]);
+        }
+        if packages.iter().any(|package| package == typescript::PACKAGE) {
+            command.arg("--lib");
+            needed.push(FETCHER.0);
+        }
         for package in packages.iter().map(String::as_str).chain(needed) {
             command.args(["--package", package]);
         }
@@ -84,8 +99,12 @@ pub(crate) fn build(root: &Path, packages: &[String]) -> Result<Built, Failure> 
 
 fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built, Failure> {
     let (mut agentos, mut probe, mut lab) = (None, None, None);
+    let (mut addon, mut fetch) = (None, None);
     let (mut executables, mut examples) = (Vec::new(), Vec::new());
     for message in messages {
+        if message["target"]["kind"][0] == "cdylib" {
+            addon = message["filenames"][0].as_str().map(PathBuf::from);
+        }
         let (Some(path), Some(manifest)) =
             (message["executable"].as_str(), message["manifest_path"].as_str())
         else {
@@ -106,6 +125,10 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
                 LAB => lab = Some(PathBuf::from(path)),
                 _ => {}
             }
+            continue;
+        }
+        if kind == "example" && (package.as_str(), name) == FETCHER {
+            fetch = Some(PathBuf::from(path));
             continue;
         }
         if !packages.is_empty() && !packages.contains(&package) {
@@ -129,7 +152,7 @@ fn collect(root: &Path, packages: &[String], messages: &[Value]) -> Result<Built
     if agentos.is_none() && needs_product(packages) {
         return Err("the build made no `agentos` binary".into());
     }
-    Ok(Built { agentos, probe, lab, executables, examples })
+    Ok(Built { agentos, probe, lab, addon, fetch, executables, examples })
 }
 
 /// Only a selection of nothing but chores does without the product.
@@ -175,6 +198,8 @@ mod tests {
             artifact("p#agentos#0.1.0", "example", "quickstart", false),
             artifact("p#agentos-linux@0.1.0", "example", "attempt", false),
             artifact("p#agentos-linux@0.1.0", "example", "lab", false),
+            artifact("p#agentos-agents@0.1.0", "example", "fetch", false),
+            json!({"target": {"kind": ["cdylib"]}, "filenames": ["/x/target/libaddon.so"]}),
             json!({"reason": "build-finished", "success": true}),
         ];
         let built = collect(Path::new("/x"), &[], &messages).unwrap();
@@ -184,6 +209,8 @@ mod tests {
         assert_eq!(built.examples.len(), 1);
         assert_eq!(built.probe.unwrap(), Path::new("/x/target/attempt-false"));
         assert_eq!(built.lab.unwrap(), Path::new("/x/target/lab-false"));
+        assert_eq!(built.fetch.unwrap(), Path::new("/x/target/fetch-false"));
+        assert_eq!(built.addon.unwrap(), Path::new("/x/target/libaddon.so"));
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
     }
 

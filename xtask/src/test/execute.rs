@@ -128,17 +128,17 @@ pub(crate) fn doc_tests(sandbox: &Sandbox, _built: &Built, allowed: &Allowed) ->
 }
 
 /// All that the verdict over one executable rests on.
-struct Judged<'a> {
-    label: &'a str,
-    runner: Runner,
-    report: &'a Report,
+pub(super) struct Judged<'a> {
+    pub(super) label: &'a str,
+    pub(super) runner: Runner,
+    pub(super) report: &'a Report,
     /// How it ended, when not as libtest ends.
-    died: Option<String>,
-    recorded: &'a [(String, String)],
-    allowed: &'a Allowed,
+    pub(super) died: Option<String>,
+    pub(super) recorded: &'a [(String, String)],
+    pub(super) allowed: &'a Allowed,
 }
 
-fn judge(judged: &Judged<'_>) -> Tally {
+pub(super) fn judge(judged: &Judged<'_>) -> Tally {
     let report = judged.report;
     let full = |test: &str| format!("{}::{test}", judged.label);
     let mut failed: Vec<String> = report.failed_names.iter().map(|name| full(name)).collect();
@@ -165,7 +165,7 @@ fn judge(judged: &Judged<'_>) -> Tally {
     Tally { passed: report.passed.saturating_sub(returned_early), failed, skipped }
 }
 
-fn show(label: &str, tally: &Tally, finished: &Finished) {
+pub(super) fn show(label: &str, tally: &Tally, finished: &Finished) {
     let seconds = finished.took.as_secs_f32();
     if !tally.failed.is_empty() {
         println!("{}", finished.output);
@@ -176,25 +176,30 @@ fn show(label: &str, tally: &Tally, finished: &Finished) {
     }
 }
 
-struct Finished {
+pub(super) struct Finished {
     status: Option<ExitStatus>,
-    output: String,
+    pub(super) output: String,
     took: Duration,
 }
 
 impl Finished {
     /// libtest exits with 0, or with 101 when a test failed; anything else is a death.
     fn died(&self) -> Option<String> {
+        self.died_unless(&[0, 101])
+    }
+
+    /// How it ended, when not with one of these codes.
+    pub(super) fn died_unless(&self, codes: &[i32]) -> Option<String> {
         match self.status {
             None => Some(format!("killed after {} s", DEADLINE.as_secs())),
-            Some(status) if status.success() || status.code() == Some(101) => None,
+            Some(status) if status.code().is_some_and(|code| codes.contains(&code)) => None,
             Some(status) => Some(format!("ended with {status}")),
         }
     }
 }
 
 /// Runs a command to its end or its deadline, collecting what it and its children print.
-fn watch(label: &str, command: &mut Command) -> Result<Finished, Failure> {
+pub(super) fn watch(label: &str, command: &mut Command) -> Result<Finished, Failure> {
     let (mut reader, writer) = std::io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
     let started = Instant::now();
@@ -253,7 +258,7 @@ fn collect(
 }
 
 /// Waits for the processes of a run to be gone, then ends those that are not and names them.
-fn leftovers(directory: &Path) -> Vec<String> {
+pub(super) fn leftovers(directory: &Path) -> Vec<String> {
     let deadline = Instant::now() + AFTERMATH;
     let mut found = processes_of(directory);
     while !found.is_empty() && Instant::now() < deadline {

@@ -5,6 +5,7 @@
 //!   bin/       the test executables, `agentos`, the tools  (only when the user changes)
 //!   source/    a readable copy of the source tree          (only when the user changes)
 //!   agents/    a copy of the agent store of the caller     (only when the user changes)
+//!   typescript/ a copy of the built TypeScript package     (only when the user changes)
 //!   home/      HOME, with AGENTOS_HOME in it
 //!   runtime/   XDG_RUNTIME_DIR, 0700
 //!   tmp/       TMPDIR
@@ -197,21 +198,45 @@ impl Sandbox {
         let program =
             if foreign.is_some() { self.directory.join("bin").join(name) } else { executable.path.clone() };
         let package = self.source.join(&executable.directory);
-        let mut command = Command::new(program);
-        self.set_environment(&mut command);
-        command
-            .stdin(Stdio::null())
-            .current_dir(&package)
-            .env("CARGO_MANIFEST_DIR", &package)
-            .env("AGENTOS_TEST_SKIPS", self.skips_file(executable));
+        let mut command = self.program(&program, &package);
+        command.env("CARGO_MANIFEST_DIR", &package).env("AGENTOS_TEST_SKIPS", self.skips_file(executable));
         if executable.runs_once {
             keep_toolchain(&mut command);
         }
-        if let Some(id) = foreign {
+        Ok(command)
+    }
+
+    /// A command that runs a program in a directory, as the runner, who must be able to reach both.
+    pub(crate) fn program(&self, program: &Path, directory: &Path) -> Command {
+        let mut command = Command::new(program);
+        self.set_environment(&mut command);
+        command.stdin(Stdio::null()).current_dir(directory);
+        if let Some(id) = self.runner.foreign_id() {
             // Setting the user as root also drops the supplementary groups.
             command.uid(id).gid(id);
         }
-        Ok(command)
+        command
+    }
+
+    /// The program, or a copy of it where the runner is another user than the caller.
+    pub(crate) fn reachable_program(&self, program: &Path) -> Result<PathBuf, Failure> {
+        if self.runner.foreign_id().is_none() {
+            return Ok(program.to_path_buf());
+        }
+        let name = program.file_name().ok_or("a program without a name")?;
+        let bin = self.directory.join("bin");
+        place_executable(program, &bin)?;
+        Ok(bin.join(name))
+    }
+
+    /// The directory, or a copy of it under this name where the runner is another user than the caller.
+    pub(crate) fn reachable_tree(&self, tree: &Path, name: &str) -> Result<PathBuf, Failure> {
+        if self.runner.foreign_id().is_none() {
+            return Ok(tree.to_path_buf());
+        }
+        let copy = self.directory.join(name);
+        copy_tree(tree, &copy, &Owner::Caller)?;
+        Ok(copy)
     }
 
     /// Cargo itself, with the caller's toolchain and everything else of this place.
@@ -288,14 +313,14 @@ fn place_executable(path: &Path, directory: &Path) -> Result<(), Failure> {
 }
 
 /// Who owns a copy.
-enum Owner {
+pub(super) enum Owner {
     /// The caller, with everything readable for all.
     Caller,
     /// This user, with the modes of the original.
     Id(u32),
 }
 
-fn copy_tree(from: &Path, to: &Path, owner: &Owner) -> Result<(), Failure> {
+pub(super) fn copy_tree(from: &Path, to: &Path, owner: &Owner) -> Result<(), Failure> {
     fs::create_dir(to)?;
     settle(to, 0o755, owner)?;
     for entry in fs::read_dir(from).map_err(|error| format!("{}: {error}", from.display()))? {

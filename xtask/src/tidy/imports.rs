@@ -57,6 +57,8 @@ const TABLE: &[Row] = &[
         tests_may_use: &[],
         never: GRPC,
     },
+    // The TypeScript SDK is the Rust SDK in other shapes: what it can't do by that, it can't do.
+    Row { package: "agentos-typescript", may_use: &["agentos"], tests_may_use: &[], never: GRPC },
     Row { package: "xtask", may_use: &[], tests_may_use: &[], never: RUNTIME },
     // Measures what a user of the SDK gets, so it sees what a user sees.
     Row { package: "agentos-bench", may_use: &["agentos"], tests_may_use: &[], never: GRPC },

@@ -9,7 +9,7 @@ const UNFINISHED: &[&str] =
     &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("HA", "CK")];
 
 /// Kinds of files that people write; recorded data is left as it was recorded.
-const WRITTEN: &[&str] = &[".rs", ".toml", ".md", ".proto", ".sh", ".ts", ".mjs", ".cjs", "/run"];
+const WRITTEN: &[&str] = &[".rs", ".toml", ".md", ".proto", ".sh", ".ts", ".mts", ".mjs", ".cjs", "/run"];
 
 pub(super) fn check(root: &Path, files: &[File]) -> Vec<Problem> {
     let machine = machine_paths(root);

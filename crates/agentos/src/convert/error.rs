@@ -46,6 +46,10 @@ pub(crate) enum CallError {
     PipedExec,
     #[error("output from byte {from} to byte {next} was discarded before it was read")]
     OutputGap { from: u64, next: u64 },
+    #[error(
+        "this reader of session {session_id} has fallen far behind; nothing is lost, it can go on from event {next}"
+    )]
+    EventsBehind { session_id: String, next: u64 },
     #[error("EPIPE: the connection to port {port} has ended")]
     ConnectionEnded { port: u16 },
     #[error("the request's body failed")]
@@ -197,7 +201,9 @@ impl From<CallError> for Error {
                 new(kind).with_source(source)
             }
             CallError::PipedExec => new(ErrorKind::InvalidInput).with_object("stdin"),
-            CallError::OutputGap { next, .. } => new(ErrorKind::Lagged).with_object(next.to_string()),
+            CallError::OutputGap { next, .. } | CallError::EventsBehind { next, .. } => {
+                new(ErrorKind::Lagged).with_object(next.to_string())
+            }
             CallError::ConnectionEnded { port } => {
                 new(ErrorKind::Closed).with_errno("EPIPE").with_object(port.to_string())
             }

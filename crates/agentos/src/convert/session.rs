@@ -16,6 +16,7 @@ use crate::session_options::{
     SessionWish,
 };
 use crate::session_state::SessionState;
+use crate::session_store::{SessionEnd, StoredSession};
 
 /// The notification that carries a request for permission.
 const PERMISSION_METHOD: &str = "_agentos/permission_request";
@@ -169,7 +170,42 @@ pub(crate) fn response(json: &str) -> Result<JsonRpcResponse, AnswerError> {
 pub(crate) fn event(event: v1::SessionEvent) -> Result<SessionEvent, AnswerError> {
     let notification = serde_json::from_str(&event.notification_json)
         .map_err(|source| AnswerError::Json { call: "SessionEvents", source })?;
-    Ok(SessionEvent { sequence_number: event.sequence_number, notification })
+    Ok(SessionEvent { sequence_number: event.sequence_number, at_ms: event.at_ms, notification })
+}
+
+pub(crate) fn stored(session: v1::StoredSession) -> Result<StoredSession, AnswerError> {
+    const CALL: &str = "ListStoredSessions";
+    let model = model_kind(session.model(), CALL)?;
+    let permission_policy = match session.permission_policy() {
+        v1::PermissionPolicy::Unspecified => None,
+        v1::PermissionPolicy::Ask => Some(PermissionPolicy::Ask),
+        v1::PermissionPolicy::AllowAll => Some(PermissionPolicy::AllowAll),
+        v1::PermissionPolicy::RejectAll => Some(PermissionPolicy::RejectAll),
+    };
+    let options = match session.options_json.as_str() {
+        "" => Value::Null,
+        json => serde_json::from_str(json).map_err(|source| AnswerError::Json { call: CALL, source })?,
+    };
+    let known = |text: String| Some(text).filter(|text| !text.is_empty());
+    Ok(StoredSession {
+        session_id: session.session_id,
+        agent_type: session.agent_type,
+        agent_version: known(session.agent_version),
+        agent_session_id: known(session.agent_session_id),
+        title: known(session.title),
+        cwd: known(session.cwd),
+        model,
+        model_reason: known(session.model_reason),
+        vm: known(session.vm),
+        permission_policy,
+        options,
+        created_at_ms: session.created_at_ms,
+        updated_at_ms: session.updated_at_ms,
+        ended: session.ended.map(|end| SessionEnd { at_ms: end.at_ms, reason: end.reason }),
+        events: session.events,
+        bytes: session.bytes,
+        is_live: session.live,
+    })
 }
 
 pub(crate) struct AskedPermission {
@@ -233,7 +269,7 @@ mod tests {
 
     #[test]
     fn only_requests_for_permission_are_taken_for_one() {
-        let event = |notification| SessionEvent { sequence_number: 1, notification };
+        let event = |notification| SessionEvent { sequence_number: 1, at_ms: 0, notification };
         assert!(permission(event(json!({ "method": "session/update", "params": {} }))).is_none());
         let params = json!({ "permissionId": "p1", "description": "run ls", "params": { "toolCall": {} } });
         let asked = permission(event(json!({ "method": PERMISSION_METHOD, "params": params }))).unwrap();

@@ -6,7 +6,7 @@ use agentos_proto::v1;
 
 use super::AnswerError;
 use super::error::RequestError;
-use crate::options::{AgentConfig, AgentOsOptions, Base, Limits, ModelChoice, absolute};
+use crate::options::{AgentConfig, AgentOsOptions, Base, Limits, ModelChoice, Storage, absolute};
 use crate::secret::Secret;
 use crate::vm::{VmInfo, VmState};
 
@@ -31,6 +31,7 @@ pub(crate) fn create_request(
         secrets,
         network,
         dns_servers,
+        storage: kept_in,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -51,6 +52,7 @@ pub(crate) fn create_request(
         secrets: secrets.into_iter().map(secret).collect(),
         network: network.map(super::policy::egress_policy),
         dns_servers: dns_servers.iter().map(ToString::to_string).collect(),
+        storage: storage(kept_in)?,
     })
 }
 
@@ -93,6 +95,12 @@ fn base(base: Base) -> Result<v1::Base, RequestError> {
         Base::Directory(path) => v1::base::Kind::Directory(host_path(&path)?),
     };
     Ok(v1::Base { kind: Some(kind) })
+}
+
+/// Nothing for memory, which is what a request without it means.
+fn storage(storage: Storage) -> Result<Option<v1::Storage>, RequestError> {
+    let Storage::Directory(path) = storage else { return Ok(None) };
+    Ok(Some(v1::Storage { kind: Some(v1::storage::Kind::Directory(host_path(&path)?)) }))
 }
 
 fn agent(id: String, config: AgentConfig) -> v1::AgentConfig {
@@ -171,6 +179,7 @@ mod tests {
             .agent("mine", AgentConfig::new("adapter", "package").launch_arg("-x").default_env("B", "2"))
             .network(EgressPolicy::none())
             .dns_server("192.0.2.53:53".parse().unwrap())
+            .storage(Storage::directory("/srv/state"))
             .secret(Secret::new("KEY", "value").header("api.example", "x-key").placeholder_prefix("sk-"));
         let mut secret = v1::Secret::default();
         secret.name = "KEY".into();
@@ -218,6 +227,7 @@ mod tests {
             secrets: vec![secret],
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             dns_servers: vec!["192.0.2.53:53".into()],
+            storage: Some(v1::Storage { kind: Some(v1::storage::Kind::Directory("/srv/state".into())) }),
         };
         assert_eq!(request, expected);
     }

@@ -14,6 +14,7 @@ mod kernel;
 mod leftovers;
 mod processes;
 mod sockets;
+mod storage;
 #[path = "../support/mod.rs"]
 mod support;
 mod walls;

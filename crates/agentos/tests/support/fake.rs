@@ -29,6 +29,8 @@ pub(crate) struct Script {
     pub(crate) closed_sessions: Mutex<Vec<String>>,
     /// What was answered to requests for permission.
     pub(crate) answers: Mutex<Vec<(String, v1::PermissionReply)>>,
+    /// The number of the newest event of the session; a reader waits for the next one.
+    pub(crate) newest_event: tokio::sync::watch::Sender<u64>,
     /// CreateVm takes one permit: a test without permits keeps it waiting.
     pub(crate) create_permits: Semaphore,
 }
@@ -44,6 +46,7 @@ impl Default for Script {
             sessions_hang: AtomicBool::new(false),
             closed_sessions: Mutex::default(),
             answers: Mutex::default(),
+            newest_event: tokio::sync::watch::Sender::new(0),
             create_permits: Semaphore::new(1000),
         }
     }
@@ -215,6 +218,32 @@ fn refusal() -> Status {
 type Stream<T> = ReceiverStream<Result<T, Status>>;
 
 /// A stream that has these messages and then ends.
+impl Services {
+    /// Events as the sidecar gives them: as many as were asked for, each as soon as there is one.
+    fn piece_of_events(&self, request: v1::SessionEventsRequest) -> Stream<v1::SessionEvent> {
+        let (send, receive) = tokio::sync::mpsc::channel(4);
+        let mut newest = self.script.newest_event.subscribe();
+        assert!(request.max_events > 0, "a reader must not be sent more than it has asked for");
+        let piece = request.since..request.since + u64::from(request.max_events);
+        tokio::spawn(async move {
+            for sequence_number in piece {
+                let Ok(newest) =
+                    newest.wait_for(|newest| *newest >= sequence_number).await.map(|newest| *newest)
+                else {
+                    return;
+                };
+                let notification_json = format!(r#"{{"method":"x","params":{sequence_number}}}"#);
+                let at_ms = 1000 + sequence_number;
+                let event = v1::SessionEvent { sequence_number, notification_json, at_ms, newest };
+                if send.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        ReceiverStream::new(receive)
+    }
+}
+
 fn stream<T>(messages: Vec<T>) -> Stream<T> {
     let (send, receive) = tokio::sync::mpsc::channel(messages.len().max(1));
     for message in messages {
@@ -270,15 +299,20 @@ impl SessionService for Services {
         &self,
         request: Request<v1::SessionEventsRequest>,
     ) -> Result<Response<Self::SessionEventsStream>, Status> {
-        assert!(request.get_ref().permissions_only);
+        if !request.get_ref().permissions_only {
+            return Ok(Response::new(self.piece_of_events(request.into_inner())));
+        }
         let asked = |sequence_number: u64, id: &str| v1::SessionEvent {
             sequence_number,
+            at_ms: 0,
+            newest: 0,
             notification_json: format!(
                 r#"{{"jsonrpc":"2.0","method":"_agentos/permission_request",
                     "params":{{"permissionId":"{id}","description":"run ls","params":{{"toolCall":1}}}}}}"#
             ),
         };
-        let other = v1::SessionEvent { sequence_number: 5, notification_json: r#"{"method":"x"}"#.into() };
+        let notification_json = r#"{"method":"x"}"#.into();
+        let other = v1::SessionEvent { sequence_number: 5, notification_json, ..Default::default() };
         Ok(Response::new(stream(vec![asked(4, "p-1"), other, asked(6, "p-2")])))
     }
 

@@ -39,18 +39,3 @@ pub(crate) fn agent_store() -> std::path::PathBuf {
     });
     home.join("agents")
 }
-
-/// The process of the sidecar whose socket is in this directory.
-pub(crate) fn sidecar_pid(runtime_dir: &std::path::Path) -> rustix::process::Pid {
-    let socket_prefix = runtime_dir.display().to_string();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let names_socket = words.iter().any(|word| word.starts_with(&socket_prefix));
-        if words.get(1).is_some_and(|word| word == "sidecar") && names_socket {
-            return rustix::process::Pid::from_raw(pid).unwrap();
-        }
-    }
-    panic!("no sidecar has a socket in {socket_prefix}");
-}

@@ -65,6 +65,22 @@ impl World {
         path
     }
 
+    /// Kills the sidecar, as a crash or a machine without memory would.
+    pub(crate) fn kill(&self) {
+        let socket_prefix = self.directory.path().display().to_string();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_ours = |pid: &i32| {
+            let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+            words.get(1).is_some_and(|word| word == "sidecar")
+                && words.iter().any(|word| word.starts_with(&socket_prefix))
+        };
+        let mut ours = pids.filter(is_ours);
+        let pid = rustix::process::Pid::from_raw(ours.next().expect("no sidecar is here")).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
     pub(crate) fn runtime_dir(&self) -> &Path {
         self.directory.path()
     }
@@ -76,4 +92,19 @@ pub(crate) fn binary() -> PathBuf {
         || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("agentos"),
         PathBuf::from,
     )
+}
+
+/// The process whose command line names a socket in this directory.
+pub(crate) fn sidecar_pid(runtime_dir: &Path) -> rustix::process::Pid {
+    let socket_prefix = runtime_dir.display().to_string();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let names_socket = words.iter().any(|word| word.starts_with(&socket_prefix));
+        if words.get(1).is_some_and(|word| word == "sidecar") && names_socket {
+            return rustix::process::Pid::from_raw(pid).unwrap();
+        }
+    }
+    panic!("no sidecar has a socket in {socket_prefix}");
 }

@@ -24,7 +24,7 @@ use super::turn::Turn;
 use super::workspace::Client;
 use super::{PromptReply, Reply, Request, Shared};
 use crate::permission::PermissionReply;
-use crate::transcript::notes;
+use crate::transcript::{PROMPT, TURN_END};
 use crate::wire::acp;
 use crate::wire::message::{Message, Notification, RpcError};
 
@@ -336,7 +336,7 @@ impl Driver {
         self.link.request(number, "session/prompt", &params)?;
         self.running = Some(Running { number, reply, idle, cancelled: None, rejected: 0 });
         // The agent works on it already; its first word waits behind this.
-        self.publish(vec![notes::prompt(&content)]).await
+        self.publish(vec![acp::notification(PROMPT, &json!({ "content": content }))]).await
     }
 
     async fn raw(&mut self, method: String, params: Value, reply: Reply<Value>) -> Result<(), AgentFault> {
@@ -484,7 +484,7 @@ impl Driver {
                 json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } })
             }
         };
-        let kept = self.publish(vec![acp::notification(notes::TURN_END, &end)]).await;
+        let kept = self.publish(vec![acp::notification(TURN_END, &end)]).await;
         let reply = match &kept {
             Ok(()) => result.map(|result| PromptReply {
                 text: std::mem::take(&mut self.turn.text),
@@ -535,7 +535,7 @@ impl Driver {
             }
         }
         drop(self.desk);
-        self.shared.log.end(&fault.to_string()).await;
+        self.shared.log.end(&fault).await;
     }
 
     /// The polite end: the turn is cancelled, the input ends, what the agent still says is kept.

@@ -59,6 +59,7 @@ impl Driver {
         let start_error = |source| StartError::Agent { agent: agent.clone(), source };
         details.agent_session_id = Some(self.state.agent_session_id.clone()).filter(|id| !id.is_empty());
         details.agent_version = self.state.initialize["agentInfo"]["version"].as_str().map(str::to_owned);
+        details.model_reason = Some(self.shared.model.reason.clone());
         let id = self.shared.id.to_string();
         transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error)?;
         let Some(former) = former else { return Ok(()) };

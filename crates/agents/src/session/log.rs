@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::SessionId;
+use super::error::AgentFault;
 use crate::transcript::{Event, MAX_SESSION_BYTES, TranscriptError, Transcripts, now_ms};
 use crate::wire::acp;
 
@@ -104,8 +105,13 @@ impl EventLog {
     }
 
     /// Keeps why there are no more events, and closes.
-    pub(super) async fn end(&self, why: &str) {
-        if let Err(error) = self.transcripts.end(self.session.as_str(), why).await {
+    pub(super) async fn end(&self, fault: &AgentFault) {
+        let why = match fault {
+            AgentFault::Closed => "closed".to_owned(),
+            AgentFault::Transcript(source) => format!("{fault}: {source}"),
+            fault => fault.to_string(),
+        };
+        if let Err(error) = self.transcripts.end(self.session.as_str(), &why).await {
             tracing::debug!(session = %self.session, %error, "the end of a session is not kept");
         }
         self.close();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -12,8 +13,11 @@ use tokio::task::JoinHandle;
 
 use super::error::{AgentExit, AgentFault};
 
-/// Writes that may wait for an agent that is slow to read. One that lets more wait reads nothing any more.
-const INPUT_QUEUE: usize = 64;
+/// Writes that may wait for an agent that is slow to read. One that lets more wait reads nothing any more; one that asks
+/// for a few hundred things at once does.
+const INPUT_QUEUE: usize = 1024;
+/// What they may hold together. A single one may be larger: prompts carry images.
+const INPUT_QUEUE_BYTES: usize = 32 << 20;
 /// What is kept of an agent's stderr, for the errors that quote its end.
 const LOG_BYTES: usize = 4096;
 
@@ -72,6 +76,8 @@ pub(super) struct Pipes {
     pub(super) exit: Pin<Box<dyn Future<Output = AgentExit> + Send>>,
     pub(super) log: Tail,
     input: Option<mpsc::Sender<Vec<u8>>>,
+    /// Bytes that wait to be written.
+    waiting_bytes: Arc<AtomicUsize>,
     kill: Option<Box<dyn FnOnce() + Send>>,
     log_task: JoinHandle<()>,
     input_task: JoinHandle<()>,
@@ -81,19 +87,26 @@ impl Pipes {
     pub(super) fn new(process: AgentProcess) -> Self {
         let log = Tail::default();
         let (input, waiting) = mpsc::channel(INPUT_QUEUE);
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
         Self {
             stdout: process.stdout,
             exit: process.exit,
             input: Some(input),
             kill: Some(process.kill),
             log_task: tokio::spawn(read_log(process.stderr, log.clone())),
-            input_task: tokio::spawn(write_input(process.stdin, waiting)),
+            input_task: tokio::spawn(write_input(process.stdin, waiting, Arc::clone(&waiting_bytes))),
+            waiting_bytes,
             log,
         }
     }
 
     /// Queues a record for the agent. An agent that is gone takes it silently: its exit is what tells.
     pub(super) fn send(&self, record: Vec<u8>) -> Result<(), AgentFault> {
+        let bytes = record.len();
+        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before > 0 && before + bytes > INPUT_QUEUE_BYTES {
+            return Err(AgentFault::Deaf);
+        }
         match self.input.as_ref().map(|input| input.try_send(record)) {
             Some(Err(mpsc::error::TrySendError::Full(_))) => Err(AgentFault::Deaf),
             _ => Ok(()),
@@ -137,12 +150,17 @@ async fn read_log(mut stderr: Box<dyn AsyncRead + Send + Unpin>, log: Tail) {
     }
 }
 
-async fn write_input(mut stdin: Box<dyn AsyncWrite + Send + Unpin>, mut waiting: mpsc::Receiver<Vec<u8>>) {
+async fn write_input(
+    mut stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    mut waiting: mpsc::Receiver<Vec<u8>>,
+    waiting_bytes: Arc<AtomicUsize>,
+) {
     while let Some(record) = waiting.recv().await {
         // A write fails when the agent is gone, which its exit will say.
         if stdin.write_all(&record).await.is_err() || stdin.flush().await.is_err() {
             return;
         }
+        waiting_bytes.fetch_sub(record.len(), Ordering::Relaxed);
     }
     let _ = stdin.shutdown().await;
 }

@@ -223,6 +223,17 @@ impl Store {
         Some(self.describe(agent, packages, None))
     }
 
+    /// Fetches packages that belong to no agent, and returns where each of them is. It blocks.
+    pub fn fetch(
+        &self,
+        packages: &[Package],
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<Vec<PathBuf>, InstallError> {
+        let missing: Vec<Package> = packages.iter().filter(|p| !self.is_finished(p)).cloned().collect();
+        self.install_all(&missing, progress, &AtomicBool::new(false))?;
+        Ok(packages.iter().map(|package| self.packages_dir().join(package.directory_name())).collect())
+    }
+
     /// Fetches what the agent lacks, reporting on `progress`. Dropping the future stops the downloads; what is here
     /// by then is resumed by the next install.
     pub async fn install(

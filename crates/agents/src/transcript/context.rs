@@ -5,8 +5,7 @@
 
 use serde_json::Value;
 
-use super::notes::PROMPT;
-use super::{EventFilter, TranscriptError, Transcripts};
+use super::{EventFilter, PROMPT, TranscriptError, Transcripts};
 
 /// What an agent is told at most; some twenty thousand words.
 const MAX_BYTES: usize = 128 << 10;

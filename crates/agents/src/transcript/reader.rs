@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Deserialize;
 
-use super::record::COLUMNS;
+use super::record::SELECT;
 use super::{Event, EventFilter, Page, SessionFilter, StoredSession};
 
 /// A page of history ends after this much text, so that a page of large events stays small in memory.
@@ -54,7 +54,7 @@ fn is(notification: &str, method: &str) -> bool {
 
 /// One session.
 pub(super) fn session(connection: &Connection, id: &str) -> rusqlite::Result<Option<StoredSession>> {
-    let sql = format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1");
+    let sql = format!("{SELECT} WHERE id = ?1");
     connection.prepare_cached(&sql)?.query_row(params![id], StoredSession::of).optional()
 }
 
@@ -63,9 +63,8 @@ pub(super) fn sessions(
     connection: &Connection,
     filter: &SessionFilter,
 ) -> rusqlite::Result<Vec<StoredSession>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM sessions WHERE key < ?1 AND substr(id, 1, length(?2)) = ?2 ORDER BY key DESC LIMIT ?3"
-    );
+    let sql =
+        format!("{SELECT} WHERE key < ?1 AND substr(id, 1, length(?2)) = ?2 ORDER BY key DESC LIMIT ?3");
     let before = filter.before.and_then(|key| i64::try_from(key).ok()).unwrap_or(i64::MAX);
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
     let mut statement = connection.prepare_cached(&sql)?;

@@ -84,10 +84,12 @@ pub struct SessionFilter {
     pub id_prefix: String,
 }
 
-/// The columns that [`StoredSession::of`] reads, in its order.
-pub(super) const COLUMNS: &str =
-    "key, id, agent_type, model, created_ms, updated_ms, ended_ms, ended_why, title, events,
-    bytes, model_reason, cwd, vm, agent_session_id, agent_version, permission_policy, options";
+/// What [`StoredSession::of`] reads, in its order. A session without events may have no tally.
+pub(super) const SELECT: &str =
+    "SELECT key, id, agent_type, model, created_ms, coalesce(updated_ms, created_ms), ended_ms, ended_why, title,
+         coalesce(events, 0), coalesce(bytes, 0), model_reason, cwd, vm, agent_session_id, agent_version,
+         permission_policy, options
+     FROM sessions LEFT JOIN tallies ON tallies.session = sessions.key";
 
 impl StoredSession {
     pub(super) fn of(row: &Row<'_>) -> rusqlite::Result<Self> {

@@ -1,7 +1,7 @@
 //! The schema, and the way to it from every older one.
 //!
 //! ```text
-//! version 0 (no tables) ──► 1: sessions and events ──► 2: what listing and restoring need
+//! version 0 (no tables) ──► 1: sessions and events ──► 2: what listing and restoring need ──► 3: tallies
 //! ```
 //! All steps that a database lacks are one transaction, the version number included: an interrupted migration is none.
 //! A new database takes the same way, so that the steps are walked by every test.
@@ -15,7 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::TranscriptError;
 
 /// The version this code writes.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 /// How long another process may hold the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,14 +52,25 @@ const SECOND: &str = "
     );
 ";
 
-/// What is derived from the events, for every session.
-const COUNT_ALL: &str = "
-    UPDATE sessions SET
-        events = (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key),
-        bytes = (SELECT coalesce(sum(octet_length(notification)), 0) FROM events WHERE session = key),
-        updated_ms = coalesce(
-            (SELECT at_ms FROM events WHERE session = key ORDER BY sequence DESC LIMIT 1), created_ms
-        );
+/// What changes with every event has a small row of its own: that of a session is as large as its options.
+const THIRD: &str = "
+    ALTER TABLE sessions DROP COLUMN updated_ms;
+    ALTER TABLE sessions DROP COLUMN events;
+    ALTER TABLE sessions DROP COLUMN bytes;
+    CREATE TABLE tallies (
+        session INTEGER PRIMARY KEY REFERENCES sessions (key) ON DELETE CASCADE, events INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, updated_ms INTEGER NOT NULL
+    ) STRICT;
+";
+
+/// What is derived from the events, for every session; a condition may follow.
+pub(super) const COUNT: &str = "
+    INSERT OR REPLACE INTO tallies (session, events, bytes, updated_ms)
+    SELECT key,
+        (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key),
+        (SELECT coalesce(sum(octet_length(notification)), 0) FROM events WHERE session = key),
+        coalesce((SELECT at_ms FROM events WHERE session = key ORDER BY sequence DESC LIMIT 1), created_ms)
+    FROM sessions
 ";
 
 /// Opens the database at this version, bringing an older one there.
@@ -103,13 +114,18 @@ fn migrate(
     if found < 1 {
         transaction.execute_batch(FIRST)?;
     }
-    // Version 1 wrote its number whenever it opened a database: one that it opened after us has the columns already.
-    let columns = "SELECT count(*) FROM pragma_table_info('sessions') WHERE name = 'events'";
-    let had_them: i64 = transaction.query_row(columns, [], |row| row.get(0))?;
-    if had_them == 0 {
+    // Version 1 wrote its number whenever it opened a database, also one that had been brought further meanwhile.
+    let has = |table: &str, column: &str| {
+        let sql = "SELECT count(*) > 0 FROM pragma_table_info(?1) WHERE name = ?2";
+        transaction.query_row(sql, [table, column], |row| row.get::<_, bool>(0))
+    };
+    if !has("sessions", "cwd")? {
         transaction.execute_batch(SECOND)?;
     }
-    transaction.execute_batch(COUNT_ALL)?;
+    if !has("tallies", "session")? {
+        transaction.execute_batch(THIRD)?;
+    }
+    transaction.execute(COUNT, [])?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     before_commit(&transaction)?;
     transaction.commit()

@@ -103,7 +103,12 @@ async fn what_is_known_of_a_session_is_kept_and_counted() {
         options: Some("{\"env\":[\"HOME\"]}".into()),
     };
     transcripts.describe("a", details.clone()).await.unwrap();
-    let prompt = |text: &str| notes::prompt(&[json!({ "type": "text", "text": text })]);
+    let prompt = |text: &str| {
+        crate::wire::acp::notification(
+            "_agentos/prompt",
+            &json!({ "content": [{ "type": "text", "text": text }] }),
+        )
+    };
     let titled = |title: &str| {
         let update = json!({ "sessionUpdate": "session_info_update", "title": title });
         crate::wire::acp::session_update("s", &update)

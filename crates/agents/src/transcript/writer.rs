@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::notes::{self, Title};
 use super::record::policy_name;
+use super::schema::COUNT;
 use super::{Event, SessionDetails, SessionRecord, TranscriptError};
 
 /// Appends that go into one commit at most, so that the first of them doesn't wait for a stream without an end.
@@ -106,8 +107,7 @@ fn write_batch<'a>(
 }
 
 fn begin(connection: &Connection, record: &SessionRecord) -> Result<(), Refusal> {
-    let sql =
-        "INSERT INTO sessions (id, agent_type, model, created_ms, updated_ms) VALUES (?1, ?2, ?3, ?4, ?4)";
+    let sql = "INSERT INTO sessions (id, agent_type, model, created_ms) VALUES (?1, ?2, ?3, ?4)";
     let created = record.created_ms.cast_signed();
     connection.prepare_cached(sql)?.execute(params![record.id, record.agent_type, record.model, created])?;
     Ok(())
@@ -132,7 +132,8 @@ fn describe(connection: &Connection, session: &str, details: &SessionDetails) ->
 }
 
 fn append(connection: &Connection, session: &str, events: &[Event]) -> Result<(), Refusal> {
-    let sql = "SELECT key, events FROM sessions WHERE id = ?1";
+    let sql = "SELECT key, (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key) FROM sessions
+               WHERE id = ?1";
     let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
     let Some((key, kept)): Option<(i64, u64)> =
         connection.prepare_cached(sql)?.query_row(params![session], read).optional()?
@@ -156,17 +157,15 @@ fn append(connection: &Connection, session: &str, events: &[Event]) -> Result<()
         }
     }
     let Some(last) = events.last() else { return Ok(()) };
-    let sql = "UPDATE sessions SET events = ?2, bytes = bytes + ?3, updated_ms = ?4,
-               title = coalesce(?5, title, ?6) WHERE key = ?1";
+    let sql = "INSERT INTO tallies (session, events, bytes, updated_ms) VALUES (?1, ?2, ?3, ?4)
+               ON CONFLICT (session) DO UPDATE SET
+                   events = excluded.events, bytes = bytes + excluded.bytes, updated_ms = excluded.updated_ms";
     let (sequence, at) = (last.sequence.cast_signed(), last.at_ms.cast_signed());
-    connection.prepare_cached(sql)?.execute(params![
-        key,
-        sequence,
-        u64::cast_signed(bytes),
-        at,
-        by_agent,
-        by_prompt
-    ])?;
+    connection.prepare_cached(sql)?.execute(params![key, sequence, u64::cast_signed(bytes), at])?;
+    if by_agent.is_some() || by_prompt.is_some() {
+        let sql = "UPDATE sessions SET title = coalesce(?2, title, ?3) WHERE key = ?1";
+        connection.prepare_cached(sql)?.execute(params![key, by_agent, by_prompt])?;
+    }
     Ok(())
 }
 
@@ -174,11 +173,13 @@ fn append(connection: &Connection, session: &str, events: &[Event]) -> Result<()
 fn reopen(connection: &Connection, session: &str) -> Result<(), Refusal> {
     let sql = "UPDATE sessions SET ended_ms = NULL, ended_why = NULL WHERE id = ?1";
     known(connection.prepare_cached(sql)?.execute(params![session])?, session)?;
-    let sql = "UPDATE sessions SET
-                   events = (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key),
-                   bytes = (SELECT coalesce(sum(octet_length(notification)), 0) FROM events WHERE session = key)
-               WHERE id = ?1 AND events != (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key)";
-    connection.prepare_cached(sql)?.execute(params![session])?;
+    let sql = format!(
+        "{COUNT} WHERE id = ?1 AND NOT EXISTS (
+             SELECT 1 FROM tallies WHERE session = key
+                 AND events = (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key)
+         )"
+    );
+    connection.prepare_cached(&sql)?.execute(params![session])?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::acp;
+use super::readable::readable;
 
 /// Answers and parameters larger than this are not taken apart: a megabyte of `[0,0,…` costs sixteen when it is.
 pub(crate) const MAX_PARSED_BYTES: usize = 4 << 20;
@@ -154,7 +155,8 @@ impl Notification {
 /// The meaning of one line of an agent that speaks JSON-RPC.
 #[must_use]
 pub fn read(line: &[u8]) -> Message {
-    let Ok(text) = std::str::from_utf8(line) else { return Message::Garbage };
+    let Some(text) = std::str::from_utf8(line).ok().and_then(readable) else { return Message::Garbage };
+    let text = text.as_ref();
     let Ok(record) = serde_json::from_str::<Record<'_>>(text) else { return Message::Garbage };
     match (record.method, record.id) {
         (Some(method), None) if method.starts_with(RESERVED) => {

@@ -10,6 +10,7 @@ pub mod lines;
 pub mod message;
 pub mod pi;
 pub mod pi_rpc;
+mod readable;
 
 use lines::Line;
 use message::{Message, RpcError};

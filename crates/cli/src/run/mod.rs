@@ -10,7 +10,7 @@ mod changes;
 mod model;
 mod out;
 mod report;
-mod steps;
+pub(crate) mod steps;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -235,7 +235,8 @@ fn show(
             read_only.look(&event.notification);
             output.event(&event)
         }
-        // The agent was faster than the terminal: some steps are missing here, none in the transcript.
+        // The agent was faster than the terminal, which now catches up; nothing is missing.
+        Err(error) if error.kind() == ErrorKind::Lagged => Ok(()),
         Err(error) => {
             notice(&error.to_string());
             Ok(())

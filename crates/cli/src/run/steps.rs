@@ -29,7 +29,7 @@ struct Call {
 }
 
 #[derive(Debug)]
-pub(super) struct Steps {
+pub(crate) struct Steps {
     palette: Palette,
     calls: HashMap<String, Call>,
     /// The last call whose headline was printed, with nothing after it.
@@ -39,12 +39,12 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    pub(super) fn new(palette: Palette) -> Self {
+    pub(crate) fn new(palette: Palette) -> Self {
         Self { palette, calls: HashMap::new(), on_top: None, in_line: false, in_thought: false }
     }
 
     /// What to print for a notification; empty for those that are no step.
-    pub(super) fn show(&mut self, notification: &Value) -> String {
+    pub(crate) fn show(&mut self, notification: &Value) -> String {
         let mut out = String::new();
         if notification["method"] != "session/update" {
             return out;
@@ -61,7 +61,7 @@ impl Steps {
     }
 
     /// Ends a line that is open.
-    pub(super) fn end_line(&mut self) -> &'static str {
+    pub(crate) fn end_line(&mut self) -> &'static str {
         if std::mem::take(&mut self.in_line) { "\n" } else { "" }
     }
 

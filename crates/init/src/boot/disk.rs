@@ -1,5 +1,5 @@
-//! The VM's file tree: one tmpfs that holds everything it writes, overlays on top of the staged layers, /dev, and the
-//! mounts of the plan.
+//! The VM's file tree: one tmpfs that holds everything it writes, or without a storage directory would write, overlays
+//! on top of the staged layers, /dev, and the mounts of the plan.
 
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +10,9 @@ use agentos_linux::mount;
 use rustix::fs::Mode;
 use rustix::mount::MountFlags;
 
+use super::layers::Layers;
 use super::{fail, proc, user_id};
-use crate::launcher::{PLAIN, Staged, VM_DISK};
+use crate::launcher::{Staged, VM_DISK};
 use crate::mounts;
 
 /// The root directory, relative to the VM's disk, which is the current directory while this runs.
@@ -35,20 +36,23 @@ pub(super) fn build(plan: &BootPlan, staged: &Staged) -> Result<(), BootFailure>
     ] {
         make_directory(name, mode)?;
     }
-    overlay("root", &staged.root.to_string_lossy(), ROOT)?;
+    let layers = Layers::open(plan, staged)?;
+    layers.overlay("root", &staged.root.to_string_lossy(), ROOT)?;
     for (name, lower) in &staged.bases {
         let target = format!("{ROOT}/{name}");
+        layers.expect_directory(&target)?;
         if name == "usr" && !shows_usr_local(plan) {
             // The upper of the two lower layers hides the host's local directory.
             let lower = format!("{}:{}", staged.usr_local.display(), lower.display());
-            overlay(name, &lower, &target)?;
+            layers.overlay(name, &lower, &target)?;
         } else {
-            overlay(name, &lower.to_string_lossy(), &target)?;
+            layers.overlay(name, &lower.to_string_lossy(), &target)?;
         }
     }
     if let Base::Directory { .. } = plan.base {
         complete_foreign_root()?;
     }
+    layers.expect_directory(&format!("{ROOT}/proc"))?;
     proc::mount(plan)?;
     devices(plan, staged)?;
     bind("tmp", &format!("{ROOT}/tmp"))?;
@@ -57,20 +61,8 @@ pub(super) fn build(plan: &BootPlan, staged: &Staged) -> Result<(), BootFailure>
     planned_mounts(plan, staged)
 }
 
-fn make_directory(name: &str, mode: u32) -> Result<(), BootFailure> {
+pub(super) fn make_directory(name: &str, mode: u32) -> Result<(), BootFailure> {
     rustix::fs::mkdir(name, Mode::from_raw_mode(mode)).map_err(|errno| fail("mkdir", name, errno))
-}
-
-/// Copy on write over staged layers. The upper and the work directory are on the VM's disk.
-fn overlay(name: &str, lowers: &str, target: &str) -> Result<(), BootFailure> {
-    let (upper, work) = (format!("upper-{name}"), format!("work-{name}"));
-    make_directory(&upper, 0o755)?;
-    make_directory(&work, 0o755)?;
-    let options = format!("userxattr,lowerdir={lowers},upperdir={upper},workdir={work}");
-    let options = std::ffi::CString::new(options)
-        .map_err(|_| fail("mount overlay", target, agentos_linux::Errno::INVAL))?;
-    rustix::mount::mount("overlay", target, "overlay", PLAIN, Some(options.as_c_str()))
-        .map_err(|errno| fail("mount overlay", target, errno))
 }
 
 fn shows_usr_local(plan: &BootPlan) -> bool {

@@ -47,7 +47,7 @@ pub(super) fn delete(
 }
 
 /// Removes whatever stands behind a name, a directory with all below it. What others remove meanwhile is as good.
-pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], progress: &Progress) -> Result<(), Errno> {
+pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], progress: &Progress) -> Result<(), Errno> {
     let base = match open_dir(parent, name, Mounts::Refuse) {
         Ok(base) => base,
         Err(Errno::NOENT) => return Ok(()),

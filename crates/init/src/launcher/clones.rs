@@ -16,6 +16,7 @@ use agentos_linux::clone::{Cloned, Namespaces, SingleThreaded, clone_namespaces}
 use agentos_linux::signal::Ended;
 use agentos_linux::{Errno, credentials, seqpacket, signal};
 use rustix::event::{Timespec, epoll};
+use rustix::fs::FlockOperation;
 
 use super::openers::{Client, Opened, Openers, Order};
 use super::prepare::Prepared;
@@ -42,6 +43,8 @@ struct Clone {
     boot: Option<OwnedFd>,
     staged: Option<Staged>,
     groups: cgroups::Groups,
+    /// The lock of its storage directory.
+    storage_lock: Option<OwnedFd>,
     plan: BootPlan,
     /// Why it is being killed, where the launcher failed to finish its part.
     failed: Option<BootFailure>,
@@ -108,10 +111,15 @@ impl Clones {
         plan: BootPlan,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), WireError> {
-        let Some(init_socket) = descriptors.into_iter().next() else {
+        let mut descriptors = descriptors.into_iter();
+        let Some(init_socket) = descriptors.next() else {
             return Err(WireError::NoDescriptor);
         };
-        match self.clone_vm(vm, plan, init_socket) {
+        let storage_lock = descriptors.next();
+        if storage_lock.is_some() != plan.storage.is_some() {
+            return Err(WireError::NoDescriptor);
+        }
+        match self.clone_vm(vm, plan, (init_socket, storage_lock)) {
             Ok(event) => wire::send(self.control, &event, &[]),
             Err(failure) => wire::send(self.control, &LauncherEvent::BootFailed { vm, failure }, &[]),
         }
@@ -121,7 +129,7 @@ impl Clones {
         &mut self,
         vm: VmNumber,
         plan: BootPlan,
-        init_socket: OwnedFd,
+        (init_socket, storage_lock): (OwnedFd, Option<OwnedFd>),
     ) -> Result<LauncherEvent, BootFailure> {
         let groups = self.prepared.cgroups.create(&plan.limits)?;
         let (boot, boot_of_clone) =
@@ -134,6 +142,7 @@ impl Clones {
                 control: init_socket,
                 launcher: boot_of_clone,
                 tasks: &groups.tasks,
+                storage_lock,
                 plan: &plan,
                 staged: &staged,
             }),
@@ -144,8 +153,8 @@ impl Clones {
             }
         };
         let event = LauncherEvent::Cloned { vm, pid, cgroups: groups.readable.clone() };
-        let mut clone =
-            Clone { pid, pidfd, boot: Some(boot), staged: Some(staged), groups, plan, failed: None };
+        let (boot, staged) = (Some(boot), Some(staged));
+        let mut clone = Clone { pid, pidfd, boot, staged, groups, storage_lock, plan, failed: None };
         clone.failed = self.prepare(vm, &clone).err();
         if clone.failed.is_some() {
             clone.kill();
@@ -268,7 +277,7 @@ impl Clones {
     fn leave_stage(&mut self, vm: u64) -> Result<(), WireError> {
         let Some(clone) = self.live.get_mut(&vm) else { return Ok(()) };
         if let Some(staged) = clone.staged.take() {
-            staged.clear();
+            staged.clear(&clone.plan);
         }
         if let Some(boot) = clone.boot.take() {
             epoll::delete(&self.poll, &boot).or_else(ignore_absent)?;
@@ -289,6 +298,10 @@ impl Clones {
             Some(Ended::Signaled(signal)) => Status::Signaled(signal),
             None => Status::Signaled(SIGKILL),
         };
+        if let Some(lock) = &clone.storage_lock {
+            // Closing it would not do: a clone made a moment ago may hold a copy of it still.
+            rustix::fs::flock(lock, FlockOperation::Unlock)?;
+        }
         let vm = VmNumber(vm);
         let event = match clone.failed {
             Some(failure) => LauncherEvent::BootFailed { vm, failure },

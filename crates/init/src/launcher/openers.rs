@@ -9,13 +9,13 @@
 //! system is one of this machine ([`at_hand`]), nothing can hang, and the launcher does it itself.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::launcher::BootFailure;
 use agentos_linux::clone::{self, Cloned, Namespaces, SingleThreaded, clone_namespaces};
-use agentos_linux::{Errno, seqpacket, signal};
+use agentos_linux::{Errno, mount, seqpacket, signal};
 use rustix::event::epoll;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -187,11 +187,8 @@ pub(super) fn at_hand(source: &[u8]) -> Option<OwnedFd> {
         ResolveFlags::CACHED,
     );
     let directory = directory.ok()?;
-    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()));
-    let mounts = std::fs::read("/proc/self/mountinfo");
-    let (about, mounts) = (about.ok()?, mounts.ok()?);
-    let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim)?;
-    file_system(&mounts, mount).filter(|kind| LOCAL.contains(kind)).map(|_| directory)
+    let kind = mount::file_system(directory.as_fd())?;
+    LOCAL.contains(&kind.as_slice()).then_some(directory)
 }
 
 /// Whether a directory is read through in a moment. Reads no more of it than it takes to know.
@@ -205,14 +202,6 @@ pub(super) fn is_short(directory: BorrowedFd<'_>) -> bool {
 /// What the launcher reads of a directory itself, `.` and `..` included. A project has fewer entries at its top; a store of
 /// data or messages is an opener's to read.
 const SHORT_ENTRIES: usize = 500;
-
-/// The kind of file system of a mount, by its id. Places may hold any byte but spaces, which are escaped.
-fn file_system<'a>(mountinfo: &'a [u8], id: &str) -> Option<&'a [u8]> {
-    let mut lines = mountinfo.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' '));
-    let mut fields = lines.find_map(|mut fields| (fields.next()? == id.as_bytes()).then_some(fields))?;
-    fields.find(|field| *field == b"-")?;
-    fields.next()
-}
 
 /// The opener's life. It keeps nothing of the launcher's: were it to hold the sidecar's socket while it hangs, nobody
 /// would see the launcher die.
@@ -244,16 +233,6 @@ fn work(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_kind_of_a_mount_is_found_by_its_id() {
-        let mounts = b"22 1 0:21 / / rw,noatime shared:1 - ext4 /dev/vda rw\n\
-                       122 22 0:30 / /a\xff rw master:2 shared:3 - nfs4 server:/x rw\n\
-                       23 22 0:31 / /- rw - tmpfs - rw\n";
-        assert_eq!(file_system(mounts, "22"), Some(&b"ext4"[..]));
-        assert_eq!(file_system(mounts, "122"), Some(&b"nfs4"[..]));
-        assert_eq!(file_system(mounts, "2"), None);
-    }
 
     #[test]
     fn a_directory_of_this_machine_is_at_hand_and_one_of_the_kernel_s_tables_is_not() {

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use agentos_guest_protocol::Bytes;
-use agentos_guest_protocol::launcher::{Base, BootFailure, BootPlan, IdRange, PlannedMountKind, VmNumber};
+use agentos_guest_protocol::launcher::{
+    Base, BootFailure, BootPlan, IdRange, PlannedMountKind, Storage, VmNumber,
+};
 use agentos_guest_protocol::mount::HostDir;
 use agentos_linux::Errno;
 use agentos_linux::clone::SingleThreaded;
@@ -17,7 +19,7 @@ use rustix::mount::UnmountFlags;
 use super::idmap::{self, Pair};
 use super::prepare::{DEVICES, STAGE, TEMPLATE};
 use super::{openers, template};
-use crate::wire::failure;
+use crate::wire::{as_path, failure};
 
 /// Where the clone finds its trees. Computed alike on both sides of the clone, from the plan alone.
 #[derive(Debug)]
@@ -33,11 +35,14 @@ pub(crate) struct Staged {
     /// Lower layers of directories below the root, by name.
     pub bases: Vec<(String, PathBuf)>,
     pub mounts: Vec<StagedMount>,
+    /// The storage directory, where the plan has one.
+    pub storage: PathBuf,
 }
 
 /// A directory of the host that somebody has named: it may lie on a file system that doesn't answer.
 pub(super) enum Foreign<'a> {
     Base(&'a Path),
+    Storage(&'a Storage),
     Mount(&'a HostDir),
 }
 
@@ -72,7 +77,8 @@ impl Staged {
             Base::Directory { .. } => root_tree.clone(),
         };
         let usr_local = root_tree.join(template::USR_LOCAL);
-        Self { root, usr_local, root_tree, devices: directory.join("dev"), directory, bases, mounts }
+        let (devices, storage) = (directory.join("dev"), directory.join("storage"));
+        Self { root, usr_local, root_tree, devices, storage, directory, bases, mounts }
     }
 
     /// Makes and attaches the trees of what is the machine's own.
@@ -91,15 +97,18 @@ impl Staged {
     /// Attaches the trees of what [`foreign`] names, in its order.
     pub(super) fn attach(&self, plan: &BootPlan, trees: &[OwnedFd]) -> Result<(), BootFailure> {
         let base = matches!(plan.base, Base::Directory { .. }).then_some(&self.root_tree);
-        let targets = base.into_iter().chain(self.mounts.iter().map(|mount| &mount.path));
+        let storage = plan.storage.as_ref().map(|_| &self.storage);
+        let mounts = self.mounts.iter().map(|mount| &mount.path);
+        let targets = base.into_iter().chain(storage).chain(mounts);
         targets.zip(trees).try_for_each(|(target, tree)| attach(tree.as_fd(), target))
     }
 
     /// Takes mounts and directories away. Not before the clone has left them for its own root: the kernel takes a mount
     /// away from every namespace when the directory below it is removed in one, and each unmount waits for all
     /// processors to notice, for which the clone would have to wait, too.
-    pub(super) fn clear(&self) {
-        for path in self.paths() {
+    pub(super) fn clear(&self, plan: &BootPlan) {
+        let storage = plan.storage.as_ref().map(|_| &self.storage);
+        for path in self.paths().chain(storage) {
             // A tree that was never attached, after a failure, has nothing to take away.
             let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
             let _ = rustix::fs::rmdir(path);
@@ -137,13 +146,15 @@ pub(super) fn foreign(plan: &BootPlan) -> Vec<Foreign<'_>> {
         PlannedMountKind::HostDir(host_dir) => Some(Foreign::Mount(host_dir)),
         PlannedMountKind::Memory { .. } => None,
     });
-    base.into_iter().chain(mounts).collect()
+    let storage = plan.storage.as_ref().map(Foreign::Storage);
+    base.into_iter().chain(storage).chain(mounts).collect()
 }
 
 impl Foreign<'_> {
     pub(super) fn source(&self) -> Bytes {
         match self {
             Self::Base(path) => Bytes::from(path.as_os_str().as_bytes().to_vec()),
+            Self::Storage(storage) => storage.path.clone(),
             Self::Mount(host_dir) => host_dir.source.clone(),
         }
     }
@@ -152,6 +163,7 @@ impl Foreign<'_> {
     pub(super) fn at_hand(&self) -> Option<OwnedFd> {
         match self {
             Self::Base(path) => openers::at_hand(path.as_os_str().as_bytes()),
+            Self::Storage(storage) => openers::at_hand(&storage.path),
             Self::Mount(host_dir) => host_dir_at_hand(host_dir),
         }
     }
@@ -170,9 +182,35 @@ impl Foreign<'_> {
                 let tree = mount::open_tree_at(found).map_err(|errno| fail("open_tree", path, errno))?;
                 restricted(tree, path, LOWER, whole(plan, vm_namespace))
             }
+            (Self::Storage(storage), found) => open_storage(storage, found, whole(plan, vm_namespace)),
             (Self::Mount(host_dir), found) => open_host_dir(alone, plan, host_dir, found),
         }
     }
+}
+
+/// A detached tree of the storage directory, with its files' owners shown as the VM's. What is mounted in it stays behind.
+fn open_storage(
+    storage: &Storage,
+    found: Option<BorrowedFd<'_>>,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, BootFailure> {
+    let path = as_path(&storage.path);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let directory = match found {
+        Some(found) => rustix::fs::openat(found, ".", flags, Mode::empty()),
+        None => rustix::fs::open(path, flags, Mode::empty()),
+    };
+    let directory = directory.map_err(|errno| fail("open storage", path, errno))?;
+    let stat = rustix::fs::fstat(&directory).map_err(|errno| fail("fstat", path, errno))?;
+    // Another one since it was locked, or in the launcher's mounts, which are those of when it was started.
+    if (stat.st_dev, stat.st_ino) != (storage.device, storage.inode) {
+        return Err(fail("find storage", path, Errno::STALE));
+    }
+    let tree =
+        mount::open_tree_alone_at(directory.as_fd()).map_err(|errno| fail("open_tree", path, errno))?;
+    let step = if idmap.is_some() { "mount_setattr idmap" } else { "mount_setattr" };
+    mount::restrict(tree.as_fd(), Restrictions::default(), idmap).map_err(|errno| fail(step, path, errno))?;
+    Ok(tree)
 }
 
 /// Shows `source` at `target`, both as the launcher sees them.
@@ -282,10 +320,6 @@ fn refuse_sockets(directory: BorrowedFd<'_>, source: &Path) -> Result<(), BootFa
 
 /// The step of a refusal that is ours, not the kernel's.
 pub(crate) const SOCKET_STEP: &str = "refuse socket or FIFO";
-
-fn as_path(bytes: &[u8]) -> &Path {
-    Path::new(std::ffi::OsStr::from_bytes(bytes))
-}
 
 fn fail(step: &str, path: &Path, errno: Errno) -> BootFailure {
     failure(step, path.as_os_str().as_encoded_bytes(), errno)

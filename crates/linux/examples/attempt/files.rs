@@ -38,6 +38,14 @@ pub(crate) fn attempt(words: &[&str]) -> Option<Outcome> {
             .and_then(|file| done(call(libc::SYS_fchmod, &[file.as_raw_fd() as u64, number(mode)]))),
         ["openat2-mode", path, mode] => openat2(path, number(mode)),
         ["capability", path] => set_file_capability(path),
+        ["set-attribute", path, name, value] => {
+            done(rustix::fs::setxattr(path, name, value.as_bytes(), rustix::fs::XattrFlags::empty()))
+        }
+        ["attribute", path, name] => {
+            let mut value = [0; 256];
+            rustix::fs::getxattr(path, name, &mut value)
+                .map(|length| String::from_utf8_lossy(&value[..length]).into_owned())
+        }
         ["hard-link", from, to] => done(io(fs::hard_link(from, to))),
         ["rename", from, to] => done(io(fs::rename(from, to))),
         ["deepen", path, levels] => deepen(path, number(levels)),

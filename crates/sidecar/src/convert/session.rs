@@ -6,7 +6,7 @@ use agentos_agents::plan::McpServer;
 use agentos_agents::provider::Provider;
 use agentos_agents::session::PermissionSetup;
 use agentos_agents::store::Progress;
-use agentos_agents::transcript::Event;
+use agentos_agents::transcript::{Event, StoredSession};
 use agentos_agents::{AgentConfig, AgentEntry, PermissionPolicy, Registry, Session};
 use agentos_proto::v1::{self, mcp_server};
 
@@ -158,8 +158,48 @@ pub(crate) fn session_created(session: &Session) -> v1::SessionCreated {
     }
 }
 
-pub(crate) fn session_event(event: &Event) -> v1::SessionEvent {
-    v1::SessionEvent { sequence_number: event.sequence, notification_json: event.notification.to_string() }
+/// An event, beside the number of the newest one.
+pub(crate) fn session_event(event: &Event, newest: u64) -> v1::SessionEvent {
+    v1::SessionEvent {
+        sequence_number: event.sequence,
+        notification_json: event.notification.to_string(),
+        at_ms: event.at_ms,
+        newest,
+    }
+}
+
+pub(crate) fn stored_session(stored: StoredSession, live: bool) -> v1::StoredSession {
+    let details = stored.details;
+    let model = match stored.model.as_str() {
+        "demo" => v1::ModelKind::Demo,
+        "provider" => v1::ModelKind::Provider,
+        _ => v1::ModelKind::Unspecified,
+    };
+    let permission_policy = match details.permission_policy {
+        None => v1::PermissionPolicy::Unspecified,
+        Some(PermissionPolicy::Ask) => v1::PermissionPolicy::Ask,
+        Some(PermissionPolicy::AllowAll) => v1::PermissionPolicy::AllowAll,
+        Some(PermissionPolicy::RejectAll) => v1::PermissionPolicy::RejectAll,
+    };
+    v1::StoredSession {
+        session_id: stored.id,
+        agent_type: stored.agent_type,
+        agent_version: details.agent_version.unwrap_or_default(),
+        agent_session_id: details.agent_session_id.unwrap_or_default(),
+        title: stored.title.unwrap_or_default(),
+        cwd: details.cwd.unwrap_or_default(),
+        model: model.into(),
+        model_reason: details.model_reason.unwrap_or_default(),
+        vm: details.vm.unwrap_or_default(),
+        permission_policy: permission_policy.into(),
+        options_json: details.options.unwrap_or_default(),
+        created_at_ms: stored.created_ms,
+        updated_at_ms: stored.updated_ms,
+        ended: stored.ended.map(|end| v1::SessionEnd { at_ms: end.at_ms, reason: end.why }),
+        events: stored.events,
+        bytes: stored.bytes,
+        live,
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentos_proto::v1::{self, base::Kind};
 use agentos_vm::network::{NetworkOptions, StackLimits};
 use agentos_vm::spec::{BaseOptions, LimitOptions};
-use agentos_vm::{VmOptions, VmState};
+use agentos_vm::{StorageOptions, VmOptions, VmState};
 
 use crate::convert::mount::mount_options;
 use crate::convert::policy::egress_policy;
@@ -43,6 +43,7 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             dispose_grace: request.dispose_grace_ms.map(Duration::from_millis),
             base: base(request.base),
             root: request.root,
+            storage: storage(request.storage),
             network: NetworkOptions {
                 policy: request.network.map(egress_policy).transpose()?,
                 dns_servers: request
@@ -105,6 +106,13 @@ fn base(base: Option<v1::Base>) -> BaseOptions {
     }
 }
 
+fn storage(storage: Option<v1::Storage>) -> StorageOptions {
+    match storage.and_then(|storage| storage.kind) {
+        Some(v1::storage::Kind::Directory(path)) => StorageOptions::Directory(path.into_bytes()),
+        None => StorageOptions::Memory,
+    }
+}
+
 pub(crate) fn vm_info(listed: Listed<std::sync::Arc<HostedVm>>) -> v1::VmInfo {
     let (state, reason) = match listed.vm.vm.state() {
         VmState::Failed(reason) => (v1::VmState::Failed, crate::errors::chain(&reason)),
@@ -148,6 +156,7 @@ mod tests {
             base: Some(v1::Base { kind: Some(Kind::Directory("/srv/root".into())) }),
             root: true,
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
+            storage: Some(v1::Storage { kind: Some(v1::storage::Kind::Directory("/srv/state".into())) }),
             ..Default::default()
         };
         let wish = CreateVm::try_from(request).unwrap();
@@ -161,6 +170,7 @@ mod tests {
         assert_eq!(wish.options.dispose_grace, Some(Duration::from_millis(250)));
         assert!(matches!(&wish.options.base, BaseOptions::Directory(path) if path == b"/srv/root"));
         assert!(wish.options.root);
+        assert_eq!(wish.options.storage, StorageOptions::Directory(b"/srv/state".to_vec()));
         let network = wish.options.network;
         assert_eq!(network.policy, Some(EgressPolicy::none()));
         assert_eq!(network.dns_servers, ["192.0.2.53:53".parse().unwrap()]);

@@ -139,7 +139,14 @@ impl From<PermissionError> for Failure {
 
 impl From<TranscriptError> for Failure {
     fn from(error: TranscriptError) -> Self {
-        let kind = if error.is_no_space() { ErrorKind::NoSpace } else { ErrorKind::Internal };
-        Self::new(kind, "transcript", chain(&error))
+        let message = chain(&error);
+        match &error {
+            error if error.is_no_space() => Self::new(ErrorKind::NoSpace, "transcript", message),
+            TranscriptError::UnknownSession { session } => Self::new(ErrorKind::NotFound, session, message),
+            TranscriptError::Newer { path, .. } => {
+                Self::new(ErrorKind::Unsupported, path.to_string_lossy(), message)
+            }
+            _ => Self::new(ErrorKind::Internal, "transcript", message),
+        }
     }
 }

@@ -47,7 +47,7 @@ impl Failure {
         }
     }
 
-    fn with_errno(mut self, errno: Errno) -> Self {
+    pub(crate) fn with_errno(mut self, errno: Errno) -> Self {
         self.errno = Some(errno.raw_os_error());
         self
     }

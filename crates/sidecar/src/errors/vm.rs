@@ -8,7 +8,8 @@ use agentos_vm::path::PathError;
 use agentos_vm::process::{ListError, SignalError};
 use agentos_vm::shell::ResizeError;
 use agentos_vm::{
-    BootFailure, CreateError, GoneReason, LauncherError, SpawnError, SpecError, StdinError, Unavailable,
+    BootFailure, CreateError, GoneReason, LauncherError, SpawnError, SpecError, StdinError, StorageError,
+    StorageProblem, Unavailable,
 };
 use rustix::io::Errno;
 
@@ -189,6 +190,7 @@ impl From<CreateError> for Failure {
         let message = chain(&error);
         match error {
             CreateError::Boot(failure) => boot(&failure, message),
+            CreateError::Storage(error) => Self { message, ..error.into() },
             CreateError::Gone(reason) => Self { message, ..reason.into() },
             CreateError::TimedOut { .. } => Self::new(ErrorKind::Timeout, "", message),
             CreateError::LoopbackPort { port, source } => {
@@ -203,6 +205,24 @@ impl From<CreateError> for Failure {
                 None => Self::new(ErrorKind::Internal, "", message),
             },
             _ => Self::new(ErrorKind::Internal, "", message),
+        }
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
+        let (object, message) = (error.path.display().to_string(), chain(&error));
+        match error.problem {
+            StorageProblem::InUse => Self::new(ErrorKind::Busy, object, message).with_errno(Errno::BUSY),
+            StorageProblem::TimedOut { .. } => {
+                Self::new(ErrorKind::Timeout, object, message).with_errno(Errno::TIMEDOUT)
+            }
+            StorageProblem::Call { source, .. } => match source.raw_os_error() {
+                Some(errno) => Self::system(errno, object, message),
+                None => Self::new(ErrorKind::Internal, object, message),
+            },
+            StorageProblem::Fault => Self::new(ErrorKind::Internal, object, message),
+            _ => Self::invalid(object, message),
         }
     }
 }

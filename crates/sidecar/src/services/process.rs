@@ -24,6 +24,7 @@ impl Processes {
         let hosted = self.0.vm(vm_id)?;
         Ok(hosted.vm.process(pid).ok_or_else(|| {
             Failure::new(ErrorKind::NotFound, pid.to_string(), format!("Process not found: {pid}"))
+                .with_errno(rustix::io::Errno::SRCH)
         })?)
     }
 }

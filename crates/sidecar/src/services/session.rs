@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use super::Streamed;
+use super::session_store::{Filter, History};
 use crate::convert::session as convert;
 use crate::errors::Failure;
 use crate::host::Host;
@@ -146,13 +147,21 @@ impl SessionService for AgentSessions {
         request: Request<v1::SessionEventsRequest>,
     ) -> Result<Response<Self::SessionEventsStream>, Status> {
         let request = request.into_inner();
-        let session = self.0.sessions().get(&request.session_id)?;
+        let session = match self.0.sessions().get(&request.session_id) {
+            // What is kept of a session that is over can be read on.
+            Err(_) if !request.permissions_only => {
+                let filter =
+                    Filter { since: request.since, limit: u64::from(request.max_events), method: None };
+                return Ok(Response::new(History::open(&self.0, request.session_id, filter).await?.stream()));
+            }
+            session => session?,
+        };
         if request.permissions_only {
             // From here on, not from the first poll, the session has somebody who answers.
             let requests = session.permission_requests();
             let asked = stream::unfold((session, requests), |(session, mut requests)| async {
                 let event = tokio::select! {
-                    event = requests.next() => Ok(convert::session_event(&event)),
+                    event = requests.next() => Ok(convert::session_event(&event, event.sequence)),
                     () = session.closed() => return None,
                 };
                 Some((event, (session, requests)))
@@ -162,10 +171,13 @@ impl SessionService for AgentSessions {
         let events = stream::unfold(session.events(request.since), |mut events| async {
             let event = events.next().await?;
             let event = event.map_err(|error| Status::from(Failure::from(error)));
-            let event = event.map(|event| convert::session_event(&event));
+            let event = event.map(|event| convert::session_event(&event, events.newest()));
             Some((event, events))
         });
-        Ok(Response::new(Box::pin(events)))
+        match usize::try_from(request.max_events) {
+            Ok(0) | Err(_) => Ok(Response::new(Box::pin(events))),
+            Ok(most) => Ok(Response::new(Box::pin(events.take(most)))),
+        }
     }
 
     async fn respond_permission(

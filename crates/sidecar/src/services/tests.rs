@@ -5,6 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use agentos_agents::transcript::{Event, SessionRecord};
 use agentos_proto::v1;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -169,7 +170,7 @@ async fn unknown_ids_are_named() {
     let status = sessions.cancel_session(cancel).await.unwrap_err();
     assert_eq!(status.message(), "Session not found: s-1");
     let mut stored = SessionStoreServiceClient::new(channel);
-    let history = v1::ReadHistoryRequest { session_id: "s-1".into(), since: 0 };
+    let history = v1::ReadHistoryRequest { session_id: "s-1".into(), ..Default::default() };
     let status = stored.read_history(history).await.unwrap_err();
     assert_eq!(
         (status.message(), detail(&status).kind()),
@@ -211,4 +212,104 @@ async fn more_streams_than_http2s_usual_limit_stay_open_at_once() {
         let opened = timeout(DEADLINE, client.open_lease(v1::OpenLeaseRequest {})).await;
         streams.lock().unwrap().push(opened.expect("the limit of streams is reached").unwrap());
     }
+}
+
+/// A host whose home has sessions of an earlier run, in each so many events.
+async fn served_with_sessions(sessions: &[(&str, u64)]) -> Served {
+    let served = serve("blue");
+    let transcripts = served.host.sessions().transcripts().await.unwrap();
+    for (id, events) in sessions {
+        let (agent_type, model) = ("pi".to_owned(), "demo".to_owned());
+        let record = SessionRecord { id: (*id).to_owned(), agent_type, model, created_ms: 5 };
+        transcripts.begin(record).await.unwrap();
+        let event = |sequence: u64| {
+            let method = if sequence.is_multiple_of(100) { "rare" } else { "usual" };
+            let notification = format!("{{\"method\":\"{method}\"}}").into();
+            Event { sequence, at_ms: 1000 + sequence, notification }
+        };
+        transcripts.append(id, (1..=*events).map(event).collect()).await.unwrap();
+    }
+    served
+}
+
+async fn numbers(mut events: tonic::Streaming<v1::SessionEvent>) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while let Some(event) = events.message().await.unwrap() {
+        assert_eq!(event.at_ms, 1000 + event.sequence_number);
+        numbers.push(event.sequence_number);
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn stored_sessions_are_listed_in_pages_and_by_the_beginning_of_their_id() {
+    let served = served_with_sessions(&[("aa-1", 0), ("ab-2", 7), ("aa-3", 2)]).await;
+    served.host.sessions().transcripts().await.unwrap().end("ab-2", "closed").await.unwrap();
+    let mut store = SessionStoreServiceClient::new(served.connect().await);
+    let mut list = async |before, limit, id_prefix: &str| {
+        let request = v1::ListStoredSessionsRequest { before, limit, id_prefix: id_prefix.into() };
+        let page = store.list_stored_sessions(request).await.unwrap().into_inner();
+        let ids: Vec<String> = page.sessions.iter().map(|session| session.session_id.clone()).collect();
+        (ids, page)
+    };
+    let (ids, first) = list(0, 2, "").await;
+    assert_eq!(ids, ["aa-3", "ab-2"]);
+    let ended = first.sessions[1].ended.clone().unwrap();
+    assert_eq!(
+        (ended.reason.as_str(), first.sessions[1].events, first.sessions[1].live),
+        ("closed", 7, false)
+    );
+    assert_eq!((first.sessions[0].ended.clone(), first.sessions[0].model()), (None, v1::ModelKind::Demo));
+    let (ids, last) = list(first.next_before, 2, "").await;
+    assert_eq!((ids, last.next_before), (vec!["aa-1".to_owned()], 0));
+    let (ids, whole) = list(0, 0, "aa").await;
+    assert_eq!((ids, whole.next_before), (vec!["aa-3".to_owned(), "aa-1".to_owned()], 0));
+}
+
+#[tokio::test]
+async fn a_transcript_is_read_in_part_and_by_method() {
+    let served = served_with_sessions(&[("aa-1", 1000)]).await;
+    let mut store = SessionStoreServiceClient::new(served.connect().await);
+    let mut read = async |since, limit, method: &str| {
+        let request =
+            v1::ReadHistoryRequest { session_id: "aa-1".into(), since, limit, method: method.into() };
+        numbers(store.read_history(request).await.unwrap().into_inner()).await
+    };
+    assert_eq!(read(0, 0, "").await, (1..=1000).collect::<Vec<_>>());
+    assert_eq!(read(990, 5, "").await, (990..995).collect::<Vec<_>>());
+    assert_eq!(read(1, 0, "rare").await, (1..=10).map(|n| n * 100).collect::<Vec<_>>());
+    assert_eq!(read(101, 2, "rare").await, [200, 300]);
+    assert_eq!(read(1, 0, "unheard_of").await, [0; 0]);
+}
+
+#[tokio::test]
+async fn events_of_a_session_that_is_over_are_read_on() {
+    let served = served_with_sessions(&[("aa-1", 1000)]).await;
+    let mut sessions = SessionServiceClient::new(served.connect().await);
+    let mut read = async |since, max_events| {
+        let request =
+            v1::SessionEventsRequest { session_id: "aa-1".into(), since, max_events, ..Default::default() };
+        numbers(sessions.session_events(request).await.unwrap().into_inner()).await
+    };
+    assert_eq!(read(0, 0).await.len(), 1000);
+    assert_eq!(read(300, 400).await, (300..700).collect::<Vec<_>>());
+    assert_eq!(read(1001, 400).await, [0; 0]);
+}
+
+#[tokio::test]
+async fn a_deleted_session_leaves_neither_events_nor_files() {
+    let served = served_with_sessions(&[("aa-1", 3), ("ab-2", 3)]).await;
+    let files = |id: &str| served._dir.path().join("home/sessions").join(id);
+    for id in ["aa-1", "ab-2"] {
+        std::fs::create_dir_all(files(id).join("agent/deep")).unwrap();
+        std::fs::write(files(id).join("agent/deep/state"), "x").unwrap();
+    }
+    let mut store = SessionStoreServiceClient::new(served.connect().await);
+    let delete = |id: &str| v1::DeleteSessionRequest { session_id: id.into() };
+    store.delete_session(delete("aa-1")).await.unwrap();
+    assert!(!files("aa-1").exists() && files("ab-2").join("agent/deep/state").exists());
+    let history = v1::ReadHistoryRequest { session_id: "aa-1".into(), ..Default::default() };
+    assert_eq!(detail(&store.read_history(history).await.unwrap_err()).kind(), v1::ErrorKind::NotFound);
+    let again = store.delete_session(delete("aa-1")).await.unwrap_err();
+    assert_eq!(again.message(), "Session not found: aa-1");
 }

@@ -9,18 +9,18 @@ use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
 use agentos_agents::session::{Former, PermissionSetup, SessionStart};
 use agentos_agents::store::{InstallRecord, Installed, Progress};
-use agentos_agents::transcript::SessionDetails;
 use agentos_agents::{Agent, PermissionPolicy, Session, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::details;
 use super::instructions;
 use super::kept::{Archive, KeptFiles};
 use super::launch::{self, Launched};
 use super::modules::{self, own_modules};
-use super::restore::{Options, Restored};
+use super::restore::Restored;
 use super::workspace::VmWorkspace;
 use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
@@ -132,6 +132,12 @@ impl Host {
         Ok(session)
     }
 
+    /// By what people know a VM.
+    fn label(&self, vm_id: &str) -> String {
+        let listed = self.list().into_iter().find(|listed| listed.id.as_str() == vm_id);
+        listed.map(|listed| listed.name).filter(|name| !name.is_empty()).unwrap_or_else(|| vm_id.to_owned())
+    }
+
     /// Launches the agent and takes it over. What it keeps of the session is kept from here on.
     async fn start_session(
         &self,
@@ -141,7 +147,7 @@ impl Host {
         wish: CreateSession,
     ) -> Result<Session, Failure> {
         let Prepared { plan, model, install, env, transcripts } = prepared;
-        let details = details(&wish, &plan)?;
+        let details = details::of(&wish, &plan.cwd, self.label(&wish.vm_id));
         let (kept, former, archive) = match wish.restored.map(|restored| *restored) {
             Some(restored) => {
                 let archive = restored.kept.archive().await?;
@@ -149,7 +155,7 @@ impl Host {
                 let known_through = archive.as_ref().map(|archive| archive.through);
                 (kept, Some(Former { stored, known_through, lost_cwd, lost }), archive)
             }
-            None => (KeptFiles::take(&self.sessions().kept_dir()?, creation.id()).await?, None, None),
+            None => (KeptFiles::take(self.sessions(), creation.id()).await?, None, None),
         };
         let launched = launch(hosted, &plan, archive.as_ref()).await?;
         let process = launched
@@ -257,25 +263,6 @@ async fn launch(
 /// The id by which the agent knows the session, where it is brought back.
 fn former_id(wish: &CreateSession) -> Option<&str> {
     wish.restored.as_ref()?.stored.details.agent_session_id.as_deref()
-}
-
-/// What is kept of the session for the time after it.
-fn details(wish: &CreateSession, plan: &LaunchPlan) -> Result<SessionDetails, Failure> {
-    // Of a session that was brought back, what it was created with counts.
-    let options = match &wish.restored {
-        Some(restored) => restored.stored.details.options.clone(),
-        None => Some(
-            serde_json::to_string(&Options::of(wish))
-                .map_err(|error| Failure::new(ErrorKind::Internal, "options", error.to_string()))?,
-        ),
-    };
-    Ok(SessionDetails {
-        cwd: Some(plan.cwd.clone()),
-        vm: Some(wish.vm_id.clone()),
-        permission_policy: Some(wish.permissions.policy),
-        options,
-        ..SessionDetails::default()
-    })
 }
 
 async fn choose_model(

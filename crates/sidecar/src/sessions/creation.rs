@@ -97,11 +97,7 @@ async fn discard(sessions: &SessionHost, session: &Session, forgotten: Option<Tr
     if let Err(error) = transcripts.delete(id).await {
         tracing::warn!(session = id, %error, "the transcript of a session that nobody has stays");
     }
-    let removed = match sessions.kept_dir() {
-        Ok(directory) => super::kept::remove(&directory, id).await,
-        Err(failure) => Err(failure),
-    };
-    if let Err(failure) = removed {
+    if let Err(failure) = sessions.remove_files_of(id).await {
         tracing::warn!(session = id, reason = failure.message(), "what an agent kept stays");
     }
 }

@@ -18,8 +18,10 @@ use agentos_agents::{Session, SessionId};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Exit, Process, ProcessSpec, Stdin, Vm};
 use bytes::Bytes;
+use tokio::time::{Instant, sleep};
 
-use super::blocking;
+use super::restore::live;
+use super::{SessionHost, blocking};
 use crate::errors::Failure;
 use crate::socket::LockFile;
 
@@ -27,6 +29,9 @@ use crate::socket::LockFile;
 const MAX_ARCHIVE_BYTES: usize = 64 << 20;
 /// A guest can draw this out; its session is kept as it was before then.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a session that has ended may take to be undone, and how often that is looked at.
+const UNDO_DEADLINE: Duration = Duration::from_secs(5);
+const UNDO_PAUSE: Duration = Duration::from_millis(20);
 /// What is kept of a complaint.
 const MAX_COMPLAINT_BYTES: usize = 1024;
 
@@ -50,22 +55,24 @@ pub(super) struct Archive {
 }
 
 impl KeptFiles {
-    /// Takes a session's directory, making it where there is none. One that is taken is a session that lives, in this
-    /// sidecar or in another one.
-    pub(super) async fn take(sessions: &Path, id: &SessionId) -> Result<Self, Failure> {
-        let directory = sessions.join(id.as_str());
-        let id = id.to_string();
-        blocking(move || {
-            let failed = |error: io::Error| failure(&directory, &error);
-            DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-            match LockFile::try_take(&directory.join("lock")).map_err(failed)? {
-                Some(lock) => Ok(Self { directory, _lock: lock }),
-                None => {
-                    Err(Failure::new(ErrorKind::Busy, &id, format!("Session {id} is live; close it first")))
-                }
+    /// Takes a session's directory, making it where there is none. One that stays taken is a session that lives, in this
+    /// sidecar or in another one; one that has just ended may still be undone, which is waited for.
+    pub(super) async fn take(sessions: &SessionHost, id: &SessionId) -> Result<Self, Failure> {
+        let directory = sessions.session_dir(id.as_str())?;
+        let deadline = Instant::now() + UNDO_DEADLINE;
+        loop {
+            let path = directory.clone();
+            let taken = blocking(move || {
+                let failed = |error: io::Error| failure(&path, &error);
+                DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+                LockFile::try_take(&path.join("lock")).map_err(failed)
+            });
+            match taken.await? {
+                Some(lock) => return Ok(Self { directory, _lock: lock }),
+                None if Instant::now() >= deadline => return Err(live(id.as_str())),
+                None => sleep(UNDO_PAUSE).await,
             }
-        })
-        .await
+        }
     }
 
     /// What was kept, if anything was.
@@ -155,16 +162,6 @@ impl Archive {
         let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
         succeeded(&process, &[0]).await
     }
-}
-
-/// Removes what is kept of a session.
-pub(super) async fn remove(sessions: &Path, id: &str) -> Result<(), Failure> {
-    let directory = sessions.join(id);
-    blocking(move || match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure(&directory, &error)),
-        _ => Ok(()),
-    })
-    .await
 }
 
 async fn start(vm: &Vm, argv: Vec<Vec<u8>>, stdin: Stdin) -> Result<Process, Failure> {

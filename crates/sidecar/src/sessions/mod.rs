@@ -13,6 +13,7 @@
 
 mod create;
 mod creation;
+mod details;
 mod guest;
 mod instructions;
 mod kept;
@@ -23,12 +24,14 @@ mod stdio;
 mod workspace;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agentos_agents::model::ModelWish;
 use agentos_agents::plan::McpServer;
+use agentos_agents::transcript::StoredSession;
 use agentos_agents::{AgentConfig, Home, HomeError, Registry, Session, Sessions, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use futures_util::future::join_all;
@@ -113,9 +116,10 @@ impl SessionHost {
         Ok(Store::new(self.home()?.agents_dir()))
     }
 
-    /// Where what agents keep of their sessions lies.
-    fn kept_dir(&self) -> Result<PathBuf, Failure> {
-        Ok(self.home()?.sessions_dir())
+    /// The directory for what an agent keeps of a session.
+    fn session_dir(&self, id: &str) -> Result<PathBuf, Failure> {
+        let not_an_id = || Failure::invalid(id, "that is no session's id");
+        self.home()?.session_dir(id).ok_or_else(not_an_id)
     }
 
     pub(crate) async fn transcripts(&self) -> Result<&Transcripts, Failure> {
@@ -159,18 +163,24 @@ impl SessionHost {
         Ok(())
     }
 
-    /// The transcripts, where they hold this session.
-    pub(crate) async fn stored(&self, id: &str) -> Result<Transcripts, Failure> {
+    /// Whether a session is at work here, or on its way.
+    pub(crate) fn is_live(&self, id: &str) -> bool {
+        let on_its_way = self.creating().contains_key(id);
+        on_its_way || self.live.get(id).is_ok_and(|session| session.fate().is_none())
+    }
+
+    /// The transcripts, where they hold this session, and what they hold of it.
+    pub(crate) async fn stored(&self, id: &str) -> Result<(Transcripts, StoredSession), Failure> {
         let transcripts = self.transcripts().await?.clone();
         match transcripts.session(id).await? {
-            Some(_) => Ok(transcripts),
+            Some(stored) => Ok((transcripts, stored)),
             None => Err(Failure::new(ErrorKind::NotFound, id, format!("Session not found: {id}"))),
         }
     }
 
     /// Removes all that is kept of a session, which is ended first; one that is still being made never stands.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), Failure> {
-        let transcripts = self.stored(id).await?;
+        let (transcripts, _) = self.stored(id).await?;
         let session = {
             let mut creating = self.creating();
             if let Some(state) = creating.get_mut(id) {
@@ -181,8 +191,15 @@ impl SessionHost {
         if let Some(session) = session {
             session.close(false).await;
         }
-        transcripts.delete(id).await?;
-        kept::remove(&self.kept_dir()?, id).await
+        // The files first: what can't be removed can be asked for again as long as the session is listed.
+        self.remove_files_of(id).await?;
+        Ok(transcripts.delete(id).await?)
+    }
+
+    /// Removes what an agent has kept of a session.
+    async fn remove_files_of(&self, id: &str) -> Result<(), Failure> {
+        let files = self.session_dir(id)?;
+        blocking(move || remove_files(&files)).await
     }
 
     /// Ends the sessions of a VM that is about to go. None is added any more: the registry has said so before.
@@ -204,6 +221,20 @@ impl SessionHost {
     fn creating(&self) -> std::sync::MutexGuard<'_, HashMap<String, OnItsWay>> {
         // Every change is one insert or one removal.
         self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_files(directory: &Path) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let path = directory.to_string_lossy();
+            let message = format!("removing {path}: {error}");
+            Err(match error.raw_os_error() {
+                Some(errno) => Failure::system(errno, path, message),
+                None => Failure::new(ErrorKind::Internal, path, message),
+            })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,8 @@ use agentos_agents::transcript::StoredSession;
 use agentos_agents::{PermissionPolicy, Session};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::Vm;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::kept::KeptFiles;
@@ -24,19 +25,20 @@ use super::{CreateSession, Creation};
 use crate::errors::Failure;
 use crate::host::Host;
 
-/// The options of a session as its transcript keeps them.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What [`super::details`] keeps of a session's options.
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Options {
+struct Options {
     skip_os_instructions: bool,
     additional_instructions: String,
     model: Option<String>,
     permission_rules: Vec<Rule>,
     env: Vec<String>,
-    mcp_servers: usize,
+    mcp_servers: Vec<Value>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Rule {
     action: String,
     tool_kind: Option<String>,
@@ -53,44 +55,20 @@ pub(crate) struct Restored {
 }
 
 impl Options {
-    pub(super) fn of(wish: &CreateSession) -> Self {
-        let rule = |rule: &PermissionRule| Rule {
-            action: action_name(rule.action).to_owned(),
-            tool_kind: rule.tool_kind.clone(),
-            path: rule.path.as_ref().map(ToString::to_string),
-        };
-        Self {
-            skip_os_instructions: wish.skip_os_instructions,
-            additional_instructions: wish.additional_instructions.clone(),
-            model: wish.model.map(|model| wish_name(model).to_owned()),
-            permission_rules: wish.permissions.rules.iter().map(rule).collect(),
-            env: wish.env.keys().cloned().collect(),
-            mcp_servers: wish.mcp_servers.len(),
-        }
-    }
-
     /// What of them a restored session has no more.
     fn lost(&self) -> Vec<String> {
         let mut lost: Vec<String> = self.env.iter().map(|name| format!("the variable {name}")).collect();
-        if self.mcp_servers > 0 {
-            lost.push(format!("{} of its tool servers", self.mcp_servers));
+        if !self.mcp_servers.is_empty() {
+            lost.push(format!("{} of its tool servers", self.mcp_servers.len()));
         }
         lost
     }
 }
 
-const ACTIONS: [(RuleAction, &str); 3] =
+pub(super) const ACTIONS: [(RuleAction, &str); 3] =
     [(RuleAction::Allow, "allow"), (RuleAction::Reject, "reject"), (RuleAction::Ask, "ask")];
-const WISHES: [(ModelWish, &str); 3] =
+pub(super) const WISHES: [(ModelWish, &str); 3] =
     [(ModelWish::Auto, "auto"), (ModelWish::Demo, "demo"), (ModelWish::Provider, "provider")];
-
-fn action_name(action: RuleAction) -> &'static str {
-    ACTIONS.iter().find(|(known, _)| *known == action).map_or("ask", |(_, name)| name)
-}
-
-fn wish_name(wish: ModelWish) -> &'static str {
-    WISHES.iter().find(|(known, _)| *known == wish).map_or("auto", |(_, name)| name)
-}
 
 impl Host {
     /// Brings a stored session back. Its transcript stays, whatever comes of this.
@@ -102,16 +80,15 @@ impl Host {
     ) -> Result<Session, Failure> {
         let hosted = self.vm(&vm_id)?;
         let sessions = self.sessions();
-        let transcripts = sessions.stored(&session_id).await?;
-        if sessions.get(&session_id).is_ok() {
+        let (transcripts, stored) = sessions.stored(&session_id).await?;
+        if sessions.is_live(&session_id) {
             return Err(live(&session_id));
         }
-        let not_found =
-            || Failure::new(ErrorKind::NotFound, &session_id, format!("Session not found: {session_id}"));
-        let stored = transcripts.session(&session_id).await?.ok_or_else(not_found)?;
+        // One whose agent has died was listed for its reason alone.
+        sessions.live.remove(&session_id);
         let creation = Creation::of_stored(&self, &stored)?;
         // From here on no other sidecar writes into the transcript either.
-        let kept = KeptFiles::take(&sessions.kept_dir()?, creation.id()).await?;
+        let kept = KeptFiles::take(sessions, creation.id()).await?;
         let stored = transcripts.reopen(&session_id).await?;
         let wish = wish_of(&hosted.vm, vm_id, stored, kept).await?;
         self.create_session(creation, wish, progress).await
@@ -173,31 +150,26 @@ fn rule(rule: &Rule) -> Option<PermissionRule> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn rules_and_the_wish_for_a_model_come_back_as_they_were() {
         for (action, name) in ACTIONS {
-            let kept = Rule {
-                action: name.to_owned(),
-                tool_kind: Some("edit".to_owned()),
-                path: Some("/a/**".to_owned()),
-            };
-            let back = rule(&kept).unwrap();
+            let kept = json!({ "action": name, "toolKind": "edit", "path": "/a/**" });
+            let back = rule(&serde_json::from_value(kept).unwrap()).unwrap();
             assert_eq!((back.action, back.path.unwrap().to_string()), (action, "/a/**".to_owned()));
-            assert_eq!(action_name(action), name);
+            assert_eq!(back.tool_kind.as_deref(), Some("edit"));
         }
         assert!(rule(&Rule { action: "sometimes".to_owned(), tool_kind: None, path: None }).is_none());
-        assert!(WISHES.iter().all(|(wish, name)| wish_name(*wish) == *name));
     }
 
     #[test]
     fn what_is_not_kept_is_named() {
-        let options = Options { env: vec!["TOKEN".to_owned()], mcp_servers: 2, ..Options::default() };
+        let options = json!({ "env": ["TOKEN"], "mcpServers": [{}, {}], "later": 1 });
+        let options: Options = serde_json::from_value(options).unwrap();
         assert_eq!(options.lost(), ["the variable TOKEN", "2 of its tool servers"]);
-        let text = serde_json::to_string(&options).unwrap();
-        let back: Options = serde_json::from_str(&text).unwrap();
-        assert_eq!(back.lost(), options.lost());
-        assert!(serde_json::from_str::<Options>("{\"later\":1}").unwrap().lost().is_empty());
+        assert!(serde_json::from_str::<Options>("{}").unwrap().lost().is_empty());
     }
 }

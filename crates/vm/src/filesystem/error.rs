@@ -37,6 +37,7 @@ fn call_name(call: FileCall) -> &'static str {
         FileCall::Unlink => "unlink",
         FileCall::Rmdir => "rmdir",
         FileCall::Copy => "copyfile",
+        FileCall::Chmod => "chmod",
     }
 }
 

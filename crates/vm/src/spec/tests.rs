@@ -198,3 +198,19 @@ fn a_host_has_ipv6_where_one_of_its_addresses_is_routed_between_networks() {
     assert!(!has_global_address("") && !has_global_address(&without));
     assert!(has_global_address(&(without + &global)));
 }
+
+#[test]
+fn a_storage_directory_is_a_path_of_the_host_and_has_no_limit() {
+    let options = |path: &str, disk_bytes| VmOptions {
+        storage: StorageOptions::Directory(path.into()),
+        limits: LimitOptions { disk_bytes, ..Default::default() },
+        ..Default::default()
+    };
+    let spec = VmSpec::validate(options("/srv//state/", None), &host()).unwrap();
+    assert_eq!(spec.storage(), Some(&b"/srv/state"[..]));
+    assert_eq!(test_spec().storage(), None);
+    assert_eq!(refusal(options("state", None)), "storage: Path must be absolute: state");
+    let error = VmSpec::validate(options("/srv/state", Some(1 << 30)), &host()).unwrap_err();
+    assert!(error.problem.is_unsupported());
+    assert!(error.to_string().starts_with("limits.disk_bytes: "), "{error}");
+}

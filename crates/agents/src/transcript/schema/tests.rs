@@ -1,5 +1,8 @@
 //! Databases of every age.
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
 use super::*;
 use crate::transcript::Transcripts;
 
@@ -47,11 +50,11 @@ fn a_newer_database_is_refused_and_left_as_it_is() {
     let path = home.path().join("sessions.db");
     Connection::open(&path)
         .unwrap()
-        .execute_batch("CREATE TABLE future (x); INSERT INTO future VALUES (1); PRAGMA user_version = 3;")
+        .execute_batch("CREATE TABLE future (x); INSERT INTO future VALUES (1); PRAGMA user_version = 4;")
         .unwrap();
     let before = std::fs::read(&path).unwrap();
     let refused = Transcripts::open(&path).unwrap_err();
-    assert!(matches!(refused, TranscriptError::Newer { found: 3, known: VERSION, .. }), "{refused:?}");
+    assert!(matches!(refused, TranscriptError::Newer { found: 4, known: VERSION, .. }), "{refused:?}");
     let text = refused.to_string();
     assert!(text.contains("newer agentOS") && text.contains("sessions.db"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
@@ -70,18 +73,71 @@ fn a_migration_that_fails_at_its_end_has_never_been() {
     };
     let mut database = Connection::open(&path).unwrap();
     let before = columns(&database);
-    // The last moment before it is there. To whoever dies here the next one's look at the log does the same.
+    // The last moment before it is there.
     let interrupted = migrate(&mut database, |inside| {
-        assert!(columns(inside) > before);
+        assert!(columns(inside) > before && inside.prepare("SELECT * FROM tallies").is_ok());
         assert_eq!(version(inside)?, VERSION);
         Err(rusqlite::Error::InvalidQuery)
     });
     assert!(interrupted.is_err());
     assert_eq!((columns(&database), version(&database).unwrap()), (before, 1));
-    // A table that refuses the last statement does as much.
+    assert!(database.prepare("SELECT * FROM tallies").is_err());
+    // A table that refuses a later statement does as much.
     database.execute_batch("ALTER TABLE sessions ADD COLUMN bytes TEXT").unwrap();
     assert!(matches!(open(&path), Err(TranscriptError::Open { .. })));
     assert_eq!((columns(&database), version(&database).unwrap()), (before + 1, 1));
+}
+
+#[tokio::test]
+async fn a_database_of_version_2_keeps_what_it_knows() {
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    let database = Connection::open(&path).unwrap();
+    database.execute_batch(SECOND).unwrap();
+    database
+        .execute_batch("UPDATE sessions SET cwd = '/work', title = 'Tests'; PRAGMA user_version = 2")
+        .unwrap();
+    let sessions = Transcripts::open(&path).unwrap().sessions(9).await.unwrap();
+    let [empty, full] = &sessions[..] else { panic!() };
+    assert_eq!((full.details.cwd.as_deref(), full.title.as_deref()), (Some("/work"), Some("Tests")));
+    assert_eq!((full.events, full.updated_ms, empty.events), (2, 1_700_000_000_900, 0));
+}
+
+/// Of the process that is killed: the database, and the test that it runs.
+const VARIABLE: &str = "AGENTOS_TEST_DATABASE_TO_MIGRATE";
+const TEST: &str = "transcript::schema::tests::a_migration_whose_process_is_killed_has_never_been";
+const DONE: &str = "all but the commit is done";
+
+#[tokio::test]
+async fn a_migration_whose_process_is_killed_has_never_been() {
+    if let Some(path) = std::env::var_os(VARIABLE) {
+        let mut database = Connection::open(path).unwrap();
+        let stays = migrate(&mut database, |_| {
+            std::io::stdout().write_all(format!("{DONE}\n").as_bytes()).unwrap();
+            loop {
+                std::thread::park();
+            }
+        });
+        panic!("it was not killed: {stays:?}");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let path = old_database(home.path());
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", TEST, "--nocapture"])
+        .env(VARIABLE, &path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().ends_with(DONE)));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let database = Connection::open(&path).unwrap();
+    assert_eq!(version(&database).unwrap(), 1);
+    assert!(database.prepare("SELECT title FROM sessions").is_err());
+    let transcripts = Transcripts::open(&path).unwrap();
+    assert_eq!(transcripts.sessions(9).await.unwrap()[1].events, 2);
 }
 
 #[tokio::test]

@@ -117,9 +117,16 @@ async fn a_session_that_is_delivered_is_live_and_stays() {
     creation.delivered();
     let id = session.id().as_str();
     assert!(place.host.sessions().get(id).is_ok() && !*killed.borrow());
+    assert!(place.host.sessions().is_live(id));
+    assert_eq!(place.transcripts.session(id).await.unwrap().unwrap().ended, None);
     assert_eq!(place.host.sessions().list("vm-1").len(), 1);
     place.host.sessions().close_session(id, false).await.unwrap();
-    assert!(place.transcripts.session(id).await.unwrap().is_some(), "what was said is kept");
+    let stored = place.transcripts.session(id).await.unwrap().expect("what was said is kept");
+    assert_eq!(
+        stored.ended.expect("that it is over is kept before anybody is told").why,
+        "the session is closed"
+    );
+    assert!(!place.host.sessions().is_live(id));
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! A disk without room: a file system of its own, in a mount namespace of this test program started once more.
 
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,7 +20,7 @@ fn a_full_disk_refuses_events_and_harms_none() {
     if let Some(disk) = std::env::var_os(VARIABLE) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
         runtime.block_on(fill(Path::new(&disk)));
-        println!("{DONE}");
+        std::io::stdout().write_all(DONE.as_bytes()).unwrap();
         return;
     }
     let home = tempfile::tempdir().unwrap();

@@ -40,7 +40,7 @@ async fn live(path: PathBuf) {
         let log = EventLog::resume(id, transcripts.clone(), kept.events, kept.bytes);
         let log = Arc::new(log);
         for _ in 0..2 {
-            life.spawn(tell(name, Events::new(Arc::clone(&log), kept.events + 1)));
+            life.spawn(tell(name, Events::new(Arc::clone(&log), kept.events + 1), kept.events + 1));
         }
         life.spawn(async move {
             let mut next = kept.events + 1;
@@ -56,10 +56,11 @@ async fn live(path: PathBuf) {
     }
 }
 
-async fn tell(name: usize, mut events: Events) {
-    while let Some(event) = events.next().await {
+async fn tell(name: usize, mut events: Events, first: u64) {
+    for next in first.. {
+        let Some(event) = events.next().await else { return };
         let event = event.unwrap();
-        assert_eq!(*event.notification, text(event.sequence));
+        assert_eq!((event.sequence, &*event.notification), (next, text(next).as_str()));
         // One write, which a pipe takes whole. Nobody listens any more where the parent has failed.
         let line = format!("{SEEN}{name} {}\n", event.sequence);
         if std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()).is_err() {
@@ -116,8 +117,9 @@ fn a_hundred_kills_lose_nothing_that_was_seen_and_leave_no_gap() {
         let seen = kill_after(&path, random % MOST_SEEN + 1);
         let database = rusqlite::Connection::open(&path).unwrap();
         for (name, newest) in seen {
-            let sql = "SELECT events, (SELECT count(*) FROM events WHERE session = key),
-                           (SELECT max(sequence) FROM events WHERE session = key) FROM sessions WHERE id = ?1";
+            let sql = "SELECT tallies.events, (SELECT count(*) FROM events WHERE session = key),
+                           (SELECT max(sequence) FROM events WHERE session = key)
+                       FROM sessions JOIN tallies ON tallies.session = key WHERE id = ?1";
             let read = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?, row.get(2)?]);
             let [told, count, last]: [i64; 3] =
                 database.query_row(sql, [format!("session-{name}")], read).unwrap();

@@ -1,37 +1,12 @@
-//! Events of our own that every session has, and what the transcript reads out of events.
-//!
-//! ACP has no notification for what the user says and none for how a turn ends. Without them a transcript would be half
-//! a conversation, so both are events: `_agentos/prompt` before the agent sees the prompt, `_agentos/turn_end` after
-//! the last event of the turn.
+//! What a session is about, read out of its events.
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::wire::acp;
-
-/// The user has asked for something: `{content}`, ACP's blocks.
-pub const PROMPT: &str = "_agentos/prompt";
-/// A turn is over: `{stopReason}` or `{error}`.
-pub const TURN_END: &str = "_agentos/turn_end";
+use super::PROMPT;
 
 /// A title is for a line in a list.
 const MAX_TITLE_CHARS: usize = 80;
-
-/// The event of a prompt.
-#[must_use]
-pub fn prompt(content: &[Value]) -> String {
-    acp::notification(PROMPT, &json!({ "content": content }))
-}
-
-/// The event of a turn that ended: its stop reason, or why it failed.
-#[must_use]
-pub fn turn_end(outcome: Result<&str, &str>) -> String {
-    let params = match outcome {
-        Ok(stop_reason) => json!({ "stopReason": stop_reason }),
-        Err(error) => json!({ "error": error }),
-    };
-    acp::notification(TURN_END, &params)
-}
 
 /// What an event says the session is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +18,7 @@ pub(super) enum Title {
 }
 
 /// The title in an event. Almost no event has one, so that most are not parsed for it.
-pub(super) fn title(notification: &str) -> Option<Title> {
+pub(super) fn of(notification: &str) -> Option<Title> {
     #[derive(Deserialize)]
     struct Notification {
         method: String,
@@ -85,7 +60,14 @@ fn one_line(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::wire::acp;
+
+    fn prompt(content: &[Value]) -> String {
+        acp::notification(PROMPT, &json!({ "content": content }))
+    }
 
     fn text(text: &str) -> Value {
         json!({ "type": "text", "text": text })
@@ -93,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_prompt_names_its_session_by_its_first_line() {
-        let named = |content: &[Value]| title(&prompt(content));
+        let named = |content: &[Value]| of(&prompt(content));
         let image = json!({ "type": "image", "data": "x" });
         let content = [image.clone(), text("\n  Fix   the\ttest \nplease")];
         assert_eq!(named(&content), Some(Title::Prompt("Fix the test".into())));
@@ -107,19 +89,12 @@ mod tests {
     fn an_agent_names_its_session_and_nothing_else_does() {
         let update = |update: Value| acp::session_update("s", &update);
         let info = json!({ "sessionUpdate": "session_info_update", "title": "Tests" });
-        assert_eq!(title(&update(info)), Some(Title::Agent("Tests".into())));
+        assert_eq!(of(&update(info)), Some(Title::Agent("Tests".into())));
         let unnamed = json!({ "sessionUpdate": "session_info_update", "title": null });
-        assert_eq!(title(&update(unnamed)), None);
+        assert_eq!(of(&update(unnamed)), None);
         let said = json!({ "sessionUpdate": "agent_message_chunk", "content": text("session_info_update _agentos/prompt"),
             "title": "x" });
-        assert_eq!(title(&update(said)), None);
-        assert_eq!(title("session_info_update, not JSON"), None);
-    }
-
-    #[test]
-    fn a_turn_ends_with_a_reason_or_an_error() {
-        let read = |event: String| serde_json::from_str::<Value>(&event).unwrap();
-        assert_eq!(read(turn_end(Ok("end_turn")))["params"], json!({ "stopReason": "end_turn" }));
-        assert_eq!(read(turn_end(Err("no key")))["params"], json!({ "error": "no key" }));
+        assert_eq!(of(&update(said)), None);
+        assert_eq!(of("session_info_update, not JSON"), None);
     }
 }

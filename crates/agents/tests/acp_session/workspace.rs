@@ -1,0 +1,92 @@
+//! Files and terminals that an agent asks its client for: done in the workspace it was given, for its own session.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agentos_agents::permission::PermissionPolicy;
+use agentos_agents::session::workspace::{Program, Terminal, Work, WorkspaceError};
+use agentos_agents::session::{PermissionSetup, Workspace};
+use serde_json::Value;
+
+use crate::place::{Place, With, turn};
+
+/// A workspace that is a directory; what begins with /work is in it, nothing else is there.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    fn place(&self, path: &str) -> Result<PathBuf, WorkspaceError> {
+        let inside = path.strip_prefix("/work/").filter(|rest| !rest.contains(".."));
+        inside
+            .map(|rest| self.0.join(rest))
+            .ok_or_else(|| WorkspaceError { message: format!("{path}: denied") })
+    }
+}
+
+fn outcome<T>(result: std::io::Result<T>) -> Result<T, WorkspaceError> {
+    result.map_err(|error| WorkspaceError { message: error.to_string() })
+}
+
+impl Workspace for Directory {
+    fn read_file(&self, path: String) -> Work<Vec<u8>> {
+        let place = self.place(&path);
+        Box::pin(async move { outcome(std::fs::read(place?)) })
+    }
+
+    fn write_file(&self, path: String, content: String) -> Work<()> {
+        let place = self.place(&path);
+        Box::pin(async move { outcome(std::fs::write(place?, content)) })
+    }
+
+    fn run(&self, program: Program) -> Work<Arc<dyn Terminal>> {
+        Box::pin(
+            async move { Err(WorkspaceError { message: format!("no programs here: {}", program.argv[0]) }) },
+        )
+    }
+}
+
+async fn said(session: &agentos_agents::Session, script: &str) -> Value {
+    let text = turn(session, script).await.unwrap().text;
+    serde_json::from_str(text.split_once(": ").unwrap().1).unwrap()
+}
+
+#[tokio::test]
+async fn files_are_read_and_written_in_the_workspace_for_the_agents_own_session() {
+    let place = Place::new();
+    let home = tempfile::tempdir().unwrap();
+    let workspace: Arc<dyn Workspace> = Arc::new(Directory(home.path().to_owned()));
+    let with = With { workspace: Some(workspace), ..With::default() };
+    let (session, _agent) = place.ready_with(&[], with).await;
+    assert_eq!(said(&session, "[[fs-write /work/a one]]").await, serde_json::json!({}));
+    assert_eq!(std::fs::read(home.path().join("a")).unwrap(), b"one");
+    assert_eq!(said(&session, "[[fs-read /work/a]]").await["content"], "one");
+    for script in [
+        "[[fs-read /etc/passwd]]",
+        "[[fs-read /work/../etc/passwd]]",
+        "[[fs-read work/a]]",
+        "[[fs-write /work/../../b x]]",
+        "[[call fs/write_text_file {\"sessionId\":\"other\",\"path\":\"/work/c\",\"content\":\"x\"}]]",
+        "[[call fs/write_text_file {\"path\":\"/work/c\",\"content\":\"x\"}]]",
+        "[[call fs/write_text_file {\"sessionId\":\"${session}\",\"path\":\"/work/c\",\"content\":7}]]",
+        "[[call terminal/output {\"sessionId\":\"${session}\",\"terminalId\":\"terminal-1\"}]]",
+        "[[terminal ls]]",
+    ] {
+        let answer = said(&session, script).await;
+        assert!(answer["code"].is_i64() && answer["message"].is_string(), "{script}: {answer}");
+    }
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1, "nothing else was written");
+}
+
+#[tokio::test]
+async fn who_rejects_everything_lets_nothing_be_written() {
+    let place = Place::new();
+    let home = tempfile::tempdir().unwrap();
+    let workspace: Arc<dyn Workspace> = Arc::new(Directory(home.path().to_owned()));
+    let permissions = PermissionSetup { policy: PermissionPolicy::RejectAll, rules: Vec::new() };
+    let with = With { workspace: Some(workspace), permissions, ..With::default() };
+    let (session, _agent) = place.ready_with(&[], with).await;
+    for script in ["[[fs-write /work/a one]]", "[[terminal touch /tmp/x]]"] {
+        assert!(said(&session, script).await["code"].is_i64(), "{script}");
+    }
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+}
