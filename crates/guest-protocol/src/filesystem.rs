@@ -15,15 +15,6 @@ pub enum FileRequest {
     Read {
         path: Bytes,
     },
-    /// As Read, through no link anywhere on the path: ELOOP.
-    ReadPlain {
-        path: Bytes,
-    },
-    /// Sets the permission bits of a regular file, through no link. Others than 0777 are not set.
-    SetMode {
-        path: Bytes,
-        mode: u32,
-    },
     /// Content of at most [`MAX_INLINE_CONTENT_BYTES`]; parents are made; whole or not at all.
     Write {
         path: Bytes,
@@ -102,9 +93,6 @@ pub struct DirEntry {
     pub path: Bytes,
     pub file_type: FileType,
     pub size_bytes: u64,
-    pub mode: u32,
-    /// Nanoseconds since the epoch.
-    pub mtime_ns: i64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,5 +142,4 @@ pub enum FileCall {
     Unlink,
     Rmdir,
     Copy,
-    Chmod,
 }

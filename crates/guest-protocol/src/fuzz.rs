@@ -63,8 +63,7 @@ mod tests {
             .prop_map(|(address, owner)| ListenerEntry { address, owner });
         let entry =
             (prop::collection::vec(any::<u8>(), 0..9), any::<u64>()).prop_map(|(path, size_bytes)| {
-                let path = Bytes::from(path);
-                DirEntry { path, file_type: FileType::Other, size_bytes, mode: 0, mtime_ns: 0 }
+                DirEntry { path: Bytes::from(path), file_type: FileType::Other, size_bytes }
             });
         let response = prop_oneof![
             Just(()).prop_map(|()| Response::Done),

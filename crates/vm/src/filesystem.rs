@@ -32,19 +32,6 @@ impl Vm {
         Ok(Content::new(opened, path))
     }
 
-    /// A regular file, through no link anywhere on the path.
-    pub(crate) async fn read_plain(&self, path: &GuestPath) -> Result<Content, FileError> {
-        let request = FileRequest::ReadPlain { path: path.to_wire() };
-        let opened = self.file_call(request, parse::opened, (FileCall::Open, path)).await?;
-        Ok(Content::new(opened, path.clone()))
-    }
-
-    /// Sets the permission bits of a regular file, through no link.
-    pub(crate) async fn set_mode(&self, path: &GuestPath, mode: u32) -> Result<(), FileError> {
-        let request = FileRequest::SetMode { path: path.to_wire(), mode };
-        self.file_call(request, parse::done, (FileCall::Chmod, path)).await
-    }
-
     /// Reads many files at once; results come in the order asked, each as soon as those before it have.
     pub fn read_files(&self, paths: Vec<Vec<u8>>) -> ReadBatch {
         ReadBatch::new(self.clone(), paths)

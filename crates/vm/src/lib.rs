@@ -1,8 +1,9 @@
 //! The host side of one VM, and the host's end of the launcher.
 //!
 //! In reading order: a wish becomes a [`spec`]; the [`launcher`] boots it with ids from [`ids`]; a [`vm`] is the
-//! handle to what came to life, [`storage`] and [`tree`] what may outlive it. On it work [`process`] and [`exec`], [`filesystem`], [`shell`], [`mount`] and
-//! [`network`], one file per noun; [`forward`] carries ports between the two sides. [`path`] and [`errno`] are the words they share.
+//! handle to what came to life, [`storage`] what may outlive it. On it work [`process`] and [`exec`],
+//! [`filesystem`], [`shell`], [`mount`] and [`network`], one file per noun; [`forward`] carries ports between the two
+//! sides. [`path`] and [`errno`] are the words they share.
 //!
 //! Behind the handle, `create` makes a VM and `driver`, the one task that owns its control socket, serves it: it takes a
 //! `command` from a queue or an `asks` from a drop, and decides by `state`. Bytes of processes flow past it, through
@@ -24,7 +25,6 @@ pub mod process;
 pub mod shell;
 pub mod spec;
 pub mod storage;
-pub mod tree;
 pub mod vm;
 
 mod asks;
@@ -54,5 +54,4 @@ pub use process::{Exit, Process, ProcessSpec, SpawnError, Stdin, StdinError};
 pub use shell::{Shell, ShellSpec};
 pub use spec::{Host, SpecError, VmOptions, VmSpec};
 pub use storage::{StorageError, StorageOptions, StorageProblem};
-pub use tree::{Tree, TreeError, TreeFile, TreeLimits};
 pub use vm::{CreateError, GoneReason, Unavailable, Vm, VmState};

@@ -7,5 +7,4 @@ mod life;
 mod network;
 mod processes;
 mod shells;
-mod trees;
 mod uplinks;

@@ -331,6 +331,10 @@ impl SessionService for Services {
         request: Request<v1::RawSendRequest>,
     ) -> Result<Response<v1::RawSendResponse>, Status> {
         let request = request.into_inner();
+        let session_json = match request.method.as_str() {
+            "session/set_mode" => r#"{"modes":{"currentModeId":"code","availableModes":[{"id":"code"}]}}"#,
+            _ => "",
+        };
         let response_json = match request.method.as_str() {
             "session/set_mode" => r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into(),
             method => format!(
@@ -338,7 +342,7 @@ impl SessionService for Services {
                     "data":{{"supported":["session/set_mode"]}}}}}}"#
             ),
         };
-        Ok(Response::new(v1::RawSendResponse { response_json, ..Default::default() }))
+        Ok(Response::new(v1::RawSendResponse { response_json, session_json: session_json.into() }))
     }
 
     async fn list_sessions(

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::notes::{self, Title};
 use super::record::policy_name;
 use super::schema::COUNT;
+use super::title::{self, Title};
 use super::{Event, SessionDetails, SessionRecord, TranscriptError};
 
 /// Appends that go into one commit at most, so that the first of them doesn't wait for a stream without an end.
@@ -150,7 +150,7 @@ fn append(connection: &Connection, session: &str, events: &[Event]) -> Result<()
         let at = event.at_ms.cast_signed();
         insert.execute(params![key, expected.cast_signed(), at, &*event.notification])?;
         bytes += event.notification.len() as u64;
-        match notes::title(&event.notification) {
+        match title::of(&event.notification) {
             Some(Title::Agent(title)) => by_agent = Some(title),
             Some(Title::Prompt(title)) => by_prompt = by_prompt.or(Some(title)),
             None => {}

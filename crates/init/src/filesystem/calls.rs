@@ -9,7 +9,7 @@ use super::list::{Selection, read_dir, read_dir_recursive};
 use super::make::{exists, mkdir, stat};
 use super::path::{GuestPath, failure};
 use super::progress::Progress;
-use super::read::{read_file, set_mode};
+use super::read::read_file;
 use super::rename::rename;
 use super::root::Root;
 use super::streams::Pumps;
@@ -57,12 +57,6 @@ impl FileSystem {
             |bytes: &[u8]| GuestPath::parse(bytes).map_err(|errno| failure(errno, call_of(request), bytes));
         let response = match request {
             FileRequest::Read { path: file } => return read_file(root, &self.pumps, &path(file)?),
-            FileRequest::ReadPlain { path: file } => {
-                let file = path(file)?;
-                let root = root.without_links().map_err(file.fault(FileCall::Open))?;
-                return read_file(&root, &self.pumps, &file);
-            }
-            FileRequest::SetMode { path: file, mode } => set_mode(root, &path(file)?, *mode),
             FileRequest::OpenWrite { path: file } => {
                 return self.writes.open(root, &self.pumps, &path(file)?);
             }
@@ -110,11 +104,9 @@ impl From<FileResponse> for Outcome {
 /// The call that a request's message names before anything is known about its object.
 pub(super) fn call_of(request: &FileRequest) -> FileCall {
     match request {
-        FileRequest::Read { .. }
-        | FileRequest::ReadPlain { .. }
-        | FileRequest::Write { .. }
-        | FileRequest::OpenWrite { .. } => FileCall::Open,
-        FileRequest::SetMode { .. } => FileCall::Chmod,
+        FileRequest::Read { .. } | FileRequest::Write { .. } | FileRequest::OpenWrite { .. } => {
+            FileCall::Open
+        }
         FileRequest::CommitWrite { .. } | FileRequest::AbortWrite { .. } => FileCall::Write,
         FileRequest::Mkdir { .. } => FileCall::Mkdir,
         FileRequest::ReadDir { .. } | FileRequest::ReadDirRecursive { .. } => FileCall::Scandir,
@@ -128,8 +120,6 @@ pub(super) fn call_of(request: &FileRequest) -> FileCall {
 pub(super) fn path_of(request: &FileRequest) -> &[u8] {
     match request {
         FileRequest::Read { path }
-        | FileRequest::ReadPlain { path }
-        | FileRequest::SetMode { path, .. }
         | FileRequest::Write { path, .. }
         | FileRequest::OpenWrite { path }
         | FileRequest::Mkdir { path, .. }

@@ -12,7 +12,7 @@ use super::descent::{Descent, Mounts};
 use super::path::{GuestPath, failure};
 use super::progress::Progress;
 use super::root::{Backing, Root, backing};
-use super::stat::{file_type, nanoseconds, stat_entry, wire_file_type};
+use super::stat::{file_type, stat_entry, wire_file_type};
 
 /// A listing travels in one answer; what would not fit is EOVERFLOW. Names count with what the encoding adds.
 const MAX_LISTING_BYTES: usize = MAX_SPILL_BYTES / 4 * 3;
@@ -140,8 +140,6 @@ impl Listing<'_> {
                 path: Bytes::from(path),
                 file_type: wire_file_type(file_type),
                 size_bytes: stat.stx_size,
-                mode: u32::from(stat.stx_mode),
-                mtime_ns: nanoseconds(&stat.stx_mtime),
             });
             if file_type == FileType::Directory && deeper {
                 level.pending.push(name.to_vec());

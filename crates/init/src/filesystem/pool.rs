@@ -412,7 +412,6 @@ impl Subject {
             FileCall::Unlink => "unlink",
             FileCall::Rmdir => "rmdir",
             FileCall::Copy => "copy",
-            FileCall::Chmod => "chmod",
         };
         Failure::TimedOut { call: format!("{call} '{}'", String::from_utf8_lossy(&self.path)) }
     }

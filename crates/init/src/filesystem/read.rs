@@ -1,11 +1,11 @@
-//! Reading files: small ones into the answer, larger ones through a descriptor; and setting their permissions.
+//! Reading files: small ones into the answer, larger ones through a descriptor.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use agentos_guest_protocol::Bytes;
 use agentos_guest_protocol::filesystem::{FileCall, FileFailure, FileResponse, MAX_INLINE_CONTENT_BYTES};
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Statx, fchmod, seek};
+use rustix::fs::{FileType, OFlags, SeekFrom, Statx, seek};
 use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -41,15 +41,6 @@ pub(super) fn read_file(root: &Root, pumps: &Pumps, path: &GuestPath) -> Result<
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(&fault)?;
     pumps.start(content, file, writer).map_err(&fault)?;
     Ok(Outcome::with_descriptor(FileResponse::Stream { size_bytes }, reader))
-}
-
-/// Sets the permission bits of a regular file, through no link.
-pub(super) fn set_mode(root: &Root, path: &GuestPath, mode: u32) -> Result<FileResponse, FileFailure> {
-    let fault = path.fault(FileCall::Chmod);
-    let root = root.without_links().map_err(&fault)?;
-    let (file, _) = open_regular(&root, path)?;
-    fchmod(&file, Mode::from_raw_mode(mode & 0o777)).map_err(fault)?;
-    Ok(FileResponse::Done)
 }
 
 /// Opening a FIFO or a device is felt by others, so the first look opens nothing. The guest may swap the file before

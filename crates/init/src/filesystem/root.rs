@@ -59,12 +59,6 @@ impl Root {
         Ok(Self { dir, resolve: self.resolve | ResolveFlags::NO_XDEV | ResolveFlags::CACHED })
     }
 
-    /// The same root, but no link on a path is followed (ELOOP).
-    pub(super) fn without_links(&self) -> Result<Self, Errno> {
-        let dir = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0)?;
-        Ok(Self { dir, resolve: self.resolve | ResolveFlags::NO_SYMLINKS })
-    }
-
     /// Opens a path, its last link included unless `flags` say NOFOLLOW.
     pub(super) fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         for _ in 0..MAX_RACES {

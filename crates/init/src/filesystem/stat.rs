@@ -74,7 +74,7 @@ fn birth_nanoseconds(stat: &Statx) -> i64 {
 }
 
 /// Saturates: a guest may set times that 64 bits of nanoseconds (until 2262) don't reach.
-pub(super) fn nanoseconds(time: &StatxTimestamp) -> i64 {
+fn nanoseconds(time: &StatxTimestamp) -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
 }
 

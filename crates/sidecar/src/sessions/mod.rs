@@ -32,7 +32,7 @@ use std::time::Duration;
 use agentos_agents::model::ModelWish;
 use agentos_agents::plan::McpServer;
 use agentos_agents::transcript::StoredSession;
-use agentos_agents::{AgentConfig, Home, HomeError, Registry, Session, Sessions, Store, Transcripts};
+use agentos_agents::{AgentConfig, Home, HomeError, Registry, Session, SessionId, Sessions, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, OnceCell};
@@ -47,6 +47,7 @@ use crate::errors::{self, Failure};
 use crate::options::Config;
 use crate::secrets::ProviderKey;
 use instructions::Scratch;
+use kept::KeptFiles;
 
 /// Agents' modules that the user brings, looked at before the store.
 const NODE_MODULES: &str = "/root/node_modules";
@@ -180,7 +181,7 @@ impl SessionHost {
 
     /// Removes all that is kept of a session, which is ended first; one that is still being made never stands.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), Failure> {
-        let (transcripts, _) = self.stored(id).await?;
+        let (transcripts, stored) = self.stored(id).await?;
         let session = {
             let mut creating = self.creating();
             if let Some(state) = creating.get_mut(id) {
@@ -191,6 +192,8 @@ impl SessionHost {
         if let Some(session) = session {
             session.close(false).await;
         }
+        // Until the session is undone its agent's files may still be written.
+        let _kept = KeptFiles::take(self, &SessionId::of(&stored)).await?;
         // The files first: what can't be removed can be asked for again as long as the session is listed.
         self.remove_files_of(id).await?;
         Ok(transcripts.delete(id).await?)

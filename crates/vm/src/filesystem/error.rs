@@ -37,7 +37,6 @@ fn call_name(call: FileCall) -> &'static str {
         FileCall::Unlink => "unlink",
         FileCall::Rmdir => "rmdir",
         FileCall::Copy => "copyfile",
-        FileCall::Chmod => "chmod",
     }
 }
 

@@ -133,12 +133,11 @@ mod tests {
         }
         for bad in ["a", "/a/../b", "/a//b", "/a/", "/a/\0"] {
             let path = bad.as_bytes().to_vec().into();
-            let entry = DirEntry { path, file_type: FileType::File, size_bytes: 0, mode: 0, mtime_ns: 0 };
+            let entry = DirEntry { path, file_type: FileType::File, size_bytes: 0 };
             assert!(entries(answer(FileResponse::Entries(vec![entry]), Vec::new())).is_err(), "{bad:?}");
         }
         let deep = format!("/{}", ["d"; 4000].join("/")).into_bytes().into();
-        let file_type = FileType::Directory;
-        let entry = DirEntry { path: deep, file_type, size_bytes: 0, mode: 0, mtime_ns: 0 };
+        let entry = DirEntry { path: deep, file_type: FileType::Directory, size_bytes: 0 };
         assert!(entries(answer(FileResponse::Entries(vec![entry]), Vec::new())).is_ok());
     }
 

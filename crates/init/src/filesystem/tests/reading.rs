@@ -195,33 +195,3 @@ fn exists_never_fails_for_what_is_not_there() {
         assert!(!vm.exists(absent), "{absent}");
     }
 }
-
-#[test]
-fn a_plain_read_follows_no_link_on_its_way_nor_at_its_end() {
-    let vm = Vm::new();
-    vm.put("/dir/file", "content");
-    vm.link("file", "/dir/link");
-    vm.link("dir", "/other");
-    let read = |path: &str| vm.call(FileRequest::ReadPlain { path: bytes(path) });
-    assert!(
-        matches!(read("/dir/file").unwrap().response, FileResponse::Content(found) if *found == *b"content")
-    );
-    for path in ["/dir/link", "/other/file"] {
-        assert_eq!(vm.read(path).unwrap(), b"content", "the control");
-        assert_eq!(errno(read(path)), Errno::LOOP, "{path}");
-    }
-}
-
-#[test]
-fn permissions_are_set_through_no_link_and_never_beyond_0777() {
-    let vm = Vm::new();
-    vm.put("/dir/file", "content");
-    vm.link("file", "/dir/link");
-    let set = |path: &str, mode| vm.call(FileRequest::SetMode { path: bytes(path), mode });
-    let mode = || vm.outside("/dir/file").metadata().unwrap().permissions().mode() & 0o7777;
-    set("/dir/file", 0o6750).unwrap();
-    assert_eq!(mode(), 0o750);
-    assert_eq!(errno(set("/dir/link", 0o600)), Errno::LOOP);
-    assert_eq!(errno(set("/dir", 0o700)), Errno::ISDIR);
-    assert_eq!(mode(), 0o750);
-}
