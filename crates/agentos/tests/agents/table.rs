@@ -17,8 +17,14 @@ use super::support::{eventually, within};
 use super::{demo_vm, random};
 
 /// Each built-in agent, and what of [`FEATURES`] it refuses. The rest it does.
-const AGENTS: [(&str, &[&str]); 6] =
-    [("pi", &[]), ("pi-cli", &[]), ("opencode", &[]), ("claude", &[]), ("codex", &[]), ("gemini", &[])];
+const AGENTS: [(&str, &[&str]); 6] = [
+    ("pi", &["permission", "images", "resume"]),
+    ("pi-cli", &["permission", "resume"]),
+    ("opencode", &[]),
+    ("claude", &[]),
+    ("codex", &[]),
+    ("gemini", &["options", "resume"]),
+];
 
 const FEATURES: [&str; 11] = [
     "new",
@@ -124,9 +130,8 @@ async fn tried(agent: &'static str) -> Row {
         ("MCP", tool(&session, &lucky).await),
         ("images", image(&vm, &session).await),
         ("resume", again(&session, "session/resume").await),
-        ("load", again(&session, "session/load").await),
+        ("load", load(&vm, session).await),
     ];
-    within("the end", session.close()).await.unwrap();
     Row { agent, cells }
 }
 
@@ -226,6 +231,28 @@ async fn image(vm: &AgentOs, session: &Session) -> Cell {
 
 async fn again(session: &Session, method: &str) -> Cell {
     said(session.raw_send(method, json!({ "cwd": "/home/user", "mcpServers": [] })).await)
+}
+
+/// A session that is over is loaded by a process of its own; one that an agent rather resumes, it loads while it lives.
+async fn load(vm: &AgentOs, session: Session) -> Cell {
+    within("the end", session.close()).await.unwrap();
+    let restored = async {
+        loop {
+            match vm.restore_session(session.id()).await {
+                Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
+                restored => return restored,
+            }
+        }
+    };
+    let restored = within("the session is back", restored).await.map_err(|error| error.to_string())?;
+    let history = vm.read_history(session.id()).await.unwrap();
+    let told = history.iter().rev().find(|event| event.method() == "_agentos/restored").unwrap();
+    let loaded = match told.params()["how"].as_str() {
+        Some("load") => Ok(()),
+        _ => again(&restored, "session/load").await,
+    };
+    within("the end", restored.close()).await.unwrap();
+    loaded
 }
 
 /// The agent's own words where it has some.
