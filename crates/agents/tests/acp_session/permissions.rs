@@ -239,8 +239,8 @@ async fn a_request_after_its_turn_is_the_hosts_to_decide_too() {
     let (id, _) = next_request(&mut requests).await;
     assert!(!path.exists());
     session.respond_permission(&id, PermissionReply::Reject).await.unwrap();
-    // What the agent says of it may come before or within the next turn.
-    assert!(turn(&session, "next").await.unwrap().text.ends_with("heard: next"));
+    // What the agent says of it may come between the turns or in the middle of the next.
+    assert!(turn(&session, "next").await.unwrap().text.contains("heard: next"));
     assert!(!path.exists());
 }
 

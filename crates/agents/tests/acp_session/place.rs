@@ -11,6 +11,7 @@ use agentos_agents::registry::Launch;
 use agentos_agents::session::{
     PermissionSetup, Prompt, PromptError, PromptReply, SessionStart, StartError, Workspace,
 };
+use agentos_agents::transcript::SessionDetails;
 use agentos_agents::{AgentExit, AgentProcess, Session, SessionId, Transcripts};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -85,6 +86,8 @@ impl Place {
                 transcripts,
                 permissions: with.permissions,
                 workspace: with.workspace,
+                details: SessionDetails::default(),
+                former: None,
             };
             Session::start(start).await
         };
