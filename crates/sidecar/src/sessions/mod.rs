@@ -32,7 +32,9 @@ use std::time::Duration;
 use agentos_agents::model::ModelWish;
 use agentos_agents::plan::McpServer;
 use agentos_agents::transcript::StoredSession;
-use agentos_agents::{AgentConfig, Home, HomeError, Registry, Session, SessionId, Sessions, Store, Transcripts};
+use agentos_agents::{
+    AgentConfig, Home, HomeError, Registry, Session, SessionId, Sessions, Store, Transcripts,
+};
 use agentos_proto::v1::ErrorKind;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, OnceCell};
