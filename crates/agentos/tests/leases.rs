@@ -4,7 +4,6 @@
 
 mod support;
 
-
 use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
     SidecarState,
