@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::path::Path;
-
 use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, ErrorKind,
     SidecarState,

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use agentos::{AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session};
 use serde_json::Value;
-use support::world::{World, sidecar_pid};
+use support::world::World;
 use support::{eventually, within};
 
 /// A home of the test's own that has the machine's agents, and a log of what the model was asked.
