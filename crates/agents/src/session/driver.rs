@@ -198,6 +198,11 @@ impl Driver {
     }
 
     pub(super) fn on_notification(&mut self, notification: Notification) -> Result<String, AgentFault> {
+        // What it says of another session is kept, and changes nothing here.
+        let own = &self.state.agent_session_id;
+        if notification.session_id.is_some_and(|id| !own.is_empty() && id != *own) {
+            return Ok(notification.text);
+        }
         self.turn.apply(&notification.update)?;
         if self.state.apply(&notification.update) {
             self.show_state();

@@ -126,7 +126,12 @@ impl Driver {
             }
             outcome => outcome.map_err(|failed| self.start_error("session/new", failed))?,
         };
-        self.state.agent_session_id = session["sessionId"].as_str().unwrap_or_default().to_owned();
+        let Some(id) = session["sessionId"].as_str().filter(|id| !id.is_empty()) else {
+            let agent = self.shared.agent_type.clone();
+            let reason = "its answer names no session".to_owned();
+            return Err(StartError::Refused { agent, method: "session/new", reason });
+        };
+        self.state.agent_session_id = id.to_owned();
         self.state.session = session;
         Ok(Opened::New)
     }

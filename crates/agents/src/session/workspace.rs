@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::error::AgentExit;
 use crate::wire::acp;
@@ -18,6 +19,8 @@ use crate::wire::message::RpcError;
 
 /// Programs that one session may have running at once.
 const MAX_TERMINALS: usize = 32;
+/// Files that may be read for one session at once; others wait.
+const MAX_FILES: usize = 2;
 /// What is kept of a program's output, unless the agent wants less.
 pub const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// The largest file that is read or written for an agent.
@@ -75,6 +78,8 @@ pub(super) struct Client {
     workspace: Option<Arc<dyn Workspace>>,
     agent_session_id: String,
     terminals: Arc<Mutex<Terminals>>,
+    /// Files that may be in memory at once.
+    files: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +92,8 @@ type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send>>;
 
 impl Client {
     pub(super) fn new(workspace: Option<Arc<dyn Workspace>>) -> Self {
-        Self { workspace, agent_session_id: String::new(), terminals: Arc::default() }
+        let files = Arc::new(Semaphore::new(MAX_FILES));
+        Self { workspace, agent_session_id: String::new(), terminals: Arc::default(), files }
     }
 
     /// From here on requests have to name the session.
@@ -111,7 +117,7 @@ impl Client {
             return refuse(RpcError::new(acp::INVALID_REQUEST, message));
         }
         match method {
-            "fs/read_text_file" => read_file(&*workspace, params),
+            "fs/read_text_file" => read_file(workspace, params, Arc::clone(&self.files)),
             "fs/write_text_file" => write_file(&*workspace, params),
             "terminal/create" => self.create(&*workspace, params),
             _ => self.terminal(method, params),
@@ -186,15 +192,17 @@ fn is_ours(method: &str) -> bool {
     METHODS.contains(&method)
 }
 
-fn read_file(workspace: &dyn Workspace, params: &Value) -> Answer {
+fn read_file(workspace: Arc<dyn Workspace>, params: &Value, files: Arc<Semaphore>) -> Answer {
     let path = match absolute(params, "path") {
         Ok(path) => path,
         Err(error) => return refuse(error),
     };
     let number = |name: &str| params[name].as_u64().and_then(|number| usize::try_from(number).ok());
     let (first, count) = (number("line").unwrap_or(1).max(1), number("limit").unwrap_or(usize::MAX));
-    let read = workspace.read_file(path);
     Box::pin(async move {
+        let _in_memory =
+            files.acquire().await.map_err(|closed| RpcError::new(acp::INTERNAL_ERROR, closed.to_string()))?;
+        let read = workspace.read_file(path);
         let content = String::from_utf8(read.await.map_err(failed)?)
             .map_err(|_| RpcError::new(acp::INTERNAL_ERROR, "the file is not text in UTF-8"))?;
         let lines = content.split_inclusive('\n').skip(first - 1).take(count);

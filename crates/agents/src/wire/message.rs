@@ -117,6 +117,8 @@ pub enum Message {
 pub struct Notification {
     /// The JSON-RPC notification.
     pub text: String,
+    /// The agent's id of the session that it is about; `None` where it names none.
+    pub session_id: Option<String>,
     /// What it says.
     pub update: Update,
 }
@@ -151,8 +153,8 @@ impl Notification {
     /// A notification that is JSON already.
     #[must_use]
     pub fn read(text: String) -> Self {
-        let update = update_of(&text);
-        Self { text, update }
+        let (session_id, update) = update_of(&text);
+        Self { text, session_id, update }
     }
 }
 
@@ -167,7 +169,7 @@ pub fn read(line: &[u8]) -> Message {
             // Only the host speaks under this name; what an agent says under it is kept as the agent's.
             let params = record.params.unwrap_or(RawValue::NULL);
             let text = acp::notification(&format!("_agent/{method}"), &params);
-            Message::Notification(Notification { text, update: Update::Other })
+            Message::Notification(Notification { text, session_id: None, update: Update::Other })
         }
         (Some(_), None) => Message::Notification(Notification::read(text.to_owned())),
         (Some(method), Some(id)) => match serde_json::from_str::<Value>(id.get()) {
@@ -203,12 +205,14 @@ fn parsed(value: Option<&RawValue>) -> Result<Value, RpcError> {
     serde_json::from_str(value).map_err(|error| RpcError::new(acp::INTERNAL_ERROR, error.to_string()))
 }
 
-fn update_of(text: &str) -> Update {
+fn update_of(text: &str) -> (Option<String>, Update) {
     let update = match serde_json::from_str::<UpdateRecord<'_>>(text) {
-        Ok(record) if record.method == "session/update" => record.params.update,
-        _ => return Update::Other,
+        Ok(record) if record.method == "session/update" => record.params,
+        _ => return (None, Update::Other),
     };
     let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
+    let session_id = owned(update.session_id);
+    let update = update.update;
     let understood = match update.kind.as_ref() {
         "agent_message_chunk" => update.content.and_then(|content| {
             let chunk = serde_json::from_str::<Chunk<'_>>(content.get()).ok()?;
@@ -233,7 +237,7 @@ fn update_of(text: &str) -> Update {
         "session_info_update" => owned(update.title).map(Update::Title),
         _ => None,
     };
-    understood.unwrap_or(Update::Other)
+    (session_id, understood.unwrap_or(Update::Other))
 }
 
 #[derive(Deserialize)]
@@ -260,6 +264,8 @@ struct UpdateRecord<'a> {
 
 #[derive(Deserialize)]
 struct UpdateParams<'a> {
+    #[serde(rename = "sessionId", borrow)]
+    session_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
     update: UpdateFields<'a>,
 }

@@ -180,3 +180,14 @@ async fn modes_and_options_follow_the_agent_and_the_caller() {
     assert_eq!(refused["error"]["code"], -32602);
     assert_eq!(session.state().session["modes"]["currentModeId"], "code");
 }
+
+#[tokio::test]
+async fn what_an_agent_says_of_another_session_is_not_this_ones() {
+    let place = Place::new();
+    let (session, _agent) = place.ready(&[]).await;
+    let other = "[[update-for other {\"sessionUpdate\":\"agent_message_chunk\",\"content\":{\"type\":\"text\",\"text\":\"wrong\"}}]] \
+                 [[update-for other {\"sessionUpdate\":\"current_mode_update\",\"currentModeId\":\"code\"}]]";
+    let reply = turn(&session, &format!("[[say right]] {other}")).await.unwrap();
+    assert_eq!(reply.text, "right");
+    assert_eq!(session.state().session["modes"]["currentModeId"], "ask");
+}
