@@ -51,6 +51,10 @@ pub(crate) enum Failure {
     Export { path: PathBuf, source: io::Error },
     #[error("a policy is needed: --net, and --allow for what is added to it")]
     NoPolicy,
+    #[error("a prompt is needed: what the agent is to do")]
+    NoPrompt,
+    #[error("the agent is either {agent} or the --command")]
+    TwoAgents { agent: String },
     #[error("cannot start")]
     Runtime(#[source] io::Error),
     #[error("cannot watch for signals")]
@@ -93,7 +97,11 @@ impl Failure {
                 _ => OTHER,
             },
             Self::Provider(_) => AGENT,
-            Self::OutIsFile { .. } | Self::NoPolicy | Self::AmbiguousSession { .. } => USAGE,
+            Self::OutIsFile { .. }
+            | Self::NoPolicy
+            | Self::NoPrompt
+            | Self::TwoAgents { .. }
+            | Self::AmbiguousSession { .. } => USAGE,
             Self::OutputClosed => SIGNALED + SIGPIPE,
             Self::Interrupted { signal } => SIGNALED + signal,
             _ => OTHER,

@@ -149,6 +149,42 @@ fn nothing_an_agent_prints_controls_the_terminal() {
     }
 }
 
+/// Answers each of its client's requests in turn.
+const SHELL_AGENT: &str = r#"
+n=0
+while read -r line; do
+    case $n in
+        0) echo '{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1}}' ;;
+        1) echo '{"jsonrpc":"2.0","id":2,"result":{"sessionId":"s"}}' ;;
+        2)
+            printf made-by-a-command > made.txt
+            echo '{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"s","update":{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"a shell says hello"}}}}'
+            echo '{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_turn"}}'
+            ;;
+    esac
+    n=$((n + 1))
+done
+"#;
+
+#[test]
+fn any_command_that_speaks_acp_is_an_agent() {
+    let world = World::new();
+    let (tools, out) = (world.directory("tools"), world.directory("out"));
+    std::fs::write(tools.join("agent.sh"), SHELL_AGENT).unwrap();
+    let mount = format!("{}:/tools", tools.display());
+    let place = out.display().to_string();
+    let run = ["run", "--command", "sh /tools/agent.sh --acp", "--mount", &mount, "--out", &place];
+    let result = world.agentos([&run[..], &["Say hello"]].concat()).expect(0);
+    assert!(result.text().contains("a shell says hello"), "{}", result.text());
+    assert_eq!(std::fs::read_to_string(out.join("made.txt")).unwrap(), "made-by-a-command");
+
+    world.agentos(["run", "--command", "x"]).expect(2);
+    let both = world.agentos(["run", "--command", "x", "pi", "hello"]).expect(2);
+    assert!(both.stderr.contains("either pi or the --command"), "{}", both.stderr);
+    let missing = world.agentos(["run", "--command", "no-such-agent", "hello"]).expect(4);
+    assert!(missing.stderr.contains("no-such-agent"), "it says which: {}", missing.stderr);
+}
+
 #[test]
 fn a_refused_write_to_a_project_explains_rw() {
     let world = World::with_agents();

@@ -15,7 +15,10 @@ pub(crate) mod steps;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agentos::{ErrorKind, ModelKind, PermissionPolicy, PromptResult, Session, SessionEvent, SessionEvents};
+use agentos::{
+    AgentConfig, AgentOsOptions, ErrorKind, ModelKind, PermissionPolicy, PromptResult, Session, SessionEvent,
+    SessionEvents,
+};
 use clap::Args;
 use tokio::time::timeout;
 
@@ -44,12 +47,18 @@ Examples:
   agentos run pi \"Fix the failing test\" --project .:rw
   agentos run pi \"Summarize the notes\" --mount ~/notes:/notes --json
   agentos run pi \"Clean up without the internet\" --project .:rw --net none
-  agentos run pi \"Try it\" --model demo --keep=box")]
+  agentos run pi \"Try it\" --model demo --keep=box
+  agentos run --command \"my-agent --acp\" --mount ~/my-agent:/opt/my-agent \"Say hello\"")]
 pub(crate) struct RunArgs {
-    /// The agent, as `agentos agents list` shows it
-    agent: String,
+    /// The agent, as `agentos agents list` shows it; left out with --command
+    #[arg(required_unless_present = "command")]
+    agent: Option<String>,
     /// What it is to do
-    prompt: String,
+    #[arg(required_unless_present = "command")]
+    prompt: Option<String>,
+    /// The agent is this command of the VM's shell, which speaks the Agent Client Protocol over its input and output
+    #[arg(long, value_name = "COMMAND")]
+    command: Option<String>,
     #[command(flatten)]
     vm: VmArgs,
     /// Copy the files the run made or changed in the VM's working directory and home to this directory; .git and
@@ -67,6 +76,27 @@ pub(crate) struct RunArgs {
     json: bool,
 }
 
+/// The id of an agent that is a command.
+const COMMAND: &str = "command";
+
+impl RunArgs {
+    /// The agent's id and the prompt. With a command the only text is the prompt.
+    fn asked(&self) -> Result<(&str, &str), Failure> {
+        match (&self.command, &self.agent, &self.prompt) {
+            (None, Some(agent), Some(prompt)) => Ok((agent, prompt)),
+            (Some(_), Some(prompt), None) => Ok((COMMAND, prompt)),
+            (Some(_), None, _) | (None, _, _) => Err(Failure::NoPrompt),
+            (Some(_), Some(agent), Some(_)) => Err(Failure::TwoAgents { agent: agent.clone() }),
+        }
+    }
+
+    fn declare(&self, options: AgentOsOptions) -> AgentOsOptions {
+        let Some(command) = &self.command else { return options };
+        let argv = ["/bin/sh".to_owned(), "-c".to_owned(), format!("exec {command}")];
+        options.agent(COMMAND, AgentConfig::command(argv))
+    }
+}
+
 pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
     let mut output = Output::new(args.json);
     let outcome = whole(&args, &mut output).await;
@@ -79,18 +109,19 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
 }
 
 async fn whole(args: &RunArgs, output: &mut Output) -> Result<u8, Failure> {
+    let (agent, prompt) = args.asked()?;
     let out = args.out.as_deref().map(|path| OutDir::prepare(path, args.force)).transpose()?;
     let mut signals = Signals::watch()?;
     let create = async {
-        let keys = Keys::find(&args.agent, args.model, &args.vm).await?;
-        let guest = Guest::create_with(&args.vm, |options| keys.declare(options)).await?;
+        let keys = Keys::find(agent, args.model, &args.vm).await?;
+        let guest = Guest::create_with(&args.vm, |options| args.declare(keys.declare(options))).await?;
         Ok::<_, Failure>((keys, guest))
     };
     let (keys, guest) = tokio::select! {
         created = create => created?,
         signal = signals.next() => return Err(Failure::Interrupted { signal }),
     };
-    let work = Work { args, keys, guest: &guest, out };
+    let work = Work { args, agent, prompt, keys, guest: &guest, out };
     let outcome = work.run(&mut signals, output).await;
     guest.leave(outcome).await
 }
@@ -104,6 +135,8 @@ struct Turn {
 
 struct Work<'a> {
     args: &'a RunArgs,
+    agent: &'a str,
+    prompt: &'a str,
     keys: Keys,
     guest: &'a Guest,
     out: Option<OutDir>,
@@ -143,13 +176,13 @@ impl Work<'_> {
     }
 
     async fn open_session(&self, output: &Output) -> Result<Session, Failure> {
-        let RunArgs { agent, vm: vm_args, model, .. } = self.args;
+        let RunArgs { vm: vm_args, model, .. } = self.args;
         let vm = &self.guest.vm;
         self.keys.tell();
         let json = output.is_json();
         let mut progress = Progress::new();
         let create = vm
-            .create_session(agent)
+            .create_session(self.agent)
             .cwd(vm_args.cwd())
             .permission_policy(PermissionPolicy::AllowAll)
             .model((*model).into())
@@ -176,7 +209,7 @@ impl Work<'_> {
         read_only: &mut ReadOnly<'_>,
     ) -> Result<Turn, Failure> {
         let mut events = session.events();
-        let mut prompt = std::pin::pin!(session.prompt(&self.args.prompt).into_future());
+        let mut prompt = std::pin::pin!(session.prompt(self.prompt).into_future());
         let mut interrupted = None;
         let outcome = loop {
             tokio::select! {
