@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::agents::AgentsArgs;
+use crate::chat::ChatArgs;
 use crate::daemon::SidecarArgs;
 use crate::demo_model::DemoModelArgs;
 use crate::doctor::DoctorArgs;
@@ -51,6 +52,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Put an agent to work in a VM and show what it does
     Run(RunArgs),
+    /// Talk with an agent in a VM
+    Chat(ChatArgs),
     /// Run a command in a VM
     Exec(ExecArgs),
     /// Open a terminal in a VM
@@ -65,7 +68,7 @@ pub(crate) enum Command {
     Forward(ForwardArgs),
     /// Show what a kept VM may not reach and what it has reached, or change it
     Net(NetCommandArgs),
-    /// List, show, export and delete what is kept of sessions
+    /// List, show, resume, export and delete what is kept of sessions
     Sessions(SessionsArgs),
     /// List and install agents
     Agents(AgentsArgs),

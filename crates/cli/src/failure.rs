@@ -37,6 +37,8 @@ pub(crate) enum Failure {
     OutputClosed,
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
+    #[error("cannot read standard input")]
+    Input(#[source] io::Error),
     #[error("cannot use {} for --out", .path.display())]
     OutDir { path: PathBuf, source: io::Error },
     #[error("--out {} is not a directory", .path.display())]

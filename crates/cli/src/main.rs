@@ -13,8 +13,10 @@
 
 mod agents;
 mod args;
+mod chat;
 mod daemon;
 mod demo_model;
+mod diff;
 mod doctor;
 mod exec;
 mod failure;
@@ -70,6 +72,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Exec(args) => Ok(exec::run(args).await.unwrap_or_else(beside)),
         Command::Shell(args) => Ok(shell::run(args).await.unwrap_or_else(beside)),
         Command::Run(args) => run::run(args).await,
+        Command::Chat(args) => chat::run(args).await,
         Command::Sessions(args) => sessions::run(args).await,
         Command::Agents(args) => agents::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,

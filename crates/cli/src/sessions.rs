@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use agentos::{AgentOs, AgentOsSharedSidecarOptions, AgentOsSidecar, StoredSession};
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::chat;
 use crate::failure::Failure;
+use crate::guest::VmArgs;
 use crate::terminal::{harmless_line, print};
 
 #[derive(Debug, Args)]
@@ -22,6 +24,7 @@ use crate::terminal::{harmless_line, print};
 Examples:
   agentos sessions list
   agentos sessions show 3f2a
+  agentos sessions resume 3f2a --project .:rw
   agentos sessions export 3f2a --format markdown --output talk.md
   agentos sessions delete 3f2a")]
 pub(crate) struct SessionsArgs {
@@ -50,6 +53,17 @@ enum SessionsCommand {
         /// Its id, or the beginning of it
         #[arg(value_name = "SESSION")]
         session: String,
+    },
+    /// Go on with a conversation, in a new VM with the same directories
+    #[command(after_help = "Examples:
+  agentos sessions resume 3f2a --project .:rw
+  agentos sessions resume 3f2a --storage ./state")]
+    Resume {
+        /// Its id, or the beginning of it
+        #[arg(value_name = "SESSION")]
+        session: String,
+        #[command(flatten)]
+        vm: Box<VmArgs>,
     },
     /// Write a session's transcript, to standard output or a file
     #[command(after_help = "Examples:
@@ -95,6 +109,9 @@ pub(crate) async fn run(args: SessionsArgs) -> Result<u8, Failure> {
     match args.command {
         SessionsCommand::List { limit, json } => list::run(&sidecar, limit, json).await?,
         SessionsCommand::Show { session } => show::run(&sidecar, &find(&sidecar, &session).await?).await?,
+        SessionsCommand::Resume { session, vm } => {
+            chat::resume(&find(&sidecar, &session).await?, &vm).await?;
+        }
         SessionsCommand::Export { session, format, output, force } => {
             let session = find(&sidecar, &session).await?;
             export::run(&sidecar, &session, format, output.map(|path| (path, force))).await?;

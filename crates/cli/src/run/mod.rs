@@ -7,7 +7,7 @@
 //! What was made is collected also where the agent failed or was interrupted: the VM is about to go.
 
 mod changes;
-mod model;
+pub(crate) mod model;
 mod out;
 mod report;
 pub(crate) mod steps;

@@ -39,7 +39,7 @@ impl From<ModelArg> for ModelChoice {
 
 /// What the caller's environment has of the variables that the agent looks for, and what is done with it.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     kept: Vec<Kept>,
     /// Given to the session.
     given: Vec<EnvSpec>,
@@ -68,7 +68,7 @@ struct Kept {
 impl Keys {
     /// Looks for the agent's variables, unless the caller decided otherwise: by the model, or by giving one of them with
     /// `--env` or `--secret`.
-    pub(super) async fn find(agent: &str, model: ModelArg, args: &VmArgs) -> Result<Self, Failure> {
+    pub(crate) async fn find(agent: &str, model: ModelArg, args: &VmArgs) -> Result<Self, Failure> {
         if model == ModelArg::Demo {
             return Ok(Self::default());
         }
@@ -132,7 +132,7 @@ impl Keys {
     }
 
     /// What the VM is made with.
-    pub(super) fn declare(&self, mut options: AgentOsOptions) -> AgentOsOptions {
+    pub(crate) fn declare(&self, mut options: AgentOsOptions) -> AgentOsOptions {
         for key in &self.kept {
             options = options.secret(key.secret.clone());
             if let Some(EnvSpec { name, value }) = &key.base_url {
@@ -143,12 +143,12 @@ impl Keys {
     }
 
     /// What the session's environment has more.
-    pub(super) fn given(&self) -> impl Iterator<Item = (&String, &String)> {
+    pub(crate) fn given(&self) -> impl Iterator<Item = (&String, &String)> {
         self.given.iter().map(|env| (&env.name, &env.value))
     }
 
     /// Says what is done with keys that are not kept outside.
-    pub(super) fn tell(&self) {
+    pub(crate) fn tell(&self) {
         if !self.given.is_empty() {
             let names: Vec<&str> = self.given.iter().map(|env| env.name.as_str()).collect();
             let names = names.join(", ");
@@ -163,7 +163,7 @@ impl Keys {
     }
 
     /// Says which provider has the model, if one of the keys leads there.
-    pub(super) fn tell_provider(&self) -> bool {
+    pub(crate) fn tell_provider(&self) -> bool {
         let Some(Kept { host, name, .. }) = self.kept.first() else { return false };
         notice(&format!("model {host}, key from {name}, kept outside the VM"));
         true

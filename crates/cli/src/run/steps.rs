@@ -17,6 +17,8 @@ use crate::terminal::{Palette, harmless, harmless_line};
 
 /// Shown of what a tool printed.
 const MAX_RESULT_LINES: usize = 8;
+/// Shown of what it changed.
+const MAX_DIFF_LINES: usize = 60;
 const MAX_LINE_CHARS: usize = 200;
 /// Calls that are remembered until they end; an agent that leaves more open sees the oldest facts forgotten.
 const MAX_OPEN_CALLS: usize = 1024;
@@ -36,11 +38,26 @@ pub(crate) struct Steps {
     on_top: Option<String>,
     in_line: bool,
     in_thought: bool,
+    /// Changes of files are shown line by line.
+    whole_diffs: bool,
 }
 
 impl Steps {
     pub(crate) fn new(palette: Palette) -> Self {
-        Self { palette, calls: HashMap::new(), on_top: None, in_line: false, in_thought: false }
+        Self {
+            palette,
+            calls: HashMap::new(),
+            on_top: None,
+            in_line: false,
+            in_thought: false,
+            whole_diffs: false,
+        }
+    }
+
+    /// The same, which shows what is changed in files line by line.
+    pub(crate) fn with_diffs(mut self) -> Self {
+        self.whole_diffs = true;
+        self
     }
 
     /// What to print for a notification; empty for those that are no step.
@@ -112,7 +129,8 @@ impl Steps {
         if let Some(title) = update["title"].as_str() {
             call.title = short(title);
         }
-        if let Some(diff) = diff(&update["content"]) {
+        let told = if self.whole_diffs { whole_diff(&update["content"]) } else { diff(&update["content"]) };
+        if let Some(diff) = told {
             call.diff = Some(diff);
         }
         let status = update["status"].as_str().unwrap_or_default();
@@ -138,7 +156,9 @@ impl Steps {
             if self.on_top.as_deref() == Some(id) { String::new() } else { format!(": {}", call.title) };
         let failed = update["status"] == "failed";
         if let Some(diff) = call.diff.as_ref().filter(|_| !failed) {
-            self.line(out, &self.palette.dim(&format!("  | {diff}")));
+            for line in diff.lines() {
+                self.line(out, &self.palette.dim(&format!("  | {line}")));
+            }
         }
         let text = texts(&update["content"]);
         let mut lines = text.lines();
@@ -176,6 +196,19 @@ fn texts(content: &Value) -> String {
         }
     }
     out
+}
+
+/// What is changed in files, line by line, where there is anything; cut, and harmless.
+pub(crate) fn whole_diff(content: &Value) -> Option<String> {
+    let changes = content.as_array()?.iter().filter(|block| block["type"] == "diff").map(crate::diff::diff);
+    let whole = changes.collect::<String>();
+    let mut lines = whole.lines();
+    let mut out: Vec<String> = lines.by_ref().take(MAX_DIFF_LINES).map(short).collect();
+    let more = lines.count();
+    if more > 0 {
+        out.push(format!("... {more} more lines"));
+    }
+    (!out.is_empty()).then(|| out.join("\n"))
 }
 
 /// What a change of files amounts to, in lines.
@@ -234,6 +267,16 @@ mod tests {
             text("Done."),
         ]);
         assert_eq!(shown, "I'll write it.\n> write: a.ts\n  | 2 lines written\n  ok\nDone.\n");
+    }
+
+    #[test]
+    fn changes_are_shown_line_by_line_where_that_is_wanted() {
+        let mut steps = Steps::new(Palette::plain()).with_diffs();
+        let diff = json!({ "type": "diff", "path": "/a.ts", "oldText": "one\n", "newText": "two\x1b\n" });
+        let update = json!({ "sessionUpdate": "tool_call", "toolCallId": "1", "title": "edit", "status": "completed",
+                             "content": [diff] });
+        let shown = steps.show(&json!({ "method": "session/update", "params": { "update": update } }));
+        assert!(shown.contains("  | -one\n  | +two^[\n  ok\n"), "{shown}");
     }
 
     #[test]
