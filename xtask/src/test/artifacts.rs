@@ -34,7 +34,7 @@ pub(crate) struct Tool {
 }
 
 /// The tool that fetches what the TypeScript SDK is built with.
-const FETCHER: (&str, &str) = ("agentos-agents", "fetch");
+const FETCHER: (&str, &str) = ("agentos-agents", "fetch_packages");
 
 #[derive(Debug, Default)]
 pub(crate) struct Built {
@@ -204,7 +204,7 @@ mod tests {
             artifact("p#agentos#0.1.0", "example", "quickstart", false),
             artifact("p#agentos-linux@0.1.0", "example", "attempt", false),
             artifact("p#agentos-agents@0.1.0", "example", "fake_acp_agent", false),
-            artifact("p#agentos-agents@0.1.0", "example", "fetch", false),
+            artifact("p#agentos-agents@0.1.0", "example", "fetch_packages", false),
             json!({"target": {"kind": ["cdylib"]}, "filenames": ["/x/target/libaddon.so"]}),
             json!({"reason": "build-finished", "success": true}),
         ];
@@ -219,7 +219,7 @@ mod tests {
             ("AGENTOS_TEST_FAKE_AGENT", Path::new("/x/target/fake_acp_agent-false")),
         ];
         assert_eq!(tools, expected);
-        assert_eq!(built.fetch.unwrap(), Path::new("/x/target/fetch-false"));
+        assert_eq!(built.fetch.unwrap(), Path::new("/x/target/fetch_packages-false"));
         assert_eq!(built.addon.unwrap(), Path::new("/x/target/libaddon.so"));
         assert_eq!(built.executables[0].directory, Path::new("crates/vm"));
     }

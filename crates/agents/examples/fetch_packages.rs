@@ -1,8 +1,8 @@
 //! A tool of the test run: fetches npm packages as the store of agents does, pinned and checked, without npm.
 //!
 //! ```text
-//! fetch STORE node                 Node for this machine
-//! fetch STORE PACKAGE-LOCK.JSON    all that a lock file pins for this machine
+//! fetch_packages STORE node                 Node for this machine
+//! fetch_packages STORE PACKAGE-LOCK.JSON    all that a lock file pins for this machine
 //! ```
 //!
 //! Progress goes to stderr. On stdout there is one line per package: its name, a tab, its directory.
