@@ -47,7 +47,7 @@ async fn stored_sessions_are_listed_after_the_sidecar_has_gone() {
     let ended = of(&page, closed.id());
     assert_eq!(
         ended.ended.map(|end| end.reason).as_deref(),
-        Some("the session is closed"),
+        Some("closed"),
         "it is known when close returns"
     );
     world.kill();

@@ -21,7 +21,7 @@ fn a_session_is_listed_shown_exported_and_deleted() {
         (&listed[1]["agentType"], &listed[1]["model"], &listed[1]["live"]),
         (&"pi".into(), &"demo".into(), &false.into())
     );
-    assert_eq!(listed[1]["ended"]["reason"], "the session is closed");
+    assert_eq!(listed[1]["ended"]["reason"], "closed");
     let table = world.agentos(["sessions", "list"]).expect(0).text();
     let row = table.lines().find(|line| line.starts_with(&id[..8])).unwrap_or_else(|| panic!("{table}"));
     assert!(row.contains("pi") && row.contains("ended"), "{row}");

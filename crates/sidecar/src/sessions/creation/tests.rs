@@ -45,7 +45,9 @@ impl Place {
     async fn session(&self, creation: &Creation) -> (Session, watch::Receiver<bool>) {
         let (mut output, stdout) = tokio::io::duplex(1 << 16);
         for id in ["get_state", "get_available_models", "get_available_thinking_levels", "get_commands"] {
-            let line = format!("{{\"type\":\"response\",\"id\":\"{id}\",\"success\":true,\"data\":{{}}}}\n");
+            let line = format!(
+                "{{\"type\":\"response\",\"id\":\"{id}\",\"success\":true,\"data\":{{\"sessionId\":\"pi\"}}}}\n"
+            );
             output.write_all(line.as_bytes()).await.unwrap();
         }
         let (kill, killed) = watch::channel(false);
