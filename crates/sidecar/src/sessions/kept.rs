@@ -113,22 +113,28 @@ impl KeptFiles {
     /// Keeps the agent's files after every turn, until the session is over.
     pub(super) async fn follow(&self, vm: &Vm, session: &Session, paths: &[String]) {
         let mut turns = session.turns();
-        let mut complained = false;
+        let (mut known, mut complained) = (0, false);
         while !paths.is_empty() {
             tokio::select! {
                 changed = turns.changed() => if changed.is_err() { return },
                 () = session.closed() => {}
             }
             let through = *turns.borrow_and_update();
-            if through > 0
-                && let Err(error) = self.keep(vm, paths, through).await
-                && !complained
-            {
-                // Said once: it goes on being so.
-                complained = true;
-                tracing::warn!(session = %session.id(), reason = error.message(), "what an agent keeps is not kept");
+            let over = session.fate().is_some();
+            if through > known {
+                match self.keep(vm, paths, through).await {
+                    Ok(()) => known = through,
+                    // A VM that goes with its sessions has no time for this.
+                    Err(error) if over || complained => {
+                        tracing::debug!(session = %session.id(), reason = error.message(), "not kept");
+                    }
+                    Err(error) => {
+                        complained = true;
+                        tracing::warn!(session = %session.id(), reason = error.message(), "what an agent keeps is not kept");
+                    }
+                }
             }
-            if session.fate().is_some() {
+            if over {
                 return;
             }
         }
