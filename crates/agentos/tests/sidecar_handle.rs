@@ -457,9 +457,9 @@ async fn what_an_agent_said_of_itself_is_kept_and_what_it_refuses_is_an_error() 
     let error = session.set_model("x").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let answer = error.rpc_error().unwrap();
-    assert_eq!(
-        (answer.code, answer.data.as_ref().unwrap()["supported"][0].as_str()),
-        (-32601, Some("session/set_mode"))
-    );
+    assert_eq!((answer.code, &answer.data.as_ref().unwrap()["supported"]), (-32601, &serde_json::json!([])));
+    let refused = session.raw_send("no/such/method", serde_json::json!({})).await.unwrap_err();
+    let answer = refused.rpc_error().unwrap();
+    assert_eq!(answer.data.as_ref().unwrap()["supported"][0].as_str(), Some("session/set_mode"));
     assert_eq!(session.set_thought_level("high").await.unwrap_err().kind(), ErrorKind::Unsupported);
 }

@@ -209,7 +209,13 @@ impl From<CallError> for Error {
             }
             CallError::RequestBody { source } => new(ErrorKind::Cancelled).with_source(source),
             CallError::PromptTimeout { session_id, .. } => new(ErrorKind::Timeout).with_object(session_id),
-            CallError::NoSuchOption { category, .. } => new(ErrorKind::Unsupported).with_object(category),
+            // As an agent would answer that has no such method.
+            CallError::NoSuchOption { category, supported } => {
+                let message = format!("the agent has no option of category {category}");
+                let data = Some(serde_json::json!({ "supported": supported }));
+                let error = JsonRpcError { code: METHOD_NOT_FOUND, message, data };
+                new(ErrorKind::Unsupported).with_object(category).with_rpc(error)
+            }
             CallError::Rpc { method, error } => {
                 let unknown = error.code == METHOD_NOT_FOUND;
                 let kind = if unknown { ErrorKind::Unsupported } else { ErrorKind::AgentFailed };

@@ -281,9 +281,10 @@ pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
 /// Says why a test can't run here.
 pub(crate) fn skip(test: &str, reason: &str) {
     if let Some(path) = std::env::var_os("AGENTOS_TEST_SKIPS") {
-        let line = serde_json::json!({ "test": test, "reason": reason });
+        // Written at once, so that the lines of tests that run beside each other don't mix.
+        let line = format!("{}\n", serde_json::json!({ "test": test, "reason": reason }));
         let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
+        file.write_all(line.as_bytes()).unwrap();
     }
 }
 
