@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::terminal::harmless_line;
 
 /// Lines of a file that are told around a change.
-const CONTEXT_LINES: usize = 3;
+pub(crate) const CONTEXT_LINES: usize = 3;
 
 /// What a file was and is, from the first line that differs to the last one.
 pub(crate) fn diff(block: &Value) -> String {

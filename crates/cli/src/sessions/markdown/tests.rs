@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::diff::CONTEXT_LINES;
 
 fn write(events: &[Value]) -> String {
     let mut markdown = Markdown::default();
