@@ -67,7 +67,7 @@ pub struct LaunchPlan {
     pub env: BTreeMap<String, String>,
     /// Its working directory in the VM.
     pub cwd: String,
-    /// What must be mounted. The store's mount is the same for every plan of one host.
+    /// What must be mounted. The store's mount is the same for every plan of one host that needs it.
     pub mounts: Vec<PlanMount>,
     /// The session's own directory in the VM: to be made for the VM's user before the launch, to be removed after it.
     pub state_dir: Option<String>,
@@ -261,7 +261,12 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
         argv: composed.argv,
         env: composed.env,
         cwd: request.cwd.to_owned(),
-        mounts: vec![store_mount(request.installed.packages_dir())],
+        // An agent that needs nothing of the store may be the first one of a home, which has none yet.
+        mounts: if request.installed.is_empty() {
+            Vec::new()
+        } else {
+            vec![store_mount(request.installed.packages_dir())]
+        },
         state: agent.state.iter().map(|path| path.fill(&value)).collect::<Result<_, _>>()?,
         state_dir: Some(place.state.clone()),
         files: composed.files,

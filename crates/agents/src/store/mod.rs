@@ -436,6 +436,12 @@ impl Installed {
         if self.needs_node { self.packages.last() } else { None }
     }
 
+    /// Whether it is nothing at all: some agents need none of the store's packages.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packages.is_empty()
+    }
+
     /// Whether it has this package in this version.
     #[must_use]
     pub fn holds(&self, package: &Package) -> bool {

@@ -36,7 +36,8 @@ impl VmSessions {
     /// Mounts what every session of the VM needs, once.
     pub(super) async fn mount_packages(&self, vm: &Vm, mounts: &[PlanMount]) -> Result<(), Failure> {
         let mut shared = self.shared.lock().await;
-        if !shared.packages {
+        // Agents that need nothing of the store have nothing mounted; the next one may.
+        if !shared.packages && !mounts.is_empty() {
             for mount in mounts {
                 mount_plan(vm, mount).await?;
             }

@@ -124,10 +124,7 @@ async fn a_session_that_is_delivered_is_live_and_stays() {
     assert_eq!(place.host.sessions().list("vm-1").len(), 1);
     place.host.sessions().close_session(id, false).await.unwrap();
     let stored = place.transcripts.session(id).await.unwrap().expect("what was said is kept");
-    assert_eq!(
-        stored.ended.expect("that it is over is kept before anybody is told").why,
-        "the session is closed"
-    );
+    assert_eq!(stored.ended.expect("that it is over is kept before anybody is told").why, "closed");
     assert!(!place.host.sessions().is_live(id));
 }
 
