@@ -167,7 +167,7 @@ impl Chat {
     async fn turn(&mut self, text: &str, signals: &mut Signals) -> Result<(), Failure> {
         let session = self.session.clone();
         let mut prompt = std::pin::pin!(session.prompt(text).into_future());
-        let mut cancelled = false;
+        let (mut cancelled, mut ended) = (false, false);
         let outcome = loop {
             tokio::select! {
                 biased;
@@ -181,11 +181,13 @@ impl Chat {
                 Some(request) = self.requests.next() => {
                     cancelled |= self.decide(request, signals).await?;
                 }
-                Some(event) = self.events.next() => drop(self.show(event)?),
+                Some(event) = self.events.next() => ended |= self.show(event)?,
                 outcome = prompt.as_mut() => break outcome,
             }
         };
-        let _ = timeout(LAST_EVENTS, self.drain()).await;
+        if !ended {
+            let _ = timeout(LAST_EVENTS, self.drain()).await;
+        }
         print(self.steps.end_line())?;
         match outcome {
             Ok(reply) if reply.stop_reason == "end_turn" => Ok(()),
