@@ -23,7 +23,7 @@ pub mod wire;
 
 pub use home::{Home, HomeError};
 pub use permission::PermissionPolicy;
-pub use registry::{Agent, AgentConfig, Registry, UnknownAgent, UnsupportedAgent};
+pub use registry::{Agent, AgentConfig, Registry, UnknownAgent};
 pub use session::{AgentExit, AgentProcess, Session, SessionId, SessionNotFound, Sessions};
 pub use store::Store;
 pub use transcript::Transcripts;

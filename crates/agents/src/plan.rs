@@ -26,7 +26,7 @@ use crate::permission::PermissionPolicy;
 use crate::provider::Redirect;
 use crate::registry::launch::ToolServers;
 use crate::registry::template::Gap;
-use crate::registry::{Adapter, Agent, Launch, Package, Source, UnsupportedAgent};
+use crate::registry::{Adapter, Agent, Launch, Package, Source};
 use crate::session::SessionId;
 use crate::store::Installed;
 use compose::Composition;
@@ -164,9 +164,6 @@ pub struct PlanRequest<'a> {
 /// Why no plan could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// The agent can't be launched by this version.
-    #[error(transparent)]
-    Unsupported(#[from] UnsupportedAgent),
     /// The installation lacks a package that the launch needs.
     #[error("agent {agent}: the installation holds no {package}")]
     MissingPackage {
@@ -202,7 +199,6 @@ pub enum PlanError {
 /// Plans the launch of one session's agent.
 pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> {
     let agent = request.agent;
-    agent.launchable()?;
     let place = Place::of(request)?;
     let value = |gap: &Gap| place.value(request, gap);
     let mut made = Composition::new(agent, &value)?;

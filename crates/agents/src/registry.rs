@@ -72,8 +72,6 @@ pub enum Launch {
     PiRpc,
     /// It speaks ACP over its stdio.
     Acp,
-    /// Known by name, its start-up isn't built yet.
-    NotYet,
 }
 
 /// Where an agent's programs come from.
@@ -161,23 +159,7 @@ pub struct UnknownAgent {
     pub id: String,
 }
 
-/// The agent is known and can't be launched by this version.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("agent {id} can't be launched by this version of agentOS yet; pi can")]
-pub struct UnsupportedAgent {
-    /// The agent's id.
-    pub id: String,
-}
-
 impl Agent {
-    /// Whether a session with this agent can be started at all.
-    pub fn launchable(&self) -> Result<(), UnsupportedAgent> {
-        match self.launch {
-            Launch::PiRpc | Launch::Acp => Ok(()),
-            Launch::NotYet => Err(UnsupportedAgent { id: self.id.clone() }),
-        }
-    }
-
     /// The command that installs it ahead of time.
     #[must_use]
     pub fn install_command(&self) -> String {

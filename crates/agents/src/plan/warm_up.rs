@@ -52,7 +52,6 @@ pub struct WarmUp {
 
 /// Plans the warm-up of an installation.
 pub fn plan_warm_up(agent: &Agent, store: &Store, installed: &Installed) -> Result<WarmUp, PlanError> {
-    agent.launchable()?;
     let nothing = |what| PlanError::Nothing { agent: agent.id.clone(), what };
     let layer = agent.data.warm_up.as_ref().ok_or_else(|| nothing("a warm-up"))?;
     let (scratch, finished) = store.compile_cache_places(installed);

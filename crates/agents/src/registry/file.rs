@@ -111,7 +111,6 @@ struct File {
 enum Wire {
     PiRpc,
     Acp,
-    NotYet,
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,7 +151,6 @@ fn parse(id: &str, text: &str) -> Result<Agent, FileError> {
     let launch = match file.wire {
         Wire::PiRpc => Launch::PiRpc,
         Wire::Acp => Launch::Acp,
-        Wire::NotYet => Launch::NotYet,
     };
     Ok(Agent {
         id: id.to_owned(),

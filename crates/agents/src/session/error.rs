@@ -130,9 +130,6 @@ pub enum StartError {
         /// Its ways to log in.
         methods: Vec<String>,
     },
-    /// The agent's id has no wire.
-    #[error(transparent)]
-    Unsupported(#[from] crate::registry::UnsupportedAgent),
 }
 
 /// A content block of a prompt that the agent can't be given.

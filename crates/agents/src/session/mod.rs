@@ -42,7 +42,7 @@ pub use workspace::Workspace;
 use crate::model::{ModelChoice, ModelKind};
 use crate::permission::PermissionReply;
 use crate::plan::LaunchPlan;
-use crate::registry::{Launch, UnsupportedAgent};
+use crate::registry::Launch;
 use crate::store::InstallRecord;
 use crate::transcript::{SessionDetails, SessionRecord, StoredSession, Transcripts, now_ms};
 use crate::wire::pi::PiWire;
@@ -232,7 +232,6 @@ impl Session {
                 Wire::Pi(Box::new(PiWire::new(&start.plan.cwd, start.plan.agent_version.as_deref())))
             }
             Launch::Acp => Wire::Acp,
-            Launch::NotYet => return Err(UnsupportedAgent { id: start.agent_type }.into()),
         };
         let (id, transcripts) = (start.id.clone(), start.transcripts.clone());
         let (log, mut provisional) = match &start.former {

@@ -87,12 +87,6 @@ pub struct InstallRecord {
 /// Why an agent could not be installed. Nothing is half installed then.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// This version pins no packages for the agent.
-    #[error("agent {agent} can't be installed by this version of agentOS yet")]
-    Unsupported {
-        /// The agent's id.
-        agent: String,
-    },
     /// npm has no Node for this processor.
     #[error("there is no Node package for {arch}")]
     Processor {
@@ -217,7 +211,7 @@ impl Store {
     #[must_use]
     pub fn installed(&self, agent: &Agent) -> Option<Installed> {
         let packages = agent.all_packages()?;
-        if agent.launchable().is_err() || !packages.iter().all(|package| self.is_finished(package)) {
+        if !packages.iter().all(|package| self.is_finished(package)) {
             return None;
         }
         Some(self.describe(agent, packages, None))
@@ -243,9 +237,6 @@ impl Store {
     ) -> Result<Installed, InstallError> {
         let packages =
             agent.all_packages().ok_or(InstallError::Processor { arch: std::env::consts::ARCH })?;
-        if agent.launchable().is_err() {
-            return Err(InstallError::Unsupported { agent: agent.id.clone() });
-        }
         let started = Instant::now();
         let missing: Vec<Package> = packages.iter().filter(|p| !self.is_finished(p)).cloned().collect();
         let guard = CancelOnDrop(Arc::new(AtomicBool::new(false)));

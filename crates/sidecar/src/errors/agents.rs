@@ -6,7 +6,7 @@ use agentos_agents::plan::{PlanError, PrepareError};
 use agentos_agents::session::{FaultKind, PermissionError, PromptError, StartError};
 use agentos_agents::store::InstallError;
 use agentos_agents::transcript::TranscriptError;
-use agentos_agents::{SessionNotFound, UnknownAgent, UnsupportedAgent};
+use agentos_agents::{SessionNotFound, UnknownAgent};
 use agentos_proto::v1::ErrorKind;
 use rustix::io::Errno;
 
@@ -15,12 +15,6 @@ use super::{Failure, chain};
 impl From<UnknownAgent> for Failure {
     fn from(error: UnknownAgent) -> Self {
         Self::new(ErrorKind::NotFound, &error.id, error.to_string())
-    }
-}
-
-impl From<UnsupportedAgent> for Failure {
-    fn from(error: UnsupportedAgent) -> Self {
-        Self::new(ErrorKind::Unsupported, &error.id, error.to_string())
     }
 }
 
@@ -47,7 +41,6 @@ impl From<InstallError> for Failure {
     fn from(error: InstallError) -> Self {
         let message = chain(&error);
         match error {
-            InstallError::Unsupported { agent } => Self::new(ErrorKind::Unsupported, agent, message),
             InstallError::Processor { arch } => Self::new(ErrorKind::HostUnsupported, arch, message),
             InstallError::NoSpace { place, .. } => {
                 Self::new(ErrorKind::NoSpace, place.to_string_lossy(), message).with_errno(Errno::NOSPC)
@@ -70,7 +63,6 @@ impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
         let message = chain(&error);
         match error {
-            PlanError::Unsupported(error) => error.into(),
             PlanError::MissingPackage { agent, .. } => {
                 Self::new(ErrorKind::AgentNotInstalled, agent, message)
             }
@@ -105,7 +97,6 @@ impl From<StartError> for Failure {
             StartError::Version { agent, .. } => Self::new(ErrorKind::Unsupported, agent, message),
             StartError::NotLoggedIn { agent, .. } => Self::new(ErrorKind::NoModel, agent, message),
             StartError::NotReady { agent, .. } => Self::new(ErrorKind::Timeout, agent, message),
-            StartError::Unsupported(error) => error.into(),
         }
     }
 }

@@ -71,7 +71,6 @@ impl Host {
         let sessions = self.sessions();
         let registry = SessionHost::registry(&hosted.sessions.defaults);
         let agent = registry.find(&wish.agent_type)?;
-        agent.launchable()?;
         if wish.permissions.policy == PermissionPolicy::RejectAll && !agent.asks {
             return Err(unkept_promise(agent));
         }
