@@ -1,5 +1,6 @@
 //! What is measured, in the order it is measured: quick things on a quiet sidecar first, a thousand VMs last.
 
+mod acp;
 mod agent;
 mod create;
 mod density;
@@ -28,6 +29,7 @@ pub(crate) async fn all(bench: &mut Bench) -> Result<(), Failure> {
     create::burst(bench).await?;
     if !bench.quick {
         agent::measure(bench).await?;
+        acp::measure(bench).await?;
         density::measure(bench).await?;
     }
     Ok(())

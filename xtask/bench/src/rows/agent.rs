@@ -105,7 +105,7 @@ impl BarePi {
 }
 
 /// The directory of the store whose name contains `name`, a version behind it.
-fn package(packages: &Path, name: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn package(packages: &Path, name: &str) -> Result<PathBuf, Failure> {
     let entries = std::fs::read_dir(packages).map_err(|error| format!("{}: {error}", packages.display()))?;
     let wanted = |path: &PathBuf| {
         let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
