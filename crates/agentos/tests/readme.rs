@@ -31,17 +31,38 @@ async fn program() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// As above, for the README's second program.
+#[allow(dead_code, reason = "the README's words, and they need not lead anywhere")]
+async fn agents(vm: agentos::AgentOs) -> Result<(), Box<dyn std::error::Error>> {
+    use agentos::{PermissionReply, PermissionRule};
+    // ----
+    let rule = PermissionRule::allow().tool_kind("edit").path("/work/**");
+    let session = vm.create_session("claude").permission_rule(rule).await?;
+    let mut requests = session.permission_requests();
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            println!("{}", request.description().unwrap_or_default());
+            let _ = request.reply(PermissionReply::Once).await;
+        }
+    });
+    // ----
+    Ok(())
+}
+
 fn lines(text: &str) -> Vec<&str> {
     text.lines().map(str::trim).collect()
 }
 
 #[test]
-fn the_program_in_the_readme_is_the_one_that_compiles() {
+fn the_programs_in_the_readme_are_those_that_compile() {
     let readme = std::fs::read_to_string("../../README.md").unwrap();
-    let (_, rest) = readme.split_once("```rust\n").expect("the README has a program");
-    let (shown, rest) = rest.split_once("\n```").unwrap();
-    assert!(!rest.contains("```rust"), "the README has a second program; it needs its own place here");
+    let shown: Vec<&str> =
+        readme.split("```rust\n").skip(1).map(|rest| rest.split_once("\n```").unwrap().0).collect();
     let own = std::fs::read_to_string("tests/readme.rs").unwrap();
-    let compiled = own.split("    // ----\n").nth(1).unwrap();
-    assert_eq!(lines(shown), lines(compiled.trim_end()), "copy the README's program into {}", file!());
+    let compiled: Vec<&str> = own.split("    // ----\n").skip(1).step_by(2).collect();
+    assert!(!shown.is_empty(), "the README has programs");
+    assert_eq!(shown.len(), compiled.len(), "each of the README's programs has a place in {}", file!());
+    for (shown, compiled) in shown.iter().zip(compiled) {
+        assert_eq!(lines(shown), lines(compiled.trim_end()), "copy the README's program into {}", file!());
+    }
 }
