@@ -162,7 +162,8 @@ impl PermissionRule {
         self
     }
 
-    /// Only those that name paths, all of which this pattern fits: absolute, with `*` for a part of a name and `**` for
+    /// Only those that name paths which this pattern fits, all of them for a rule that allows, any of them for another:
+    /// absolute, with `*` for a part of a name and `**` for
     /// any number of names, such as `/work/src/**`.
     #[must_use]
     pub fn path(mut self, pattern: impl Into<String>) -> Self {

@@ -67,7 +67,8 @@ pub struct PermissionRule {
     pub action: RuleAction,
     /// The kind of tool it fits, in ACP's words: `edit`, `execute`...; any where it is absent.
     pub tool_kind: Option<String>,
-    /// The paths it fits. A request fits only where it names paths and all of them do; any where it is absent.
+    /// The paths it fits; any where it is absent. A request that names none fits no rule by path. What allows has to fit
+    /// all paths of a request, what rejects or asks any of them.
     pub path: Option<PathPattern>,
 }
 
@@ -164,14 +165,17 @@ fn fits_name(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 impl PermissionRule {
-    /// Whether the rule is about a tool of this kind on these paths.
+    /// Whether the rule is about a tool of this kind on these paths. What allows has to fit all of them, what doesn't any
+    /// of them; where a path leads that has `..` in it nobody can tell, so that it is taken for one of the latter's.
     #[must_use]
     pub fn fits(&self, tool_kind: &str, paths: &[String]) -> bool {
         let kind_fits = self.tool_kind.as_deref().is_none_or(|kind| kind == tool_kind);
-        let paths_fit = self
-            .path
-            .as_ref()
-            .is_none_or(|pattern| !paths.is_empty() && paths.iter().all(|path| pattern.fits(path)));
+        let paths_fit = self.path.as_ref().is_none_or(|pattern| match self.action {
+            RuleAction::Allow => !paths.is_empty() && paths.iter().all(|path| pattern.fits(path)),
+            RuleAction::Reject | RuleAction::Ask => {
+                paths.iter().any(|path| pattern.fits(path) || names(path).any(|name| name == ".."))
+            }
+        });
         kind_fits && paths_fit
     }
 }
@@ -219,5 +223,9 @@ mod tests {
         assert!(!rule.fits("edit", &paths(&["/work/a", "/etc/passwd"])));
         assert!(!rule.fits("edit", &[]));
         assert!(!rule.fits("execute", &paths(&["/work/a"])));
+        let reject = PermissionRule { action: RuleAction::Reject, ..rule };
+        assert!(reject.fits("edit", &paths(&["/etc/passwd", "/work/a"])), "one is enough");
+        assert!(reject.fits("edit", &paths(&["/etc/../work/a"])), "nobody can tell");
+        assert!(!reject.fits("edit", &paths(&["/etc/passwd"])) && !reject.fits("edit", &[]));
     }
 }

@@ -47,6 +47,17 @@ pub(crate) const PROMPT: &str = "_agentos/prompt";
 /// The event of a turn that is over: `{stopReason, rejectedPermissions}`, or `{error: {kind, message}}`.
 pub(crate) const TURN_END: &str = "_agentos/turn_end";
 
+/// What an agent says in one event that is worth taking apart: a megabyte of `[0,0,…` costs sixteen when it is. Prompts,
+/// whose images are large, are the user's.
+const MAX_READ_BYTES: usize = 256 << 10;
+
+/// Whether an event is read again, for a title or for an agent that has forgotten it.
+fn is_worth_reading(notification: &str) -> bool {
+    // No agent can say that: what it says under names of ours is kept under another one.
+    let ours = || notification.starts_with(&format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{PROMPT}\","));
+    notification.len() <= MAX_READ_BYTES || ours()
+}
+
 /// One event of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {

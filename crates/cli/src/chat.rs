@@ -121,6 +121,7 @@ async fn converse(session: Session, since: u64, signals: &mut Signals) -> Result
         steps: Steps::new(Palette::for_stdout()).with_diffs(),
         palette: Palette::for_stdout(),
         asks: std::io::stdin().is_terminal(),
+        unread: None,
         session,
     };
     let outcome = chat.run(signals).await;
@@ -138,15 +139,20 @@ struct Chat {
     palette: Palette,
     /// Whether somebody sits there and wants to be asked for the next line.
     asks: bool,
+    /// A line that was no answer and is the next prompt.
+    unread: Option<String>,
 }
 
 impl Chat {
     async fn run(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         loop {
             self.invite("> ")?;
-            let line = tokio::select! {
-                line = self.lines.next_line() => line.map_err(Failure::Input)?,
-                signal = signals.next() => return Err(Failure::Interrupted { signal }),
+            let line = match self.unread.take() {
+                Some(line) => Some(line),
+                None => tokio::select! {
+                    line = self.lines.next_line() => line.map_err(Failure::Input)?,
+                    signal = signals.next() => return Err(Failure::Interrupted { signal }),
+                },
             };
             match line.as_deref().map(str::trim) {
                 None => return Ok(()),
@@ -263,7 +269,12 @@ impl Chat {
                 Some("a" | "always") => PermissionReply::Always,
                 // Nobody is left to say yes.
                 None | Some("n" | "no") => PermissionReply::Reject,
-                Some(_) => continue,
+                Some(_) if self.asks => continue,
+                // A list of prompts has no answers in it.
+                Some(_) => {
+                    self.unread = line;
+                    PermissionReply::Reject
+                }
             };
             return match request.reply(reply).await {
                 Ok(()) => Ok(false),

@@ -56,11 +56,12 @@ fn the_user_decides_what_an_agent_does() {
     let project = world.directory("project");
     let shown = format!("{}:rw", project.display());
     // The answers stand between the prompts, as somebody would type them.
-    let lines = "Write \"one\" to refused.txt\nn\nWrite \"two\" to allowed.txt\nwhat?\ny\n";
+    let lines =
+        "Write \"one\" to refused.txt\nn\nWrite \"three\" to unasked.txt\nWrite \"two\" to allowed.txt\ny\n";
     let talk = chat(&world, &["chat", "claude", "--project", &shown], lines).expect(0);
     let text = talk.text();
     assert!(text.contains("The agent asks:") && text.contains("+two"), "{text}");
-    assert!(!project.join("refused.txt").exists(), "{text}");
+    assert!(!project.join("refused.txt").exists() && !project.join("unasked.txt").exists(), "{text}");
     assert!(project.join("allowed.txt").exists(), "{text}");
 }
 

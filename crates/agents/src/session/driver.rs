@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -96,9 +96,12 @@ pub(super) struct Driver {
     pub(super) client: Client,
     /// While the agent repeats a former session.
     pub(super) replaying: bool,
+    /// The state has changed and was not shown yet.
+    unseen: bool,
     /// What the agent is told before its next prompt: what it can't remember.
     pub(super) preface: Option<String>,
     desk: Desk,
+    handlers: watch::Receiver<usize>,
     next_number: u64,
     turn: Turn,
     running: Option<Running>,
@@ -110,12 +113,15 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(shared: Arc<Shared>, link: Link, desk: Desk, client: Client) -> Self {
+        let handlers = shared.board.handlers();
         Self {
+            handlers,
             shared,
             link,
             state: SessionState::default(),
             client,
             replaying: false,
+            unseen: false,
             preface: None,
             desk,
             next_number: 1,
@@ -139,7 +145,7 @@ impl Driver {
 
     async fn step(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), End> {
         let deadline = self.deadline();
-        let Self { link, running, work, .. } = self;
+        let Self { link, running, work, handlers, .. } = self;
         let caller_left = async {
             match running {
                 Some(running) if running.cancelled.is_none() => running.reply.closed().await,
@@ -162,6 +168,8 @@ impl Driver {
                     self.link.answer(&id, &outcome)?;
                 }
             }
+            // The deadlines of what waits are others now.
+            Ok(()) = handlers.changed() => {}
             () = caller_left => drop(self.cancel().await?),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_deadline().await?,
         }
@@ -194,6 +202,9 @@ impl Driver {
                 Message::Garbage | Message::TooLong { .. } => {}
             }
         }
+        if std::mem::take(&mut self.unseen) {
+            self.show_state();
+        }
         self.publish(events).await
     }
 
@@ -204,9 +215,7 @@ impl Driver {
             return Ok(notification.text);
         }
         self.turn.apply(&notification.update)?;
-        if self.state.apply(&notification.update) {
-            self.show_state();
-        }
+        self.unseen |= self.state.apply(&notification.update);
         Ok(notification.text)
     }
 
@@ -338,7 +347,7 @@ impl Driver {
         self.link.begin_turn();
         self.turn = Turn::default();
         let number = self.number();
-        let preface = self.preface.take().map(|text| json!({ "type": "text", "text": text }));
+        let preface = self.preface.clone().map(|text| json!({ "type": "text", "text": text }));
         let blocks: Vec<&Value> = preface.iter().chain(&content).collect();
         let params = json!({ "sessionId": self.state.agent_session_id, "prompt": blocks });
         self.link.request(number, "session/prompt", &params)?;
@@ -481,8 +490,13 @@ impl Driver {
         running: Running,
         result: Result<Value, PromptError>,
     ) -> Result<(), AgentFault> {
+        let mut told = Ok(());
         for answer in self.desk.cancel() {
-            self.deliver(answer).await?;
+            told = told.and(self.deliver(answer).await);
+        }
+        // What it was told beforehand has arrived.
+        if result.as_ref().is_ok_and(|result| result["stopReason"] != "cancelled") {
+            self.preface = None;
         }
         let end = match &result {
             Ok(result) => {
@@ -506,7 +520,7 @@ impl Driver {
         self.shared.turns.send_replace(self.shared.log.last());
         // A caller that left doesn't want it.
         let _ = running.reply.send(reply);
-        kept
+        kept.and(told)
     }
 
     /// Ends the agent and everything that waits for it.

@@ -73,6 +73,8 @@ impl Link {
 
     /// Answers a request of the agent.
     pub(super) fn answer(&mut self, id: &Value, outcome: &Result<Value, RpcError>) -> Result<(), AgentFault> {
+        // What it waited for was ours.
+        self.heard = Instant::now();
         let step = self.wire.answer(id, outcome);
         self.take(step)
     }

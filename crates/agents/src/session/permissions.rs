@@ -59,6 +59,11 @@ impl Board {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells when somebody comes or goes who could answer.
+    pub(super) fn handlers(&self) -> watch::Receiver<usize> {
+        self.handlers.subscribe()
+    }
+
     fn has_handler(&self) -> bool {
         *self.handlers.borrow() > 0
     }
@@ -316,7 +321,9 @@ fn key(kind: &str, tool: &Value, paths: &[String]) -> String {
     let input = &tool["rawInput"];
     let what = match kind {
         "edit" | "delete" | "move" | "read" if !paths.is_empty() => json!(paths),
-        _ if !input["command"].is_null() => json!({ "command": input["command"], "cwd": input["cwd"] }),
+        "execute" if !input["command"].is_null() => {
+            json!({ "command": input["command"], "cwd": input["cwd"] })
+        }
         _ => json!({ "title": tool["title"], "rawInput": input, "paths": paths }),
     };
     format!("{kind} {what}")

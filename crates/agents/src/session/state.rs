@@ -48,14 +48,18 @@ impl SessionState {
 
     fn set_mode(&mut self, mode: &str) -> bool {
         let mut changed = false;
-        if let Some(Value::Object(modes)) = self.session.get_mut("modes") {
+        if let Some(Value::Object(modes)) = self.session.get_mut("modes")
+            && modes.get("currentModeId").and_then(Value::as_str) != Some(mode)
+        {
             modes.insert("currentModeId".to_owned(), json!(mode));
             changed = true;
         }
         // Agents that have both show the mode among their options, too.
         let options = self.session.get_mut("configOptions").and_then(Value::as_array_mut);
         for option in options.into_iter().flatten().filter(|option| option["category"] == "mode") {
-            if let Value::Object(option) = option {
+            if let Value::Object(option) = option
+                && option.get("currentValue").and_then(Value::as_str) != Some(mode)
+            {
                 option.insert("currentValue".to_owned(), json!(mode));
                 changed = true;
             }
@@ -72,7 +76,7 @@ impl SessionState {
     }
 
     fn set_options(&mut self, options: &Value) -> bool {
-        if !options.is_array() {
+        if !options.is_array() || self.session.get("configOptions") == Some(options) {
             return false;
         }
         let mode = options.as_array().into_iter().flatten().find(|option| option["category"] == "mode");

@@ -137,6 +137,10 @@ impl Client {
         Box::pin(async move {
             let terminal = started.await.map_err(failed)?;
             let mut terminals = lock(&terminals);
+            // Others may have come meanwhile; this one ends with its handle.
+            if terminals.by_id.len() >= MAX_TERMINALS {
+                return Err(invalid(&format!("{MAX_TERMINALS} terminals are open; release some")));
+            }
             terminals.last += 1;
             let id = format!("terminal-{}", terminals.last);
             terminals.by_id.insert(id.clone(), terminal);

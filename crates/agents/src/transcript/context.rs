@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{EventFilter, PROMPT, TranscriptError, Transcripts};
+use super::{EventFilter, PROMPT, TranscriptError, Transcripts, is_worth_reading};
 
 /// What an agent is told at most; some twenty thousand words.
 const MAX_BYTES: usize = 128 << 10;
@@ -93,7 +93,9 @@ pub(crate) async fn of(
         let page = transcripts.page(session, EventFilter { since, limit: PAGE, method: None }).await?;
         for event in &page.events {
             // Ours are JSON, and an agent's were when they were kept.
-            if let Ok(event) = serde_json::from_str(&event.notification) {
+            if is_worth_reading(&event.notification)
+                && let Ok(event) = serde_json::from_str(&event.notification)
+            {
                 conversation.hear(&event);
             }
         }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::PROMPT;
+use super::{PROMPT, is_worth_reading};
 
 /// A title is for a line in a list.
 const MAX_TITLE_CHARS: usize = 80;
@@ -26,6 +26,9 @@ pub(super) fn of(notification: &str) -> Option<Title> {
         params: Value,
     }
     if !notification.contains("session_info_update") && !notification.contains(PROMPT) {
+        return None;
+    }
+    if !is_worth_reading(notification) {
         return None;
     }
     let Notification { method, params } = serde_json::from_str(notification).ok()?;
@@ -71,6 +74,17 @@ mod tests {
 
     fn text(text: &str) -> Value {
         json!({ "type": "text", "text": text })
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_read_unless_the_user_said_it() {
+        let large = "x".repeat(super::super::MAX_READ_BYTES);
+        let image = json!({ "type": "image", "data": large });
+        assert_eq!(of(&prompt(&[image, text("Look")])), Some(Title::Prompt("Look".into())));
+        let update = json!({ "sessionUpdate": "session_info_update", "title": "mine", "more": large });
+        assert_eq!(of(&acp::session_update("s", &update)), None);
+        let forged = json!({ "content": [text("mine")], "more": large });
+        assert_eq!(of(&acp::notification("_agent/_agentos/prompt", &forged)), None);
     }
 
     #[test]

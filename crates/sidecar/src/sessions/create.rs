@@ -147,7 +147,7 @@ impl Host {
     ) -> Result<Session, Failure> {
         let Prepared { plan, model, install, env, transcripts } = prepared;
         let details = details::of(&wish, &plan.cwd, self.label(&wish.vm_id));
-        let (kept, former, archive) = match wish.restored.map(|restored| *restored) {
+        let (kept, mut former, archive) = match wish.restored.map(|restored| *restored) {
             Some(restored) => {
                 let archive = restored.kept.archive().await?;
                 let Restored { kept, stored, lost_cwd, lost } = restored;
@@ -157,6 +157,10 @@ impl Host {
             None => (KeptFiles::take(self.sessions(), creation.id()).await?, None, None),
         };
         let launched = launch(hosted, &plan, archive.as_ref()).await?;
+        // An archive that can't be unpacked leaves the transcript.
+        if let Some(former) = former.as_mut().filter(|_| !launched.remembers()) {
+            former.known_through = None;
+        }
         let process = launched
             .agent_process()
             .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;

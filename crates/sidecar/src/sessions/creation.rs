@@ -28,13 +28,15 @@ pub(crate) struct Creation {
     made: Option<(Session, Transcripts)>,
     /// Whether a transcript stays when the session is not delivered: that of a former session.
     is_stored: bool,
+    /// Whether it is no longer among those on their way.
+    is_registered: bool,
 }
 
 impl Creation {
     pub(crate) fn begin(host: &Arc<Host>) -> Self {
         let id = SessionId::new();
         host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted);
-        Self { host: Arc::clone(host), id, made: None, is_stored: false }
+        Self { host: Arc::clone(host), id, made: None, is_stored: false, is_registered: false }
     }
 
     /// A stored session that is brought back under its own id.
@@ -43,7 +45,7 @@ impl Creation {
         if host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted).is_some() {
             return Err(live(id.as_str()));
         }
-        Ok(Self { host: Arc::clone(host), id, made: None, is_stored: true })
+        Ok(Self { host: Arc::clone(host), id, made: None, is_stored: true, is_registered: false })
     }
 
     pub(crate) fn id(&self) -> &SessionId {
@@ -66,6 +68,7 @@ impl Creation {
             let message = format!("Session {id} was closed while it was made");
             return Err(Failure::new(ErrorKind::Closed, id, message));
         }
+        self.is_registered = true;
         vm_lives()?;
         sessions.live.insert(session);
         Ok(())
@@ -79,7 +82,10 @@ impl Creation {
 
 impl Drop for Creation {
     fn drop(&mut self) {
-        self.host.sessions().creating().remove(self.id.as_str());
+        // From then on the entry of this id is another's.
+        if !self.is_registered {
+            self.host.sessions().creating().remove(self.id.as_str());
+        }
         let Some((session, transcripts)) = self.made.take() else { return };
         let host = Arc::clone(&self.host);
         let forgotten = (!self.is_stored).then_some(transcripts);

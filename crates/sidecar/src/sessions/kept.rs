@@ -4,8 +4,8 @@
 //! turn ends ─► tar in the VM, as the VM's user ─► $AGENTOS_HOME/sessions/ID/agent.tar ─► tar in another VM
 //! ```
 //! The archive is bytes to the host: it is made in a VM and unpacked in a VM, by that VM's user, and no name in it ever
-//! becomes one of the host. It is bounded, written aside and renamed, and holds no more than the files that the agent's
-//! data names. Beside it stands the number of the last event that it knows of. The directory is locked while its session
+//! becomes one of the host. It is bounded, written aside and renamed. Whatever a guest has put into it, only what the
+//! agent's data names is unpacked. Beside it stands the number of the last event that it knows of. The directory is locked while its session
 //! lives, so that no two of them write into it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -162,11 +162,24 @@ impl KeptFiles {
 }
 
 impl Archive {
-    /// Unpacks the files where they were.
-    pub(super) async fn unpack(&self, vm: &Vm) -> Result<(), Failure> {
-        let argv = ["tar", "-xf", "-", "-C", "/"].iter().map(|arg| arg.as_bytes().to_vec()).collect();
-        let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
-        succeeded(&process, &[0]).await
+    /// Unpacks the agent's files where they were, and nothing else: the archive was made by a guest. True where there
+    /// was something.
+    pub(super) async fn unpack(&self, vm: &Vm, paths: &[String]) -> Result<bool, Failure> {
+        let mut unpacked = false;
+        for path in paths {
+            let member = path.trim_start_matches('/');
+            let argv = ["tar", "-xf", "-", "-C", "/", "--", member]
+                .iter()
+                .map(|arg| arg.as_bytes().to_vec())
+                .collect();
+            let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
+            match succeeded(&process, &[0]).await {
+                Ok(()) => unpacked = true,
+                // Not every one of them needs to be in it.
+                Err(error) => tracing::debug!(path, reason = error.message(), "nothing is unpacked here"),
+            }
+        }
+        Ok(unpacked)
     }
 }
 

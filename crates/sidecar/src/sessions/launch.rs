@@ -24,6 +24,8 @@ pub(super) struct Launched {
     vm: Vm,
     process: Option<Process>,
     made: Made,
+    /// Whether the agent's own files of a former session were brought back.
+    remembers: bool,
 }
 
 /// What a launch made in its VM for itself alone.
@@ -42,7 +44,7 @@ impl Launched {
         shared: &[PlanMount],
         archive: Option<&Archive>,
     ) -> Result<Self, Failure> {
-        let mut launched = Self { vm: vm.clone(), process: None, made: Made::default() };
+        let mut launched = Self { vm: vm.clone(), process: None, made: Made::default(), remembers: false };
         // Everything is noted before it is done: what was cut off half-way may have succeeded.
         for mount in plan.mounts.iter().filter(|mount| !shared.contains(mount)) {
             launched.made.mounts.push(mount.guest_path.clone());
@@ -54,7 +56,7 @@ impl Launched {
         }
         // Before our own files, which are those of this launch.
         if let Some(archive) = archive {
-            archive.unpack(vm).await?;
+            launched.remembers = archive.unpack(vm, &plan.state).await?;
         }
         let write = |file: &PlanFile| {
             let (path, content) = (file.guest_path.clone(), Bytes::from(file.content.clone()));
@@ -80,6 +82,11 @@ impl Launched {
                 runtime.spawn(async move { end(&killed).await });
             }),
         })
+    }
+
+    /// Whether the agent's own files of a former session were brought back.
+    pub(super) fn remembers(&self) -> bool {
+        self.remembers
     }
 
     /// An agent that reads the end of its input exits by itself.

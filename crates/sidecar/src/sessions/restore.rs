@@ -90,8 +90,16 @@ impl Host {
         // From here on no other sidecar writes into the transcript either.
         let kept = KeptFiles::take(sessions, creation.id()).await?;
         let stored = transcripts.reopen(&session_id).await?;
-        let wish = wish_of(&hosted.vm, vm_id, stored, kept).await?;
-        self.create_session(creation, wish, progress).await
+        let restored = async {
+            let wish = wish_of(&hosted.vm, vm_id, stored, kept).await?;
+            Arc::clone(&self).create_session(creation, wish, progress).await
+        };
+        let restored = restored.await;
+        if let Err(failure) = &restored {
+            // It is as dead as before.
+            transcripts.end(&session_id, &format!("not restored: {}", failure.message())).await?;
+        }
+        restored
     }
 }
 
