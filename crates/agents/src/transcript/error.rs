@@ -72,6 +72,12 @@ pub enum TranscriptError {
 }
 
 impl TranscriptError {
+    /// Whether another process held the database.
+    pub(super) fn is_busy(&self) -> bool {
+        let Self::Open { source, .. } = self else { return false };
+        source.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+    }
+
     /// Whether there was no room: beyond the session's bound, or on the disk.
     #[must_use]
     pub fn is_no_space(&self) -> bool {

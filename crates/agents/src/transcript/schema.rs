@@ -8,7 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -18,6 +18,8 @@ use super::TranscriptError;
 pub(super) const VERSION: i64 = 3;
 /// How long another process may hold the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon one that was turned away comes again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 const FIRST: &str = "
     CREATE TABLE IF NOT EXISTS sessions (
@@ -73,8 +75,19 @@ pub(super) const COUNT: &str = "
     FROM sessions
 ";
 
-/// Opens the database at this version, bringing an older one there.
+/// Opens the database at this version, bringing an older one there. Of several that open a new one at once some are
+/// turned away while its journal is made, without being waited for; they come again.
 pub(super) fn open(path: &Path) -> Result<Connection, TranscriptError> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match open_once(path) {
+            Err(error) if error.is_busy() && Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+fn open_once(path: &Path) -> Result<Connection, TranscriptError> {
     let failed = |source| TranscriptError::Open { path: path.to_owned(), source: Arc::new(source) };
     let mut connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;

@@ -18,6 +18,20 @@ fn old_database(home: &Path) -> std::path::PathBuf {
     path
 }
 
+#[test]
+fn many_open_a_new_database_at_once() {
+    for _ in 0..20 {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("sessions.db");
+        std::thread::scope(|scope| {
+            let opening: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&path).map(drop))).collect();
+            for opened in opening {
+                opened.join().unwrap().unwrap();
+            }
+        });
+    }
+}
+
 #[tokio::test]
 async fn a_database_of_version_1_keeps_everything_and_learns_the_rest() {
     let home = tempfile::tempdir().unwrap();
