@@ -14,22 +14,10 @@ async fn session(vm: &AgentOs) -> Session {
     vm.create_session("pi").permission_policy(PermissionPolicy::AllowAll).await.unwrap()
 }
 
-/// Where the agents of this machine are, so that a home of the test's own has them too.
-fn agent_store() -> std::path::PathBuf {
-    if let Some(store) = std::env::var_os("AGENTOS_TEST_AGENT_STORE") {
-        return store.into();
-    }
-    let home = std::env::var_os("AGENTOS_HOME").map(std::path::PathBuf::from);
-    let home = home.unwrap_or_else(|| {
-        std::path::Path::new(&std::env::var_os("HOME").unwrap()).join(".local/share/agentos")
-    });
-    home.join("agents")
-}
-
 #[tokio::test]
 async fn stored_sessions_are_listed_after_the_sidecar_has_gone() {
     let home = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(agent_store(), home.path().join("agents")).unwrap();
+    std::os::unix::fs::symlink(support::agent_store(), home.path().join("agents")).unwrap();
     let world = World::with_env("AGENTOS_HOME", home.path()).await;
     let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
     let closed = session(&vm).await;

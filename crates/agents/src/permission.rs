@@ -118,39 +118,29 @@ fn names(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty() && *part != ".")
 }
 
-/// Both sides from their beginnings; after a `**` that has swallowed too little the comparison goes back to it, so that
-/// no pattern costs more than the product of the two lengths.
 fn fits_parts(pattern: &[String], path: &[&str]) -> bool {
-    let (mut at, mut seen, mut back) = (0, 0, None);
-    while seen < path.len() {
-        match pattern.get(at) {
-            Some(part) if part == "**" => {
-                back = Some((at + 1, seen));
-                at += 1;
-            }
-            Some(part) if fits_name(part.as_bytes(), path[seen].as_bytes()) => {
-                at += 1;
-                seen += 1;
-            }
-            _ => {
-                let Some((again, swallowed)) = back else { return false };
-                back = Some((again, swallowed + 1));
-                (at, seen) = (again, swallowed + 1);
-            }
-        }
-    }
-    pattern[at..].iter().all(|part| part == "**")
+    let any = |part: &String| part == "**";
+    fits_all(pattern, path, any, |part, name| {
+        fits_all(part.as_bytes(), name.as_bytes(), |c| *c == b'*', u8::eq)
+    })
 }
 
-fn fits_name(pattern: &[u8], name: &[u8]) -> bool {
+/// Both sides from their beginnings; after a wildcard that has swallowed too little the comparison goes back to it, so
+/// that no pattern costs more than the product of the two lengths.
+fn fits_all<P, T>(
+    pattern: &[P],
+    items: &[T],
+    is_any: impl Fn(&P) -> bool,
+    fits: impl Fn(&P, &T) -> bool,
+) -> bool {
     let (mut at, mut seen, mut back) = (0, 0, None);
-    while seen < name.len() {
+    while seen < items.len() {
         match pattern.get(at) {
-            Some(b'*') => {
+            Some(part) if is_any(part) => {
                 back = Some((at + 1, seen));
                 at += 1;
             }
-            Some(byte) if *byte == name[seen] => {
+            Some(part) if fits(part, &items[seen]) => {
                 at += 1;
                 seen += 1;
             }
@@ -161,7 +151,7 @@ fn fits_name(pattern: &[u8], name: &[u8]) -> bool {
             }
         }
     }
-    pattern[at..].iter().all(|byte| *byte == b'*')
+    pattern[at..].iter().all(is_any)
 }
 
 impl PermissionRule {

@@ -196,7 +196,10 @@ impl Driver {
                 }
                 Message::Request { id, method, params } => {
                     self.publish(std::mem::take(&mut events)).await?;
-                    self.on_agent_request(id, &method, params).await?;
+                    match params {
+                        Ok(params) => self.on_agent_request(id, &method, params).await?,
+                        Err(error) => self.link.answer(&id, &Err(error))?,
+                    }
                 }
                 // The link has dealt with them.
                 Message::Garbage | Message::TooLong { .. } => {}

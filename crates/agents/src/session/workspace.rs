@@ -23,7 +23,7 @@ const MAX_TERMINALS: usize = 32;
 const MAX_FILES: usize = 2;
 /// What is kept of a program's output, unless the agent wants less.
 pub const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// The largest file that is read or written for an agent.
+/// The largest file that is read for an agent. What it has written comes in its request, which is smaller.
 pub const MAX_FILE_BYTES: usize = 16 << 20;
 
 /// Work that is under way.
@@ -220,9 +220,6 @@ fn write_file(workspace: &dyn Workspace, params: &Value) -> Answer {
         (_, None) => return refuse(invalid("content is missing")),
         (Ok(path), Some(content)) => (path, content.to_owned()),
     };
-    if content.len() > MAX_FILE_BYTES {
-        return refuse(invalid(&format!("content has more than {MAX_FILE_BYTES} bytes")));
-    }
     let written = workspace.write_file(path, content);
     Box::pin(async move { written.await.map(|()| json!({})).map_err(failed) })
 }

@@ -93,8 +93,8 @@ pub enum Message {
         id: Value,
         /// What it asks for.
         method: String,
-        /// With which parameters.
-        params: Value,
+        /// With which parameters, or why they are not read.
+        params: Result<Value, RpcError>,
     },
     /// A question that no host can be asked has been declined.
     Declined {
@@ -174,7 +174,7 @@ pub fn read(line: &[u8]) -> Message {
         (Some(_), None) => Message::Notification(Notification::read(text.to_owned())),
         (Some(method), Some(id)) => match serde_json::from_str::<Value>(id.get()) {
             Ok(id @ (Value::Number(_) | Value::String(_))) => {
-                let params = parsed(record.params).unwrap_or_default();
+                let params = parsed(record.params);
                 Message::Request { id, method: method.into_owned(), params }
             }
             _ => Message::Garbage,
@@ -199,7 +199,7 @@ fn parsed(value: Option<&RawValue>) -> Result<Value, RpcError> {
     let Some(value) = value.map(RawValue::get) else { return Ok(Value::Null) };
     if value.len() > MAX_PARSED_BYTES {
         let message =
-            format!("the agent's answer has {} bytes; at most {MAX_PARSED_BYTES} are read", value.len());
+            format!("{} bytes of parameters or result; at most {MAX_PARSED_BYTES} are read", value.len());
         return Err(RpcError::new(acp::INTERNAL_ERROR, message));
     }
     serde_json::from_str(value).map_err(|error| RpcError::new(acp::INTERNAL_ERROR, error.to_string()))
@@ -364,9 +364,18 @@ mod tests {
             let request =
                 said(json!({ "id": id, "method": "fs/read_text_file", "params": { "path": "/x" } }));
             let Message::Request { id: kept, method, params } = request else { panic!("{request:?}") };
-            assert_eq!((kept, method.as_str(), &params["path"]), (id, "fs/read_text_file", &json!("/x")));
+            assert_eq!(
+                (kept, method.as_str(), &params.unwrap()["path"]),
+                (id, "fs/read_text_file", &json!("/x"))
+            );
         }
         assert_eq!(said(json!({ "id": [1], "method": "x" })), Message::Garbage);
+        let params = json!({ "content": "x".repeat(MAX_PARSED_BYTES) });
+        let Message::Request { params, .. } = said(json!({ "id": 1, "method": "x", "params": params }))
+        else {
+            panic!()
+        };
+        assert!(params.unwrap_err().to_string().contains("at most"), "the agent is told why");
     }
 
     #[test]
