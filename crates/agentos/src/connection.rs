@@ -25,6 +25,7 @@ use agentos_proto::v1::session_service_client::SessionServiceClient;
 use agentos_proto::v1::session_store_service_client::SessionStoreServiceClient;
 use agentos_proto::v1::shell_service_client::ShellServiceClient;
 use agentos_proto::v1::sidecar_service_client::SidecarServiceClient;
+use agentos_proto::v1::tool_service_client::ToolServiceClient;
 use agentos_proto::v1::vm_service_client::VmServiceClient;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -184,4 +185,5 @@ clients! {
     network: NetworkServiceClient,
     session: SessionServiceClient,
     session_store: SessionStoreServiceClient,
+    tool: ToolServiceClient,
 }

@@ -78,6 +78,8 @@ mod session_store;
 mod shell;
 mod sidecar;
 mod terminal;
+mod tool;
+mod tool_calls;
 mod vm;
 mod vm_connection;
 
@@ -132,5 +134,6 @@ pub use session_store::{
 pub use shell::{OpenShell, Shell};
 pub use sidecar::{AgentOsSidecar, AgentOsSidecarDescription, SidecarPlacement, SidecarState};
 pub use terminal::ConnectTerminal;
+pub use tool::{HostTool, ToolKit, ToolPermissions};
 pub use vm::{AgentOs, Facility, FacilityState, VmInfo, VmState};
 pub use vm_connection::VmConnection;

@@ -12,6 +12,7 @@ use crate::mount::Mount;
 use crate::policy::EgressPolicy;
 use crate::secret::Secret;
 use crate::sidecar::AgentOsSidecar;
+use crate::tool::{ToolKit, ToolPermissions};
 
 /// The pool that is used where none is named.
 const DEFAULT_POOL: &str = "default";
@@ -45,6 +46,8 @@ pub struct AgentOsOptions {
     pub(crate) network: Option<EgressPolicy>,
     pub(crate) dns_servers: Vec<SocketAddr>,
     pub(crate) storage: Storage,
+    pub(crate) tool_kits: Vec<ToolKit>,
+    pub(crate) tool_permissions: ToolPermissions,
 }
 
 impl AgentOsOptions {
@@ -174,6 +177,21 @@ impl AgentOsOptions {
         self.secrets.push(secret);
         self
     }
+
+    /// Lets programs in the VM call functions of this program: as tools of agents, and by the command `agentos-tools`.
+    /// There can be several kits, with at most 128 tools. They are served until the VM or this program's runtime ends.
+    #[must_use]
+    pub fn tool_kit(mut self, kit: ToolKit) -> Self {
+        self.tool_kits.push(kit);
+        self
+    }
+
+    /// Which of the host tools may be called; all by default.
+    #[must_use]
+    pub fn tool_permissions(mut self, permissions: ToolPermissions) -> Self {
+        self.tool_permissions = permissions;
+        self
+    }
 }
 
 /// Names of variables are shown, values never: they may be secrets.
@@ -197,6 +215,8 @@ impl fmt::Debug for AgentOsOptions {
             .field("network", &self.network)
             .field("dns_servers", &self.dns_servers)
             .field("storage", &self.storage)
+            .field("tool_kits", &self.tool_kits)
+            .field("tool_permissions", &self.tool_permissions)
             .finish()
     }
 }

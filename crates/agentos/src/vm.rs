@@ -24,6 +24,7 @@ use crate::options::{
 use crate::process::Exit;
 use crate::session::SessionData;
 use crate::sidecar::AgentOsSidecar;
+use crate::tool_calls::Serving;
 
 /// A VM. Clones are the same VM; dropping the last handle of it disposes it without blocking, unless it is detached.
 #[derive(Clone)]
@@ -116,6 +117,7 @@ impl AgentOs {
         };
         sidecar.check_ready()?;
         let detached = options.detached.is_some();
+        let kits = options.tool_kits.clone();
         let request = convert::vm::create_request(sidecar.lease_id(), options)?;
         // A task of its own: when the caller goes away while the sidecar answers, the handle is dropped in there and
         // so the VM disposed, detached or not.
@@ -126,7 +128,12 @@ impl AgentOs {
                 .create_vm(request)
                 .await
                 .map_err(|status| sidecar.failed(status))?;
-            Ok::<_, Error>(Self::over(sidecar, reply.into_inner().vm_id, detached))
+            let vm = Self::over(sidecar, reply.into_inner().vm_id, detached);
+            if !kits.is_empty() {
+                let serving = Serving::begin(vm.live()?, vm.id(), kits).await;
+                tokio::spawn(serving.map_err(|status| vm.failed(status))?.run());
+            }
+            Ok::<_, Error>(vm)
         });
         let vm = create.await.map_err(CallError::Task)??;
         // Nothing is awaited between here and the caller.

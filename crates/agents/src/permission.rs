@@ -120,9 +120,13 @@ fn names(path: &str) -> impl Iterator<Item = &str> {
 
 fn fits_parts(pattern: &[String], path: &[&str]) -> bool {
     let any = |part: &String| part == "**";
-    fits_all(pattern, path, any, |part, name| {
-        fits_all(part.as_bytes(), name.as_bytes(), |c| *c == b'*', u8::eq)
-    })
+    fits_all(pattern, path, any, |part, name| name_fits(part, name))
+}
+
+/// Whether a name fits a pattern with `*` for any part of it.
+#[must_use]
+pub fn name_fits(pattern: &str, name: &str) -> bool {
+    fits_all(pattern.as_bytes(), name.as_bytes(), |c| *c == b'*', u8::eq)
 }
 
 /// Both sides from their beginnings; after a wildcard that has swallowed too little the comparison goes back to it, so

@@ -90,6 +90,8 @@ pub struct LaunchPlan {
 pub struct AcpSetup {
     /// The tool servers, in ACP's shape.
     pub mcp_servers: Vec<Value>,
+    /// The server of the host's tools: as one over HTTP, and as one over stdio for an agent that takes no others.
+    pub host_tools: Option<(Value, Value)>,
     /// Members of the parameters of `session/new`, `session/load` and `session/resume` beside the usual ones, which win.
     pub session: Map<String, Value>,
     /// The mode that the session is put into by `session/set_mode` before anything is prompted, also when it was loaded:
@@ -122,6 +124,17 @@ pub enum McpServer {
         /// Headers of each request.
         headers: BTreeMap<String, String>,
     },
+}
+
+/// The tool server of the host's own tools, in its two forms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostTools {
+    /// What agents call it.
+    pub name: String,
+    /// Its address in the VM, over HTTP.
+    pub url: String,
+    /// The command in the VM that speaks the same over its stdio.
+    pub command: Vec<String>,
 }
 
 /// What a session's plan is made from.
@@ -157,6 +170,8 @@ pub struct PlanRequest<'a> {
     pub redirects: &'a [Redirect],
     /// The tool servers.
     pub mcp_servers: &'a [McpServer],
+    /// The server of the host's tools, where there are any.
+    pub host_tools: Option<&'a HostTools>,
     /// Who decides what the agent asks; it is started accordingly.
     pub permission_policy: PermissionPolicy,
 }
@@ -244,9 +259,14 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     }
     let mut acp = AcpSetup { auth_method: agent.auth_method.clone(), ..AcpSetup::default() };
     match agent.tool_servers {
-        _ if request.mcp_servers.is_empty() => {}
-        ToolServers::Acp => acp.mcp_servers = tool_servers::acp(request.mcp_servers),
-        ToolServers::PiExtension => made.add_pi_extension(&place.state, request.mcp_servers),
+        _ if request.mcp_servers.is_empty() && request.host_tools.is_none() => {}
+        ToolServers::Acp => {
+            acp.mcp_servers = tool_servers::acp(request.mcp_servers);
+            acp.host_tools = request.host_tools.map(tool_servers::acp_host_tools);
+        }
+        ToolServers::PiExtension => made.add_pi_extension(&place.state, request),
+        // The command is there for it, and its instructions say so.
+        ToolServers::None if request.mcp_servers.is_empty() => {}
         ToolServers::None => return Err(PlanError::NoToolServers { agent: agent.id.clone() }),
     }
     let composed = made.finish(request.env)?;

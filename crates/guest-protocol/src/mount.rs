@@ -4,11 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Bytes;
 
-/// A directory of the host, as the launcher opens it.
+/// A directory of the host, or one file of it, as the launcher opens it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostDir {
     /// Absolute path on the host.
     pub source: Bytes,
+    /// A regular file, seen as one. Only live.
+    pub file: bool,
     pub read_only: bool,
     /// Don't refuse a directory that is or directly holds a socket or FIFO.
     pub allow_sockets: bool,
@@ -20,6 +22,8 @@ pub enum MountRequest {
     /// Attach the detached tree in the packet's descriptor.
     Attach {
         target: Bytes,
+        /// The tree is a single file.
+        file: bool,
     },
     Memory {
         target: Bytes,

@@ -47,6 +47,19 @@ pub(crate) fn make_target(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, 
     Ok(current)
 }
 
+/// Opens the regular file at an absolute path below `root`, making it and what is missing above it.
+fn make_file_target(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL) };
+    let directory = make_target(root, parent)?;
+    let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o644))?;
+    let stat = rustix::fs::fstat(&target)?;
+    match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        rustix::fs::FileType::RegularFile => Ok(target),
+        _ => Err(Errno::INVAL),
+    }
+}
+
 fn open_below(directory: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     rustix::fs::openat2(directory, name, DIRECTORY, Mode::empty(), resolve)
@@ -66,7 +79,7 @@ pub(crate) fn memory(max_bytes: u64, read_only: bool, user: u32) -> Result<Owned
 /// What a message about a request says.
 pub(crate) fn call(request: &MountRequest) -> String {
     let (call, target) = match request {
-        MountRequest::Attach { target } | MountRequest::Memory { target, .. } => ("mount", target),
+        MountRequest::Attach { target, .. } | MountRequest::Memory { target, .. } => ("mount", target),
         MountRequest::Unmount { target } => ("umount", target),
     };
     format!("{call} '{}'", String::from_utf8_lossy(target))
@@ -79,28 +92,32 @@ pub(crate) fn handle(
     user: u32,
 ) -> Result<Response, Failure> {
     match request {
-        MountRequest::Attach { target } => {
+        MountRequest::Attach { target, file } => {
             let tree = descriptors
                 .into_iter()
                 .next()
                 .ok_or_else(|| Failure::System(failure("receive", "mount", Errno::BADF)))?;
-            attach(tree, target)
+            attach(tree, target, if *file { make_file_target } else { make_target })
         }
         MountRequest::Memory { target, max_bytes, read_only } => {
             let tree = memory(*max_bytes, *read_only, user)
                 .map_err(|errno| Failure::System(failure("mount tmpfs", target.as_slice(), errno)))?;
-            attach(tree, target)
+            attach(tree, target, make_target)
         }
         MountRequest::Unmount { target } => unmount(target),
     }
 }
 
-fn attach(tree: OwnedFd, target: &[u8]) -> Result<Response, Failure> {
+fn attach(
+    tree: OwnedFd,
+    target: &[u8],
+    make: fn(BorrowedFd<'_>, &Path) -> Result<OwnedFd, Errno>,
+) -> Result<Response, Failure> {
     let path = Path::new(std::ffi::OsStr::from_bytes(target));
     let call = || -> Result<(), Errno> {
         let root = open_directory(Path::new("/"))?;
-        let directory = make_target(root.as_fd(), path)?;
-        mount::attach(tree.as_fd(), directory.as_fd())
+        let place = make(root.as_fd(), path)?;
+        mount::attach(tree.as_fd(), place.as_fd())
     };
     call().map_err(|errno| Failure::System(failure("mount", target, errno)))?;
     Ok(Response::Done)
@@ -152,6 +169,20 @@ mod tests {
         let root = open_directory(directory.path()).unwrap();
         assert_eq!(make_target(root.as_fd(), Path::new("/link/x")).unwrap_err(), Errno::LOOP);
         assert!(!outside.path().join("x").exists());
+    }
+
+    #[test]
+    fn a_file_is_made_where_a_file_is_to_be_seen_and_nothing_else_is_taken_for_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = open_directory(directory.path()).unwrap();
+        for _ in 0..2 {
+            make_file_target(root.as_fd(), Path::new("/bin/tool")).unwrap();
+        }
+        assert_eq!(std::fs::metadata(directory.path().join("bin/tool")).unwrap().len(), 0);
+        std::os::unix::fs::symlink("/etc/passwd", directory.path().join("bin/link")).unwrap();
+        let refused = |path: &str| make_file_target(root.as_fd(), Path::new(path)).unwrap_err();
+        assert_eq!(refused("/bin/link"), Errno::LOOP);
+        assert_eq!(refused("/bin"), Errno::ISDIR);
     }
 
     #[test]

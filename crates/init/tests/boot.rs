@@ -277,7 +277,7 @@ fn a_host_directory_that_does_not_answer_fails_alone_and_by_name() {
     let launcher = launcher_beside_a_dead_server(place.path());
     let source = place.path().join("project").into_os_string().into_encoded_bytes();
     let source = Bytes::from(source);
-    let dead = HostDir { source: source.clone(), read_only: true, allow_sockets: false };
+    let dead = HostDir { source: source.clone(), file: false, read_only: true, allow_sockets: false };
     let bystander = launcher.boot(1);
     let mut plan = launcher.plan(2);
     let target = Bytes::from(b"/work".to_vec());

@@ -18,13 +18,13 @@ use agentos_proto::v1::ErrorKind;
 use agentos_vm::Vm;
 use agentos_vm::network::NetworkError;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::errors::{self, Failure};
+use crate::guest_listener;
 use crate::socket::LockFile;
 
 /// Fixed, so that configuration files that agents keep stay true.
@@ -35,9 +35,6 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Connections of one VM at a time: agents keep a few alive.
 const CONNECTIONS_PER_VM: usize = 64;
-
-/// A listener that fails to accept is asked again after this.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DemoModelError {
@@ -114,8 +111,11 @@ impl DemoModel {
         let (vm, target) = (vm.clone(), Arc::downgrade(&model));
         let task = tokio::spawn(async move {
             // The listener holds the VM's network namespace; it must not outlive the VM.
+            let forward = guest_listener::serve(listener, CONNECTIONS_PER_VM, "demo model", |stream| {
+                connect(stream, Arc::clone(&model))
+            });
             tokio::select! {
-                () = forward(listener, model) => {}
+                () = forward => {}
                 _ = vm.gone() => {}
             }
         });
@@ -198,34 +198,10 @@ async fn first_line(stdout: impl AsyncRead + Unpin) -> Result<(), DemoModelError
     if read == 0 { Err(DemoModelError::Ended) } else { Ok(()) }
 }
 
-async fn forward(listener: TcpListener, model: Arc<Running>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_PER_VM));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let model = Arc::clone(&model);
-                connections.spawn(async move {
-                    if let Err(error) = connect(stream, &model.socket).await {
-                        tracing::debug!(%error, "a connection to the demo model ended");
-                    }
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the demo model's listener in a VM");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn connect(mut inside: TcpStream, socket: &Path) -> io::Result<()> {
+async fn connect(mut inside: TcpStream, model: Arc<Running>) -> io::Result<()> {
     // Tokens are small and each one counts.
     inside.set_nodelay(true)?;
-    let mut model = UnixStream::connect(socket).await?;
-    copy_bidirectional(&mut inside, &mut model).await?;
+    let mut outside = UnixStream::connect(&model.socket).await?;
+    copy_bidirectional(&mut inside, &mut outside).await?;
     Ok(())
 }

@@ -23,16 +23,18 @@ use crate::launch::{Launchers, Start, StartError};
 use crate::options::Config;
 use crate::registry::{LeaseId, LeaseState, Listed, Refusal, Registry, VmId};
 use crate::sessions::{SessionDefaults, SessionHost, VmSessions};
+use crate::tools::{self, ToolOffer, VmTools};
 
 /// A VM takes milliseconds to make. One that takes longer has a launcher that hangs, which ends with the sidecar.
 const LATE_CREATES: Duration = Duration::from_secs(2);
 
-/// A VM, what its sessions share, and the addresses of the host that lead to it.
+/// A VM, what its sessions share, the addresses of the host that lead to it, and what its programs can have a client do.
 #[derive(Debug)]
 pub(crate) struct HostedVm {
     pub(crate) vm: Vm,
     pub(crate) sessions: VmSessions,
     pub(crate) forwards: Arc<Forwards>,
+    pub(crate) tools: Option<VmTools>,
 }
 
 /// A validated wish for a VM.
@@ -43,6 +45,7 @@ pub(crate) struct CreateVm {
     pub(crate) name: String,
     pub(crate) options: VmOptions,
     pub(crate) sessions: SessionDefaults,
+    pub(crate) tools: Option<ToolOffer>,
 }
 
 #[derive(Debug)]
@@ -145,8 +148,12 @@ impl Host {
         let launcher = self.launchers.get().await.map_err(|error| Failure::from(&*error))?;
         let spec = VmSpec::validate(wish.options, &agentos_vm::Host::of(&launcher))?;
         let vm = Vm::create(&launcher, spec).await?;
+        let tools = match wish.tools {
+            Some(offer) => Some(tools::open(&vm, offer).await?),
+            None => None,
+        };
         let (sessions, forwards) = (VmSessions::new(wish.sessions), Arc::default());
-        reservation.fulfil(HostedVm { vm, sessions, forwards })
+        reservation.fulfil(HostedVm { vm, sessions, forwards, tools })
     }
 
     pub(crate) fn vm(&self, id: &str) -> Result<Arc<HostedVm>, Refusal> {
@@ -370,6 +377,7 @@ mod tests {
             name: String::new(),
             options: VmOptions::default(),
             sessions: SessionDefaults::default(),
+            tools: None,
         }
     }
 

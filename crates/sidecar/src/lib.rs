@@ -6,7 +6,8 @@
 //! [`host`] does what the registry allows. [`services`] has one file per gRPC service: decode with [`convert`], call,
 //! encode, failures through [`errors`]. Into a VM lead [`fetch`] (HTTP), [`tunnel`] (bytes) and [`forwards`] (addresses
 //! of the host); [`ports`] watches what listens there. [`sessions`] puts agents into VMs, with [`demo_model`] where no provider is
-//! set up. [`doctor`] explains hosts that can't.
+//! set up; [`tools`] are what programs in a VM can have the client do. [`guest_listener`] is how these two are reached from
+//! inside. [`doctor`] explains hosts that can't.
 //!
 //! ```text
 //! main thread ── execs ──► launcher ──► VMs           (PDEATHSIG is the spawning thread's, hence the main thread)
@@ -22,6 +23,7 @@ mod doctor;
 mod errors;
 mod fetch;
 mod forwards;
+mod guest_listener;
 mod host;
 mod launch;
 mod leftovers;
@@ -32,6 +34,7 @@ mod secrets;
 mod services;
 mod sessions;
 mod socket;
+mod tools;
 mod tunnel;
 
 use std::io;

@@ -127,6 +127,7 @@ impl Vm {
                 (MountRequest::Memory { target, max_bytes, read_only }, Vec::new())
             }
             PlannedMountKind::HostDir(host_dir) => {
+                let file = host_dir.file;
                 let (launcher, number) = self.launcher();
                 let tree = launcher.open_host_dir(number, host_dir).await.map_err(|error| match error {
                     OpenHostDirError::Failed(failure) => MountError::Failed(failure),
@@ -134,7 +135,7 @@ impl Vm {
                         MountError::Unavailable(Unavailable::Gone(GoneReason::Launcher(death)))
                     }
                 })?;
-                (MountRequest::Attach { target }, vec![tree])
+                (MountRequest::Attach { target, file }, vec![tree])
             }
         };
         // Noted first: a caller that gives up may have mounted all the same, as may one that hears of no answer.

@@ -48,6 +48,8 @@ pub struct VmOptions {
     pub mounts: Vec<MountOptions>,
     /// Host directories of executables, mounted read-only, first on PATH.
     pub command_dirs: Vec<Vec<u8>>,
+    /// Directories of the VM that follow them on PATH.
+    pub search_path: Vec<Vec<u8>>,
     /// Ports of 127.0.0.1 inside that reach the host's 127.0.0.1.
     pub loopback_exempt_ports: Vec<u16>,
     pub limits: LimitOptions,
@@ -224,7 +226,8 @@ impl VmSpec {
         let limits = limits::decide(&options.limits, host)?;
         let base = validate_base(options.base)?;
         let commands = mounts::plan_command_dirs(&options.command_dirs)?;
-        let command_paths: Vec<Vec<u8>> = commands.iter().map(|mount| mount.target.to_vec()).collect();
+        let mut command_paths: Vec<Vec<u8>> = commands.iter().map(|mount| mount.target.to_vec()).collect();
+        command_paths.extend(options.search_path);
         let (mounts, mount_targets) = mounts::plan(options.mounts, commands, limits.disk_bytes)?;
         let environment = Environment::validate(options.env, &command_paths, &base, options.root)?;
         secrets::check(&options.network.secrets, &environment)?;

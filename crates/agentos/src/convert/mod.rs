@@ -16,6 +16,7 @@ pub(crate) mod process;
 pub(crate) mod session;
 pub(crate) mod shell;
 pub(crate) mod sidecar;
+pub(crate) mod tool;
 pub(crate) mod vm;
 
 /// The largest payload put into one message: a call of this size still is one frame, and nothing on the way needs a

@@ -32,6 +32,8 @@ pub(crate) fn create_request(
         network,
         dns_servers,
         storage: kept_in,
+        tool_kits,
+        tool_permissions,
     } = options;
     let mounts = mounts.into_iter().map(|(path, mount)| super::mount::mount(path, &mount));
     let command_dirs = command_dirs.iter().map(|directory| host_path(directory));
@@ -53,6 +55,8 @@ pub(crate) fn create_request(
         network: network.map(super::policy::egress_policy),
         dns_servers: dns_servers.iter().map(ToString::to_string).collect(),
         storage: storage(kept_in)?,
+        tool_kits: tool_kits.iter().map(super::tool::kit).collect(),
+        tool_permissions: Some(super::tool::permissions(tool_permissions)),
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::{McpServer, PlanError, PlanFile, PlanRequest, node_binary, tool_servers};
+use super::{PlanError, PlanFile, PlanRequest, node_binary, tool_servers};
 use crate::registry::Agent;
 use crate::registry::launch::Layer;
 use crate::registry::template::{Gap, merge};
@@ -110,9 +110,9 @@ impl<'a> Composition<'a> {
     }
 
     /// Pi has no flag for tool servers, but for extensions.
-    pub(super) fn add_pi_extension(&mut self, state: &str, servers: &[McpServer]) {
+    pub(super) fn add_pi_extension(&mut self, state: &str, request: &PlanRequest<'_>) {
         let path = format!("{state}/agentos-mcp.mjs");
-        let (source, variables) = tool_servers::pi_extension(servers);
+        let (source, variables) = tool_servers::pi_extension(request.mcp_servers, request.host_tools);
         self.argv.extend(["--extension".to_owned(), path.clone()]);
         self.files.insert(path, Value::String(source));
         for (variable, value) in variables {

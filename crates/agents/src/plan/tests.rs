@@ -76,6 +76,7 @@ impl Case {
             demo_base_url: "http://127.0.0.1:4141",
             redirects: &[],
             mcp_servers: &[],
+            host_tools: None,
             former: None,
             permission_policy: PermissionPolicy::AllowAll,
         };

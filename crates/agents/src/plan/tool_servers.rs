@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::McpServer;
+use super::{HostTools, McpServer};
 
 /// As ACP has them: `session/new` carries them with their values.
 pub(super) fn acp(servers: &[McpServer]) -> Vec<Value> {
@@ -25,11 +25,23 @@ pub(super) fn acp(servers: &[McpServer]) -> Vec<Value> {
     servers.iter().enumerate().map(shaped).collect()
 }
 
+/// The server of the host's tools: over HTTP, and over stdio.
+pub(super) fn acp_host_tools(tools: &HostTools) -> (Value, Value) {
+    let HostTools { name, url, command } = tools;
+    let over_http = json!({ "type": "http", "name": name, "url": url, "headers": [] });
+    let (program, args) = command.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let over_stdio = json!({ "name": name, "command": program, "args": args, "env": [] });
+    (over_http, over_stdio)
+}
+
 /// An extension that registers the session's tool servers with pi, and the variables their values stand in.
 ///
 /// Pi has no flag for tool servers, and its `mcp.json` belongs to the user. Values of env and headers may be secrets,
 /// so the file only refers to variables of the agent's process, which pi fills in.
-pub(super) fn pi_extension(servers: &[McpServer]) -> (String, BTreeMap<String, String>) {
+pub(super) fn pi_extension(
+    servers: &[McpServer],
+    host_tools: Option<&HostTools>,
+) -> (String, BTreeMap<String, String>) {
     let mut variables = BTreeMap::new();
     let mut source = String::from("export default function (pi) {\n");
     for (index, server) in servers.iter().enumerate() {
@@ -52,6 +64,10 @@ pub(super) fn pi_extension(servers: &[McpServer]) -> (String, BTreeMap<String, S
             }
         };
         source.push_str(&format!("  pi.registerMcpServer(\"agentos-{number}\", {config});\n"));
+    }
+    if let Some(HostTools { name, url, .. }) = host_tools {
+        let config = json!({ "url": url, "exposure": "direct" });
+        source.push_str(&format!("  pi.registerMcpServer({}, {config});\n", json!(name)));
     }
     source.push_str("}\n");
     (source, variables)

@@ -255,8 +255,8 @@ pub(super) fn host_dir_at_hand(host_dir: &HostDir) -> Option<OwnedFd> {
         .filter(|found| host_dir.allow_sockets || openers::is_short(found.as_fd()))
 }
 
-/// A detached tree of a directory of the host, restricted as asked, with its owner shown as the VM's user. The directory
-/// is the one that was `found` at hand, or else what its name leads to.
+/// A detached tree of a directory or a file of the host, restricted as asked, with its owner shown as the VM's user. A
+/// directory is the one that was `found` at hand, or else what its name leads to.
 pub(super) fn open_host_dir(
     alone: &SingleThreaded,
     plan: &BootPlan,
@@ -264,13 +264,16 @@ pub(super) fn open_host_dir(
     found: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, BootFailure> {
     let source = as_path(&host_dir.source);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let kind = if host_dir.file { OFlags::empty() } else { OFlags::DIRECTORY };
+    let flags = OFlags::RDONLY | kind | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let directory = match found {
         Some(found) => rustix::fs::openat(found, ".", flags, Mode::empty()),
         None => rustix::fs::open(source, flags, Mode::empty()),
     };
     let directory = directory.map_err(|errno| fail("open", source, errno))?;
-    if !host_dir.allow_sockets {
+    if host_dir.file {
+        refuse_other_than_file(directory.as_fd(), source)?;
+    } else if !host_dir.allow_sockets {
         refuse_sockets(directory.as_fd(), source)?;
     }
     let tree = mount::open_tree_at(directory.as_fd()).map_err(|errno| fail("open_tree", source, errno))?;
@@ -294,6 +297,14 @@ pub(super) fn open_host_dir(
             Ok(tree)
         }
         Err(errno) => Err(fail("mount_setattr idmap", source, errno)),
+    }
+}
+
+fn refuse_other_than_file(file: BorrowedFd<'_>, source: &Path) -> Result<(), BootFailure> {
+    let stat = rustix::fs::fstat(file).map_err(|errno| fail("fstat", source, errno))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        _ => Err(fail("find file", source, Errno::INVAL)),
     }
 }
 

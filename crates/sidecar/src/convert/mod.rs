@@ -9,4 +9,5 @@ pub(crate) mod policy;
 pub(crate) mod process;
 pub(crate) mod session;
 pub(crate) mod sidecar;
+pub(crate) mod tool;
 pub(crate) mod vm;

@@ -16,6 +16,7 @@ use crate::host::{CreateVm, HostedVm};
 use crate::registry::Listed;
 use crate::secrets::{self, ProviderKey};
 use crate::sessions::SessionDefaults;
+use crate::tools::{self, ToolOffer};
 
 impl TryFrom<v1::CreateVmRequest> for CreateVm {
     type Error = Failure;
@@ -31,6 +32,7 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             model: session::model_wish(request.model)?,
             agents: request.agents.into_iter().map(session::agent_config).collect(),
         };
+        let tools = ToolOffer::validate(request.tool_kits, request.tool_permissions)?;
         let mounts = request.mounts.into_iter().map(mount_options).collect::<Result<_, _>>()?;
         let ports = request.loopback_exempt_ports.into_iter().map(port).collect::<Result<_, _>>()?;
         let env = env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes()));
@@ -38,6 +40,7 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
             env: env.collect(),
             mounts,
             command_dirs: request.command_dirs.into_iter().map(String::into_bytes).collect(),
+            search_path: tools.iter().map(|_| tools::COMMAND_DIR.as_bytes().to_vec()).collect(),
             loopback_exempt_ports: ports,
             limits: request.limits.map(limits).unwrap_or_default(),
             dispose_grace: request.dispose_grace_ms.map(Duration::from_millis),
@@ -56,7 +59,7 @@ impl TryFrom<v1::CreateVmRequest> for CreateVm {
                 routes: declared.routes,
             },
         };
-        Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions })
+        Ok(Self { lease: request.lease_id, name: request.detached_name, options, sessions, tools })
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use tonic::{Code, Status};
 
 use crate::registry::Refusal;
+use crate::tools::ServeError;
 
 /// Statuses travel in header fields, whose size a peer bounds (16 KiB by default): a path may have 4,096 bytes, each
 /// three in a header.
@@ -73,6 +74,16 @@ impl Failure {
             message: cut(self.message),
             retryable: is_retryable(self.kind),
         }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        let kind = match error {
+            ServeError::Served => ErrorKind::Busy,
+            ServeError::Closed => ErrorKind::Closed,
+        };
+        Self::new(kind, "host tools", error.to_string())
     }
 }
 

@@ -8,6 +8,7 @@ mod session;
 mod session_store;
 mod shell;
 mod sidecar;
+mod tool;
 mod vm;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use v1::session_service_server::SessionServiceServer;
 use v1::session_store_service_server::SessionStoreServiceServer;
 use v1::shell_service_server::ShellServiceServer;
 use v1::sidecar_service_server::SidecarServiceServer;
+use v1::tool_service_server::ToolServiceServer;
 use v1::vm_service_server::VmServiceServer;
 
 use crate::host::Host;
@@ -85,5 +87,6 @@ pub(crate) fn router(host: &Arc<Host>) -> Router {
         NetworkServiceServer(network::Network),
         SessionServiceServer(session::AgentSessions),
         SessionStoreServiceServer(session_store::StoredSessions),
+        ToolServiceServer(tool::Tools),
     )
 }

@@ -26,6 +26,7 @@ use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
 use crate::host::{Host, HostedVm};
 use crate::secrets::ProviderKey;
+use crate::tools::{self, ToolOffer};
 
 /// Running an agent once so that it leaves compiled code behind; sessions work without it, only slower.
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(20);
@@ -93,8 +94,10 @@ impl Host {
             ModelKind::Demo => hosted.sessions.serve_demo(&hosted.vm, &sessions.demo).await?,
             ModelKind::Provider => String::new(),
         };
+        let offer = hosted.tools.as_ref().map(|tools| tools.desk().offer());
         let instructions = instructions::text(
             &hosted.sessions.defaults,
+            &offer.map(ToolOffer::instructions).unwrap_or_default(),
             wish.skip_os_instructions,
             &wish.additional_instructions,
         );
@@ -114,6 +117,7 @@ impl Host {
             demo_base_url: &demo_base_url,
             redirects: &ProviderKey::redirects(&hosted.sessions.defaults.keys, agent, &env),
             mcp_servers: &wish.mcp_servers,
+            host_tools: offer.map(|_| tools::server()).as_ref(),
             permission_policy: wish.permissions.policy,
         })?;
         let (vm_id, install) = (wish.vm_id.clone(), installed.record());

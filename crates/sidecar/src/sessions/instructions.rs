@@ -34,9 +34,9 @@ const FILE: &str = "instructions.md";
 const OS_INSTRUCTIONS: &str = include_str!("instructions.md");
 
 /// The whole text for one session.
-pub(super) fn text(defaults: &SessionDefaults, skip_base: bool, additional: &str) -> String {
+pub(super) fn text(defaults: &SessionDefaults, tools: &str, skip_base: bool, additional: &str) -> String {
     let base = if skip_base { "" } else { OS_INSTRUCTIONS };
-    let parts = [base, &defaults.instructions, additional];
+    let parts = [base, tools, &defaults.instructions, additional];
     parts.map(str::trim).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")
 }
 
@@ -199,10 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_the_base_then_the_vms_then_the_sessions() {
+    fn the_text_is_the_base_then_the_tools_then_the_vms_then_the_sessions() {
         let defaults = SessionDefaults { instructions: "Always knit.\n".to_owned(), ..Default::default() };
-        let whole = text(&defaults, false, " Then purl.");
+        let whole = text(&defaults, "", false, " Then purl.");
         assert!(whole.contains("agentOS") && whole.ends_with("\n\nAlways knit.\n\nThen purl."), "{whole}");
-        assert_eq!(text(&defaults, true, ""), "Always knit.");
+        assert_eq!(text(&defaults, "", true, ""), "Always knit.");
+        // Who skips the base still wants to be told of the own tools.
+        assert_eq!(text(&defaults, "Needles.", true, ""), "Needles.\n\nAlways knit.");
     }
 }

@@ -246,7 +246,7 @@ mod tests {
 
     fn open() -> LauncherRequest {
         let source = b"/srv".to_vec().into();
-        let host_dir = HostDir { source, read_only: true, allow_sockets: false };
+        let host_dir = HostDir { source, file: false, read_only: true, allow_sockets: false };
         LauncherRequest::OpenHostDir { vm: VM, token: TOKEN, host_dir }
     }
 

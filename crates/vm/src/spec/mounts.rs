@@ -38,6 +38,11 @@ pub enum MountKind {
         /// Don't refuse a directory that is or directly holds a socket or FIFO.
         allow_sockets: bool,
     },
+    /// A regular file of the host, read-only. Only in a live VM.
+    HostFile {
+        /// Absolute path on the host.
+        source: Vec<u8>,
+    },
 }
 
 /// A mount whose paths are checked.
@@ -81,7 +86,11 @@ pub(crate) fn plan_mount(mount: MountOptions, disk_bytes: u64) -> Result<MountPl
         }
         MountKind::HostDir { source, read_only, allow_sockets } => {
             let source = GuestPath::parse(&source).map_err(MountRefusal::HostPath)?.to_wire();
-            PlannedMountKind::HostDir(HostDir { source, read_only, allow_sockets })
+            PlannedMountKind::HostDir(HostDir { source, file: false, read_only, allow_sockets })
+        }
+        MountKind::HostFile { source } => {
+            let source = GuestPath::parse(&source).map_err(MountRefusal::HostPath)?.to_wire();
+            PlannedMountKind::HostDir(HostDir { source, file: true, read_only: true, allow_sockets: false })
         }
     };
     Ok(MountPlan { target, kind })
@@ -102,7 +111,7 @@ pub(super) fn plan_command_dirs(directories: &[Vec<u8>]) -> Result<Vec<PlannedMo
         .map(|(index, directory)| {
             let source = GuestPath::parse(directory).map_err(|error| SpecField::CommandDirs.refuse(error))?;
             let source = source.to_wire();
-            let host_dir = HostDir { source, read_only: true, allow_sockets: false };
+            let host_dir = HostDir { source, file: false, read_only: true, allow_sockets: false };
             let target = Bytes::from(format!("{COMMANDS}/{index}").into_bytes());
             Ok(PlannedMount { target, kind: PlannedMountKind::HostDir(host_dir) })
         })

@@ -1,0 +1,326 @@
+//! The host tools that a VM is offered: checked once, when the VM is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentos_agents::permission::name_fits;
+use agentos_proto::v1;
+use boon::{Compiler, Draft, SchemaIndex, Schemas, UrlLoader};
+use rmcp::model::JsonObject;
+use serde_json::Value;
+
+use crate::errors::Failure;
+
+/// From a call to its answer, where the tool says nothing else.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A typing error must not hold a caller for days.
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Every model's request carries them all.
+const MAX_TOOLS: usize = 128;
+const MAX_DESCRIPTION_CHARS: usize = 1024;
+const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+
+/// Models take names of up to 64 characters, of which agents use some to say whose tool it is:
+/// `mcp__agentos-tools__NAME`.
+const MAX_NAME_CHARS: usize = 64 - "mcp__agentos-tools__".len();
+
+/// All tools of a VM, by the names that programs in it know them by.
+#[derive(Debug)]
+pub(crate) struct ToolOffer {
+    kits: Vec<Kit>,
+    tools: BTreeMap<String, Tool>,
+    permissions: v1::ToolPermissions,
+}
+
+#[derive(Debug)]
+struct Kit {
+    name: String,
+    description: String,
+}
+
+/// One tool.
+pub(crate) struct Tool {
+    pub(crate) kit: String,
+    pub(crate) name: String,
+    /// With its examples.
+    pub(crate) description: String,
+    pub(crate) input_schema: Arc<JsonObject>,
+    pub(crate) timeout: Duration,
+    schemas: Schemas,
+    root: SchemaIndex,
+}
+
+impl fmt::Debug for Tool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tool").field("kit", &self.kit).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A schema is whole: what it refers to elsewhere is not fetched, neither from files nor from the network.
+struct NothingElsewhere;
+
+impl UrlLoader for NothingElsewhere {
+    fn load(&self, _: &str) -> Result<Value, Box<dyn Error>> {
+        Err("a tool's schema can't refer to other documents".into())
+    }
+}
+
+impl ToolOffer {
+    /// Checks what a client offers; none where it offers nothing.
+    pub(crate) fn validate(
+        kits: Vec<v1::ToolKit>,
+        permissions: Option<v1::ToolPermissions>,
+    ) -> Result<Option<Self>, Failure> {
+        if kits.is_empty() {
+            return Ok(None);
+        }
+        let mut offer = Self { kits: Vec::new(), tools: BTreeMap::new(), permissions: Default::default() };
+        let mut names = BTreeSet::new();
+        for kit in kits {
+            check_kit(&kit)?;
+            if !names.insert(kit.name.clone()) {
+                return Err(refused(&kit.name, "two tool kits have this name"));
+            }
+            for tool in kit.tools {
+                offer.add(&kit.name, tool)?;
+            }
+            offer.kits.push(Kit { name: kit.name, description: kit.description });
+        }
+        if offer.tools.len() > MAX_TOOLS {
+            let message = format!("a VM has at most {MAX_TOOLS} host tools, not {}", offer.tools.len());
+            return Err(Failure::invalid("tool_kits", message));
+        }
+        offer.permissions = permissions.unwrap_or_default();
+        Ok(Some(offer))
+    }
+
+    fn add(&mut self, kit: &str, tool: v1::HostTool) -> Result<(), Failure> {
+        let known_as = format!("{kit}_{}", tool.name);
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if tool.name.is_empty() || !tool.name.chars().all(word) {
+            return Err(refused(&known_as, "a tool's name is made of letters, digits, '-' and '_'"));
+        }
+        if known_as.len() > MAX_NAME_CHARS {
+            let message = format!("kit and tool have more than {MAX_NAME_CHARS} characters together");
+            return Err(refused(&known_as, &message));
+        }
+        let tool = Tool::validate(kit, &known_as, tool)?;
+        match self.tools.insert(known_as.clone(), tool) {
+            None => Ok(()),
+            Some(_) => Err(refused(&known_as, "two tools of the kit have this name")),
+        }
+    }
+
+    pub(crate) fn get(&self, known_as: &str) -> Option<&Tool> {
+        self.tools.get(known_as)
+    }
+
+    /// Whether this tool may be called.
+    pub(crate) fn allows(&self, known_as: &str) -> bool {
+        let fitting = self.permissions.rules.iter().rev().find(|rule| name_fits(&rule.pattern, known_as));
+        !fitting.map_or(self.permissions.denied, |rule| rule.denied)
+    }
+
+    /// The tools that may be called, by name.
+    pub(crate) fn allowed(&self) -> impl Iterator<Item = (&str, &Tool)> {
+        self.tools.iter().map(|(name, tool)| (name.as_str(), tool)).filter(|(name, _)| self.allows(name))
+    }
+
+    /// What agents are told of it.
+    pub(crate) fn instructions(&self) -> String {
+        let mut text = String::from(
+            "# Host tools\n\nThe application that runs this machine offers functions of its own. They are tools of the MCP \
+             server `agentos-tools`, and of the command of that name: `agentos-tools list` shows them, \
+             `agentos-tools describe NAME` what one takes, `agentos-tools call NAME '{\"json\": \"input\"}'` calls it.\n",
+        );
+        for kit in &self.kits {
+            text.push_str(&format!("- `{}_*`: {}\n", kit.name, kit.description));
+        }
+        text
+    }
+}
+
+impl Tool {
+    fn validate(kit: &str, known_as: &str, tool: v1::HostTool) -> Result<Self, Failure> {
+        check_description(known_as, &tool.description)?;
+        let timeout = tool.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+        if timeout.is_zero() || timeout > MAX_TIMEOUT {
+            let message = format!("its timeout is not between 1 ms and {} s", MAX_TIMEOUT.as_secs());
+            return Err(refused(known_as, &message));
+        }
+        if tool.input_schema.len() > MAX_SCHEMA_BYTES {
+            return Err(refused(known_as, &format!("its schema has more than {MAX_SCHEMA_BYTES} bytes")));
+        }
+        let schema: Value = serde_json::from_str(&tool.input_schema)
+            .map_err(|error| refused(known_as, &format!("its input schema is no JSON: {error}")))?;
+        let Value::Object(input_schema) = &schema else {
+            return Err(refused(known_as, "its input schema is no JSON object"));
+        };
+        if input_schema.get("type").and_then(Value::as_str) != Some("object") {
+            return Err(refused(known_as, "its input schema must be of type object"));
+        }
+        let input_schema = Arc::new(input_schema.clone());
+        let (schemas, root) = compile(schema)
+            .map_err(|error| refused(known_as, &format!("its input schema is no JSON Schema: {error}")))?;
+        let mut made = Self {
+            kit: kit.to_owned(),
+            name: tool.name,
+            description: tool.description,
+            input_schema,
+            timeout,
+            schemas,
+            root,
+        };
+        for example in tool.examples {
+            made.add_example(known_as, &example)?;
+        }
+        Ok(made)
+    }
+
+    /// MCP has no place for examples but the description.
+    fn add_example(&mut self, known_as: &str, example: &v1::ToolExample) -> Result<(), Failure> {
+        let refuse = |reason: &str| refused(known_as, &format!("its example {}: {reason}", example.input));
+        check_description(known_as, &example.description)?;
+        let input: Value = serde_json::from_str(&example.input).map_err(|error| refuse(&error.to_string()))?;
+        self.check(&input).map_err(|reason| refuse(&reason))?;
+        let line = format!("\nExample ({}): {}", example.description, example.input);
+        self.description.push_str(&line);
+        Ok(())
+    }
+
+    /// Whether an input fits the schema, or what is wrong with it.
+    pub(crate) fn check(&self, input: &Value) -> Result<(), String> {
+        self.schemas.validate(input, self.root).map_err(|error| error.to_string())
+    }
+}
+
+fn compile(schema: Value) -> Result<(Schemas, SchemaIndex), boon::CompileError> {
+    const PLACE: &str = "urn:agentos:tool";
+    let mut compiler = Compiler::new();
+    compiler.set_default_draft(Draft::V2020_12);
+    compiler.use_loader(Box::new(NothingElsewhere));
+    compiler.add_resource(PLACE, schema)?;
+    let mut schemas = Schemas::new();
+    let root = compiler.compile(PLACE, &mut schemas)?;
+    Ok((schemas, root))
+}
+
+fn check_kit(kit: &v1::ToolKit) -> Result<(), Failure> {
+    let mut name = kit.name.chars();
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.next().is_some_and(|c| c.is_ascii_lowercase()) || !name.all(word) {
+        let reason = "a kit's name is made of lower-case letters, digits and '-', a letter first";
+        return Err(refused(&kit.name, reason));
+    }
+    check_description(&kit.name, &kit.description)
+}
+
+fn check_description(of: &str, description: &str) -> Result<(), Failure> {
+    match description.chars().count() {
+        0 => Err(refused(of, "a description is missing: models choose by it")),
+        count if count > MAX_DESCRIPTION_CHARS => {
+            Err(refused(of, &format!("a description has more than {MAX_DESCRIPTION_CHARS} characters")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refused(of: &str, reason: &str) -> Failure {
+    Failure::invalid(of, format!("Host tool {of}: {reason}"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// `clock_wait`, whose input is `{"for": STRING}`, and `clock_stop`, which takes nothing.
+    pub(in crate::tools) fn offer(permissions: v1::ToolPermissions) -> ToolOffer {
+        ToolOffer::validate(vec![kit()], Some(permissions)).unwrap().unwrap()
+    }
+
+    fn kit() -> v1::ToolKit {
+        let schema = json!({
+            "type": "object", "properties": { "for": { "type": "string" } }, "required": ["for"],
+        });
+        v1::ToolKit {
+            name: "clock".into(),
+            description: "Time.".into(),
+            tools: vec![
+                v1::HostTool {
+                    name: "wait".into(),
+                    description: "Waits.".into(),
+                    input_schema: schema.to_string(),
+                    examples: vec![v1::ToolExample {
+                        description: "a while".into(),
+                        input: r#"{"for":"a"}"#.into(),
+                    }],
+                    timeout_ms: Some(1_000),
+                },
+                v1::HostTool {
+                    name: "stop".into(),
+                    description: "Stops.".into(),
+                    input_schema: r#"{"type":"object"}"#.into(),
+                    ..Default::default()
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_offer_is_said_by_name() {
+        type Spoil = fn(&mut v1::ToolKit);
+        let cases: [(Spoil, &str); 14] = [
+            (|kit| kit.name = "Clock".into(), "lower-case"),
+            (|kit| kit.name = String::new(), "lower-case"),
+            (|kit| kit.name = "a_b".into(), "lower-case"),
+            (|kit| kit.description.clear(), "description is missing"),
+            (|kit| kit.tools[0].name = "wait for".into(), "made of letters"),
+            (|kit| kit.tools[0].name = "x".repeat(60), "more than 44 characters"),
+            (|kit| kit.tools[0].description = "x".repeat(1_025), "more than 1024"),
+            (|kit| kit.tools[0].timeout_ms = Some(0), "timeout"),
+            (|kit| kit.tools[0].timeout_ms = Some(u64::MAX), "timeout"),
+            (|kit| kit.tools[0].input_schema = "{".into(), "no JSON"),
+            (|kit| kit.tools[0].input_schema = r#"{"type":"string"}"#.into(), "type object"),
+            (|kit| kit.tools[0].input_schema = r#"{"type":"object","minProperties":"x"}"#.into(), "no JSON Schema"),
+            (|kit| kit.tools[0].input_schema = r#"{"type":"object","$ref":"file:///etc/x"}"#.into(), "no JSON Schema"),
+            (|kit| kit.tools[0].examples[0].input = r#"{"for":1}"#.into(), "its example"),
+        ];
+        for (spoil, expected) in cases {
+            let mut kit = kit();
+            spoil(&mut kit);
+            let refused = ToolOffer::validate(vec![kit], None).unwrap_err();
+            assert!(refused.message().contains(expected), "{expected}: {}", refused.message());
+        }
+        let twice = ToolOffer::validate(vec![kit(), kit()], None).unwrap_err();
+        assert!(twice.message().contains("two tool kits"), "{}", twice.message());
+        assert!(ToolOffer::validate(Vec::new(), None).unwrap().is_none());
+    }
+
+    #[test]
+    fn of_rules_that_fit_the_last_one_decides() {
+        let rule = |denied, pattern: &str| v1::ToolRule { denied, pattern: pattern.into() };
+        let rules = vec![rule(false, "clock_*"), rule(true, "*_wait")];
+        for denied in [true, false] {
+            let offer = offer(v1::ToolPermissions { denied, rules: rules.clone() });
+            assert!(offer.allows("clock_stop") && !offer.allows("clock_wait"));
+            assert_eq!(offer.allowed().map(|(name, _)| name).collect::<Vec<_>>(), ["clock_stop"]);
+        }
+        assert!(!offer(v1::ToolPermissions { denied: true, rules: Vec::new() }).allows("clock_stop"));
+    }
+
+    #[test]
+    fn an_input_is_held_against_the_schema() {
+        let offer = offer(Default::default());
+        let wait = offer.get("clock_wait").unwrap();
+        wait.check(&json!({ "for": "ever" })).unwrap();
+        let wrong = wait.check(&json!({ "for": 1 })).unwrap_err();
+        assert!(wrong.contains("/for") && wrong.contains("string"), "{wrong}");
+        assert!(wait.description.ends_with(r#"Example (a while): {"for":"a"}"#), "{}", wait.description);
+    }
+}
