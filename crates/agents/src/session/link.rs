@@ -38,6 +38,8 @@ pub(super) struct Link {
     drained: Option<Instant>,
     turn_bytes: u64,
     garbage_bytes: u64,
+    /// How long the agent's log was when the turn began.
+    log_before: u64,
     /// When the last record came; garbage is no sign of work.
     heard: Instant,
 }
@@ -55,6 +57,7 @@ impl Link {
             drained: None,
             turn_bytes: 0,
             garbage_bytes: 0,
+            log_before: 0,
             heard: Instant::now(),
         }
     }
@@ -94,10 +97,16 @@ impl Link {
         self.pipes.log.text()
     }
 
+    /// The end of what of it was written in this turn.
+    pub(super) fn turn_log(&self) -> String {
+        self.pipes.log.text_since(self.log_before)
+    }
+
     /// A new turn has a new budget.
     pub(super) fn begin_turn(&mut self) {
         self.turn_bytes = 0;
         self.garbage_bytes = 0;
+        self.log_before = self.pipes.log.written();
         self.heard = Instant::now();
     }
 

@@ -50,21 +50,41 @@ impl AgentProcess {
 
 /// The end of what an agent wrote that was no record.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub(super) struct Tail(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: VecDeque<u8>,
+    /// How much there was in all.
+    written: u64,
+}
 
 impl Tail {
     pub(super) fn push(&self, bytes: &[u8]) {
         // Held for one copy, never across an await.
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.written += bytes.len() as u64;
         let bytes = &bytes[bytes.len().saturating_sub(LOG_BYTES)..];
-        kept.extend(bytes);
-        let surplus = kept.len().saturating_sub(LOG_BYTES);
-        kept.drain(..surplus);
+        kept.bytes.extend(bytes);
+        let surplus = kept.bytes.len().saturating_sub(LOG_BYTES);
+        kept.bytes.drain(..surplus);
     }
 
     pub(super) fn text(&self) -> String {
+        self.text_since(0)
+    }
+
+    /// How much was written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).written
+    }
+
+    /// What is kept of what was written behind this much.
+    pub(super) fn text_since(&self, before: u64) -> String {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = kept.iter().copied().collect();
+        let new = usize::try_from(kept.written.saturating_sub(before)).unwrap_or(usize::MAX);
+        let known = kept.bytes.len().saturating_sub(new);
+        let bytes: Vec<u8> = kept.bytes.iter().skip(known).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
