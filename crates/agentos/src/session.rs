@@ -160,7 +160,8 @@ impl AgentOs {
     /// The agent goes on by its own means where it has any, with what it kept of the session; else it is told at the next
     /// prompt what was said. The event `_agentos/restored` says which (`how`: `resume`, `load` or `transcript`), whether
     /// the former working directory is gone (`lostCwd`; the session then works in the user's home), and what else it has
-    /// no more (`lost`): values of its variables and tool servers are not kept. Those of the VM hold.
+    /// no more (`lost`): values of its variables and tool servers are not kept. Those of the VM hold. An agent that ends or
+    /// falls silent over what it kept is started once more without that; `forgotten` is the reason then.
     ///
     /// # Errors
     ///

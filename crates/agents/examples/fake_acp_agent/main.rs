@@ -33,7 +33,7 @@
 //! | `update JSON` | `session/update` with this update; `update-for SESSION JSON` for another session |
 //! | `notify METHOD JSON` | any notification |
 //! | `meta` | from now on `_meta` is in everything |
-//! | `echo WHAT` | as JSON: initialize, client, session, prompt, received, answers, argv, pid, cwd, `env NAME` |
+//! | `echo WHAT` | as JSON: initialize, client, session, prompt, received, answers, answered (their ids), argv, pid, cwd, `env NAME` |
 //! | `recall` | what the user said in this session before, one line each |
 //! | `log TEXT`, `log-flood BYTES` | lines on stderr |
 //!

@@ -22,7 +22,7 @@ use super::permissions::{Answer, Desk, Verdict};
 use super::running::{Due, Running};
 use super::state::SessionState;
 use super::turn::Turn;
-use super::workspace::Client;
+use super::workspace::{Answered, Client};
 use super::{Prompt, PromptReply, Reply, Request, Shared};
 use crate::permission::PermissionReply;
 use crate::transcript::{PROMPT, TURN_END};
@@ -88,7 +88,7 @@ pub(super) struct Driver {
     settling: Option<Settling>,
     asked: HashMap<u64, Asked>,
     /// What the agent has asked for and is being done.
-    work: JoinSet<(Value, Result<Value, RpcError>)>,
+    work: JoinSet<(Value, Answered)>,
 }
 
 impl Driver {
@@ -144,8 +144,8 @@ impl Driver {
             },
             Some(done) = work.join_next(), if !work.is_empty() => {
                 // Work that panicked is a request without an answer, which is the agent's to wait for.
-                if let Ok((id, outcome)) = done {
-                    self.link.answer(&id, &outcome)?;
+                if let Ok((id, answered)) = done {
+                    self.link.deliver(&id, answered)?;
                 }
             }
             // The deadlines of what waits are others now.

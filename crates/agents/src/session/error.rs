@@ -297,6 +297,19 @@ impl FaultKind {
     }
 }
 
+impl StartError {
+    /// Whether an agent that was to go on with a former session may do better without its own memory of that: it fell
+    /// silent, ended or broke its protocol, rather than to say what it wants.
+    #[must_use]
+    pub fn may_be_memory(&self) -> bool {
+        match self {
+            Self::NotReady { .. } => true,
+            Self::Agent { source, .. } => source.kind() == FaultKind::AgentFailed,
+            Self::Refused { .. } | Self::Version { .. } | Self::NotLoggedIn { .. } => false,
+        }
+    }
+}
+
 impl PromptError {
     /// The kind of failure.
     #[must_use]

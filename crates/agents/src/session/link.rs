@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::{AgentExit, AgentFault};
 use super::process::{AgentProcess, Pipes};
+use super::workspace::Answered;
 use crate::wire::lines::{Line, Lines};
 use crate::wire::message::{Message, RpcError};
 use crate::wire::{MAX_LINE_BYTES, Step, Wire};
@@ -82,6 +83,17 @@ impl Link {
         self.take(step)
     }
 
+    /// Answers a request of the agent with what room was kept free for.
+    pub(super) fn deliver(&mut self, id: &Value, answered: Answered) -> Result<(), AgentFault> {
+        let Answered { outcome, mut room } = answered;
+        if room.is_none() {
+            return self.answer(id, &outcome);
+        }
+        self.heard = Instant::now();
+        let step = self.wire.answer(id, &outcome);
+        step.lines.into_iter().try_for_each(|line| self.pipes.send(line, room.take()))
+    }
+
     /// Whether a cancellation may find nothing to cancel yet, and has to be said again.
     pub(super) fn repeats_cancel(&self) -> bool {
         self.wire.repeats_cancel()
@@ -89,7 +101,7 @@ impl Link {
 
     fn take(&mut self, step: Step) -> Result<(), AgentFault> {
         self.understood.extend(step.messages);
-        step.lines.into_iter().try_for_each(|line| self.pipes.send(line))
+        step.lines.into_iter().try_for_each(|line| self.pipes.send(line, None))
     }
 
     /// The end of the agent's log.

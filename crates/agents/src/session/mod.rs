@@ -143,6 +143,8 @@ pub struct Former {
     pub lost_cwd: Option<String>,
     /// What it was created with and has no more, in words.
     pub lost: Vec<String>,
+    /// Why the agent is not asked for its own memory of it, where that was tried in vain: it is told the transcript.
+    pub forgotten: Option<String>,
 }
 
 /// One prompt.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use super::error::{AgentExit, AgentFault};
@@ -16,7 +16,7 @@ use super::error::{AgentExit, AgentFault};
 /// Writes that may wait for an agent that is slow to read. One that lets more wait reads nothing any more; one that asks
 /// for a few hundred things at once does.
 const INPUT_QUEUE: usize = 1024;
-/// What they may hold together. A single one may be larger: prompts carry images.
+/// What they may hold together, but for those that bring their own room. A single one may be larger: prompts carry images.
 const INPUT_QUEUE_BYTES: usize = 32 << 20;
 /// What is kept of an agent's stderr, for the errors that quote its end.
 const LOG_BYTES: usize = 4096;
@@ -89,13 +89,20 @@ impl Tail {
     }
 }
 
+/// A record on its way to the agent.
+struct Write {
+    record: Vec<u8>,
+    /// Room that was kept free for it where it was made; free again once it is written.
+    room: Option<OwnedSemaphorePermit>,
+}
+
 /// A process with its input and log on tasks of their own, so that its owner can always read its output: an agent that
 /// writes before it reads would otherwise wait for us while we wait for it.
 pub(super) struct Pipes {
     pub(super) stdout: Box<dyn AsyncRead + Send + Unpin>,
     pub(super) exit: Pin<Box<dyn Future<Output = AgentExit> + Send>>,
     pub(super) log: Tail,
-    input: Option<mpsc::Sender<Vec<u8>>>,
+    input: Option<mpsc::Sender<Write>>,
     /// Bytes that wait to be written.
     waiting_bytes: Arc<AtomicUsize>,
     kill: Option<Box<dyn FnOnce() + Send>>,
@@ -121,13 +128,15 @@ impl Pipes {
     }
 
     /// Queues a record for the agent. An agent that is gone takes it silently: its exit is what tells.
-    pub(super) fn send(&self, record: Vec<u8>) -> Result<(), AgentFault> {
-        let bytes = record.len();
-        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before > 0 && before + bytes > INPUT_QUEUE_BYTES {
-            return Err(AgentFault::Deaf);
+    pub(super) fn send(&self, record: Vec<u8>, room: Option<OwnedSemaphorePermit>) -> Result<(), AgentFault> {
+        if room.is_none() {
+            let bytes = record.len();
+            let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if before > 0 && before + bytes > INPUT_QUEUE_BYTES {
+                return Err(AgentFault::Deaf);
+            }
         }
-        match self.input.as_ref().map(|input| input.try_send(record)) {
+        match self.input.as_ref().map(|input| input.try_send(Write { record, room })) {
             Some(Err(mpsc::error::TrySendError::Full(_))) => Err(AgentFault::Deaf),
             _ => Ok(()),
         }
@@ -172,15 +181,17 @@ async fn read_log(mut stderr: Box<dyn AsyncRead + Send + Unpin>, log: Tail) {
 
 async fn write_input(
     mut stdin: Box<dyn AsyncWrite + Send + Unpin>,
-    mut waiting: mpsc::Receiver<Vec<u8>>,
+    mut waiting: mpsc::Receiver<Write>,
     waiting_bytes: Arc<AtomicUsize>,
 ) {
-    while let Some(record) = waiting.recv().await {
+    while let Some(Write { record, room }) = waiting.recv().await {
         // A write fails when the agent is gone, which its exit will say.
         if stdin.write_all(&record).await.is_err() || stdin.flush().await.is_err() {
             return;
         }
-        waiting_bytes.fetch_sub(record.len(), Ordering::Relaxed);
+        if room.is_none() {
+            waiting_bytes.fetch_sub(record.len(), Ordering::Relaxed);
+        }
     }
     let _ = stdin.shutdown().await;
 }
