@@ -17,7 +17,7 @@ use crate::convert;
 use crate::convert::error::CallError;
 use crate::error::{Error, JsonRpcError};
 use crate::prompt::Prompting;
-use crate::session_events::{PermissionRequests, SessionEvents};
+use crate::session_events::{self, PermissionReply, PermissionRequests, SessionEvents};
 use crate::session_options::CreateSession;
 use crate::session_state::{
     AgentCapabilities, AgentInfo, SessionConfigOption, SessionModeState, SessionState,
@@ -179,9 +179,14 @@ impl AgentOs {
     pub(crate) async fn close_session(&self, session_id: &str, graceful: bool) -> Result<(), Error> {
         let request = v1::CloseSessionRequest { session_id: session_id.to_owned(), graceful };
         let reply = self.live()?.session().close_session(request).await;
-        lock(self.sessions()).remove(session_id);
+        self.forget_session(session_id);
         reply.map_err(|status| self.failed(status))?;
         Ok(())
+    }
+
+    /// Its handles can still be used, to be told that it is gone.
+    pub(crate) fn forget_session(&self, session_id: &str) {
+        lock(self.sessions()).remove(session_id);
     }
 }
 
@@ -257,6 +262,18 @@ impl Session {
     #[must_use]
     pub fn permission_requests(&self) -> PermissionRequests {
         PermissionRequests::new(self.vm.clone(), self.data.id.clone())
+    }
+
+    /// Answers a request for permission by its id, which works once. For whoever can't keep the
+    /// [`PermissionRequest`](crate::PermissionRequest) itself until there is an answer; see
+    /// [`leave_open`](crate::PermissionRequest::leave_open).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when it is no longer waiting: it timed out, was cancelled, or somebody else answered. `Unsupported` where
+    /// the agent offers nothing that means no more than this reply; then it goes on waiting.
+    pub async fn respond_permission(&self, permission_id: &str, reply: PermissionReply) -> Result<(), Error> {
+        session_events::respond(&self.vm, &self.data.id, permission_id, reply).await
     }
 
     /// Puts the agent into one of its [`modes`](Self::modes), or sets the option by which it offers them.
