@@ -10,7 +10,9 @@ use std::process::{Command, ExitCode, Stdio};
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
     let root = workspace::root()?;
     let status = workspace::cargo(&root)
-        .args(["build", "--release", "--package", "agentos-cli", "--package", "agentos-bench"])
+        .args(["build", "--release", "--package", "agentos-cli", "--package", "agentos-bench", "--bins"])
+        // The agent whose events are timed.
+        .args(["--package", "agentos-agents", "--example", "fake_acp_agent"])
         .stdin(Stdio::null())
         .status()?;
     if !status.success() {

@@ -187,6 +187,7 @@ impl AgentOs {
             argv,
             options: ProcessOptions::default(),
             stdin: Stdin::Null,
+            patience: None,
             on_stdout: None,
             on_stderr: None,
         }
@@ -390,6 +391,7 @@ pub struct Spawn {
     argv: Vec<Bytes>,
     options: ProcessOptions,
     stdin: Stdin,
+    patience: Option<Duration>,
     on_stdout: Option<OnChunk>,
     on_stderr: Option<OnChunk>,
 }
@@ -398,9 +400,18 @@ impl Spawn {
     process_setters!();
     program_setters!();
 
+    /// Waits no longer than this for the program to run; without it, as long as the file system takes that holds the
+    /// program. When the time is over the process is there all the same. Should its program not run after all, it exits
+    /// with 127, and the reason is on its stderr.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     async fn run(self) -> Result<Process, Error> {
-        let Self { vm, argv, options, stdin, on_stdout, on_stderr } = self;
-        let request = convert::process::spawn_request(vm.id(), argv, options, stdin)?;
+        let Self { vm, argv, options, stdin, patience, on_stdout, on_stderr } = self;
+        let request = convert::process::spawn_request(vm.id(), argv, options, stdin, patience)?;
         let reply = vm.live()?.process().spawn(request).await.map_err(|status| vm.failed(status))?;
         let process = Process { vm, pid: reply.into_inner().pid };
         for (handler, stream) in [(on_stdout, process.stdout()), (on_stderr, process.stderr())] {

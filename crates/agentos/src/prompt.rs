@@ -121,6 +121,9 @@ pub struct PromptResult {
     pub rejected_permissions: u32,
 }
 
+/// How long after the end of a prompt's time its answer may come: the agent gets two seconds to stop.
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
+
 /// A prompt to send; await it for the [`PromptResult`]. Dropping the future cancels the turn.
 ///
 /// Fails with `Busy` while another prompt of the session runs, with the agent's or its model's error text
@@ -145,7 +148,8 @@ impl Prompting {
         self
     }
 
-    /// Cancels the turn after this time and fails with `Timeout`; none by default.
+    /// Cancels the turn after this time and fails with `Timeout`, whose text has what the agent has said of the
+    /// reason; none by default. The agent gets up to two seconds to stop.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -158,13 +162,15 @@ impl Prompting {
             session_id: session.id.clone(),
             content_json: prompt.into_json(),
             idle_timeout_ms: idle_timeout.map(convert::millis),
+            timeout_ms: timeout.map(convert::millis),
         };
         let mut client = vm.live()?.session();
         let call = client.prompt(request);
         let reply = match timeout {
             None => call.await,
-            // The call is dropped when the time is over, and that cancels the turn.
-            Some(limit) => tokio::time::timeout(limit, call)
+            // The sidecar knows what the agent has said of the reason. One that doesn't answer keeps nobody waiting:
+            // the call is dropped, and that cancels the turn.
+            Some(limit) => tokio::time::timeout(limit.saturating_add(ANSWER_GRACE), call)
                 .await
                 .map_err(|_| CallError::PromptTimeout { session_id: session.id.clone(), limit })?,
         };

@@ -17,7 +17,7 @@ use crate::convert;
 use crate::convert::error::CallError;
 use crate::error::{Error, JsonRpcError};
 use crate::prompt::Prompting;
-use crate::session_events::{PermissionRequests, SessionEvents};
+use crate::session_events::{self, PermissionReply, PermissionRequests, SessionEvents};
 use crate::session_options::CreateSession;
 use crate::session_state::{
     AgentCapabilities, AgentInfo, SessionConfigOption, SessionModeState, SessionState,
@@ -160,7 +160,8 @@ impl AgentOs {
     /// The agent goes on by its own means where it has any, with what it kept of the session; else it is told at the next
     /// prompt what was said. The event `_agentos/restored` says which (`how`: `resume`, `load` or `transcript`), whether
     /// the former working directory is gone (`lostCwd`; the session then works in the user's home), and what else it has
-    /// no more (`lost`): values of its variables and tool servers are not kept. Those of the VM hold.
+    /// no more (`lost`): values of its variables and tool servers are not kept. Those of the VM hold. An agent that ends or
+    /// falls silent over what it kept is started once more without that; `forgotten` is the reason then.
     ///
     /// # Errors
     ///
@@ -178,9 +179,14 @@ impl AgentOs {
     pub(crate) async fn close_session(&self, session_id: &str, graceful: bool) -> Result<(), Error> {
         let request = v1::CloseSessionRequest { session_id: session_id.to_owned(), graceful };
         let reply = self.live()?.session().close_session(request).await;
-        lock(self.sessions()).remove(session_id);
+        self.forget_session(session_id);
         reply.map_err(|status| self.failed(status))?;
         Ok(())
+    }
+
+    /// Its handles can still be used, to be told that it is gone.
+    pub(crate) fn forget_session(&self, session_id: &str) {
+        lock(self.sessions()).remove(session_id);
     }
 }
 
@@ -256,6 +262,18 @@ impl Session {
     #[must_use]
     pub fn permission_requests(&self) -> PermissionRequests {
         PermissionRequests::new(self.vm.clone(), self.data.id.clone())
+    }
+
+    /// Answers a request for permission by its id, which works once. For whoever can't keep the
+    /// [`PermissionRequest`](crate::PermissionRequest) itself until there is an answer; see
+    /// [`leave_open`](crate::PermissionRequest::leave_open).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when it is no longer waiting: it timed out, was cancelled, or somebody else answered. `Unsupported` where
+    /// the agent offers nothing that means no more than this reply; then it goes on waiting.
+    pub async fn respond_permission(&self, permission_id: &str, reply: PermissionReply) -> Result<(), Error> {
+        session_events::respond(&self.vm, &self.data.id, permission_id, reply).await
     }
 
     /// Puts the agent into one of its [`modes`](Self::modes), or sets the option by which it offers them.

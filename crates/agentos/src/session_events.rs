@@ -183,6 +183,7 @@ pub struct PermissionRequest {
     permission_id: String,
     description: Option<String>,
     params: Value,
+    /// By us, or by whom it was left to.
     answered: bool,
 }
 
@@ -211,13 +212,30 @@ impl PermissionRequest {
     ///
     /// `NotFound` when it is no longer waiting: it timed out, was cancelled, or somebody else answered.
     pub async fn reply(mut self, reply: PermissionReply) -> Result<(), Error> {
-        let request = convert::session::respond_request(&self.session_id, &self.permission_id, reply);
-        let mut client = self.vm.live()?.session();
+        self.vm.live()?;
         // Only when the call is under way: a future dropped before it leaves the rejection to `drop`.
         self.answered = true;
-        client.respond_permission(request).await.map_err(|status| self.vm.failed(status))?;
-        Ok(())
+        respond(&self.vm, &self.session_id, &self.permission_id, reply).await
     }
+
+    /// Leaves it to be answered by its id, with
+    /// [`Session::respond_permission`](crate::Session::respond_permission): it is not rejected for being dropped. It waits
+    /// no longer than the stream that it came from, and two minutes.
+    pub fn leave_open(mut self) {
+        self.answered = true;
+    }
+}
+
+/// Answers a request by its id.
+pub(crate) async fn respond(
+    vm: &AgentOs,
+    session_id: &str,
+    permission_id: &str,
+    reply: PermissionReply,
+) -> Result<(), Error> {
+    let request = convert::session::respond_request(session_id, permission_id, reply);
+    vm.live()?.session().respond_permission(request).await.map_err(|status| vm.failed(status))?;
+    Ok(())
 }
 
 impl Drop for PermissionRequest {
@@ -225,13 +243,11 @@ impl Drop for PermissionRequest {
         if self.answered {
             return;
         }
-        let vm = self.vm.clone();
-        let request =
-            convert::session::respond_request(&self.session_id, &self.permission_id, PermissionReply::Reject);
+        let (vm, session_id) = (self.vm.clone(), self.session_id.clone());
+        let permission_id = self.permission_id.clone();
         self.vm.sidecar().runtime().spawn(async move {
-            let Ok(connection) = vm.live() else { return };
-            if let Err(status) = connection.session().respond_permission(request).await {
-                tracing::debug!(%status, "rejecting a dropped permission request");
+            if let Err(error) = respond(&vm, &session_id, &permission_id, PermissionReply::Reject).await {
+                tracing::debug!(%error, "rejecting a dropped permission request");
             }
         });
     }

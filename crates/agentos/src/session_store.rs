@@ -119,7 +119,9 @@ impl AgentOs {
     ///
     /// `NotFound`: `Session not found: ID`.
     pub async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
-        delete(&Place::Vm(self.clone()), session_id).await
+        delete(&Place::Vm(self.clone()), session_id).await?;
+        self.forget_session(session_id);
+        Ok(())
     }
 }
 

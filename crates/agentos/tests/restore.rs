@@ -6,7 +6,9 @@ mod support;
 
 use std::path::Path;
 
-use agentos::{AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session};
+use agentos::{
+    AgentConfig, AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session,
+};
 use serde_json::Value;
 use support::world::World;
 use support::{eventually, within};
@@ -157,4 +159,31 @@ async fn an_agent_that_has_lost_its_memory_and_its_directory_is_told_of_both() {
         prompts[1]["content"][0]["text"], "What was my first request?",
         "events show what the user said"
     );
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_of_its_memory_goes_on_without_it() {
+    let world = World::new().await;
+    let work = world.host_dir("work");
+    // What it kept is where its sessions find it, and more than it can bear.
+    let on_load = ["--on", "session/resume", "[[log no such table]] [[exit 3]]"];
+    let command = [&[support::SCRIPTED_AGENT, "--state=/work/state"][..], &on_load].concat();
+    let options = world.options().agent("mine", AgentConfig::command(command));
+    let options = support::scripted_agent(options).mount("/work", Mount::host_dir(&work).read_write());
+    let vm = world.vm_with(options).await;
+    let first = vm.create_session("mine").await.unwrap();
+    let id = first.id().to_owned();
+    within("the turn", first.prompt("remember the teapot")).await.unwrap();
+    vm.destroy_session(&id).await.unwrap();
+
+    let restored = within("the session is back", vm.restore_session(&id)).await.unwrap();
+    let told = params_of(&vm, &id, "_agentos/restored").await;
+    assert_eq!(told[0]["how"], "transcript");
+    let reason = told[0]["forgotten"].as_str().unwrap();
+    assert!(reason.contains("exited with 3") && reason.contains("no such table"), "{reason}");
+    let prompt = within("the turn", restored.prompt("[[echo prompt]]")).await.unwrap().text;
+    assert!(prompt.contains("remember the teapot"), "{prompt}");
+    let history = vm.read_history(&id).await.unwrap();
+    let numbers = history.iter().map(|event| event.sequence_number);
+    assert!(numbers.eq(1..=history.len() as u64), "the sequence goes on without a gap");
 }

@@ -425,6 +425,25 @@ async fn a_request_for_permission_is_answered_once_and_one_that_is_dropped_is_re
 }
 
 #[tokio::test]
+async fn a_request_that_was_left_open_is_not_rejected_when_it_goes_and_is_answered_by_its_id() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let session = vm.create_session("fake").await.unwrap();
+    let mut requests = session.permission_requests();
+    let first = within("the first", requests.next()).await.unwrap();
+    let id = first.permission_id().to_owned();
+    first.leave_open();
+    // By the time this one has been rejected, the first would have been.
+    drop(within("the second", requests.next()).await.unwrap());
+    eventually("the second is rejected", || async { !fake.script.answers.lock().unwrap().is_empty() }).await;
+    session.respond_permission(&id, PermissionReply::Once).await.unwrap();
+    let expected =
+        [("p-2".to_owned(), v1::PermissionReply::Reject), ("p-1".to_owned(), v1::PermissionReply::Once)];
+    assert_eq!(*fake.script.answers.lock().unwrap(), expected);
+}
+
+#[tokio::test]
 async fn a_session_whose_caller_leaves_while_it_is_made_is_closed_by_its_id() {
     let story = Story::new();
     let script = Script::default();

@@ -290,9 +290,15 @@ async fn floods_and_stamps_are_numbered_and_paced() {
     assert!(began.elapsed().as_millis() >= 990, "{:?}", began.elapsed());
     let (messages, ..) = agent.turn("[[flood 0 300 kind=notification pad=10]]").await;
     assert_eq!(messages[299]["params"], json!({ "n": 299, "pad": "xxxxxxxxxx" }));
-    let (_, text, _) = agent.turn("[[stamp 3 every=2]]").await;
-    let times: Vec<u64> = text.lines().map(|line| line.split_once(' ').unwrap().1.parse().unwrap()).collect();
-    assert!(times[1] - times[0] >= 2_000_000 && times[2] > times[1], "{times:?}");
+    for script in ["[[stamp 3 every=2]]", "[[flood 500 1 kind=stamp]]"] {
+        let (_, text, _) = agent.turn(script).await;
+        let line = |line: &str| line.split_once(' ').map(|(number, time)| (number.parse(), time.parse()));
+        let (numbers, times): (Vec<_>, Vec<_>) = text.lines().filter_map(line).unzip();
+        let numbers = numbers.into_iter().collect::<Result<Vec<u64>, _>>().unwrap();
+        let times = times.into_iter().collect::<Result<Vec<u64>, _>>().unwrap();
+        assert!(numbers.into_iter().eq(0..times.len() as u64) && times.len() >= 3, "{script}: {text}");
+        assert!(times[2] - times[0] >= 3_000_000, "{script}: {times:?}");
+    }
 }
 
 #[tokio::test]

@@ -326,6 +326,51 @@ async fn a_caller_that_leaves_cancels_its_turn() {
 }
 
 #[tokio::test]
+async fn a_turn_whose_time_is_over_says_what_kept_the_agent_and_the_session_goes_on() {
+    let place = Place::new();
+    let (session, mut pi) = place.ready().await;
+    pi.log("long ago\n").await;
+    let asked = |timeout_ms: u64| {
+        let prompt = Prompt { timeout: Some(Duration::from_millis(timeout_ms)), ..Prompt::text("x") };
+        let session = session.clone();
+        tokio::spawn(async move { session.prompt(prompt).await })
+    };
+    let reply = asked(100);
+    let prompt = pi.expect("prompt").await;
+    pi.accept(&prompt).await;
+    // Not even a running tool excuses it.
+    pi.say(&json!({ "type": "tool_execution_start", "toolCallId": "c", "toolName": "bash", "args": {} }))
+        .await;
+    pi.say(&json!({ "type": "auto_retry_start", "attempt": 1, "errorMessage": "429: slow down" })).await;
+    pi.expect("abort").await;
+    pi.settle().await;
+    let error = soon("the end", reply).await.unwrap().unwrap_err();
+    assert!(matches!(error, PromptError::Timeout { .. }), "{error}");
+    assert!(error.to_string().contains("429: slow down"), "{error}");
+    assert!(!error.to_string().contains("long ago"), "an earlier turn is no reason: {error}");
+    let end = session.events(0);
+    let told = soon("the event", async move {
+        let mut events = end;
+        loop {
+            let event = events.next().await.unwrap().unwrap();
+            if event.notification.contains("_agentos/turn_end") {
+                return event.notification;
+            }
+        }
+    })
+    .await;
+    assert!(told.contains("timeout") && told.contains("429: slow down"), "{told}");
+
+    let reply = asked(100);
+    let prompt = pi.expect("prompt").await;
+    pi.accept(&prompt).await;
+    pi.expect("abort").await;
+    pi.settle().await;
+    let error = soon("the end", reply).await.unwrap().unwrap_err();
+    assert!(error.to_string().ends_with("it has told no reason"), "{error}");
+}
+
+#[tokio::test]
 async fn silence_ends_a_turn_but_not_while_a_tool_runs() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;

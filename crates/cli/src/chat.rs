@@ -6,6 +6,11 @@
 //!                    │ Ctrl-C ─► the turn is cancelled; a second one ends the conversation
 //! ```
 //! Between turns Ctrl-C ends it, too. What was said is kept: `agentos sessions resume` goes on with it.
+//!
+//! Lines may be typed ahead at a terminal. They are prompts: only what is typed after a question was shown answers it. In
+//! lines from elsewhere the answers stand between the prompts.
+
+mod lines;
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -15,7 +20,6 @@ use agentos::{
     SessionEvent, SessionEvents,
 };
 use clap::Args;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 use tokio::time::timeout;
 
 use crate::failure::Failure;
@@ -25,6 +29,7 @@ use crate::run::model::{Keys, ModelArg};
 use crate::run::steps::{Steps, whole_diff};
 use crate::signals::Signals;
 use crate::terminal::{Palette, harmless_line, notice, print};
+use lines::Lines;
 
 /// The events of a turn that has ended are all there; this is for a sidecar that has died.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
@@ -117,11 +122,10 @@ async fn converse(session: Session, since: u64, signals: &mut Signals) -> Result
     let mut chat = Chat {
         events: session.events_since(since),
         requests: session.permission_requests(),
-        lines: BufReader::new(tokio::io::stdin()).lines(),
+        lines: Lines::of_stdin()?,
         steps: Steps::new(Palette::for_stdout()).with_diffs(),
         palette: Palette::for_stdout(),
         asks: std::io::stdin().is_terminal(),
-        unread: None,
         session,
     };
     let outcome = chat.run(signals).await;
@@ -134,26 +138,26 @@ struct Chat {
     session: Session,
     events: SessionEvents,
     requests: PermissionRequests,
-    lines: Lines<BufReader<Stdin>>,
+    lines: Lines,
     steps: Steps,
     palette: Palette,
     /// Whether somebody sits there and wants to be asked for the next line.
     asks: bool,
-    /// A line that was no answer and is the next prompt.
-    unread: Option<String>,
 }
 
 impl Chat {
     async fn run(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         loop {
             self.invite("> ")?;
-            let line = match self.unread.take() {
-                Some(line) => Some(line),
-                None => tokio::select! {
-                    line = self.lines.next_line() => line.map_err(Failure::Input)?,
-                    signal = signals.next() => return Err(Failure::Interrupted { signal }),
-                },
+            let was_ahead = self.lines.is_ahead();
+            let line = tokio::select! {
+                line = self.lines.next() => line?,
+                signal = signals.next() => return Err(Failure::Interrupted { signal }),
             };
+            if was_ahead && self.asks {
+                // It was shown where it was typed, in the middle of something else.
+                print(&format!("{}\n", harmless_line(line.as_deref().unwrap_or_default())))?;
+            }
             match line.as_deref().map(str::trim) {
                 None => return Ok(()),
                 Some("") => {}
@@ -244,6 +248,9 @@ impl Chat {
     /// Asks whether the agent may do something. True where the turn was cancelled instead.
     async fn decide(&mut self, request: PermissionRequest, signals: &mut Signals) -> Result<bool, Failure> {
         print(self.steps.end_line())?;
+        if self.asks && self.lines.set_aside() {
+            notice("what was typed before this question is kept for after this turn");
+        }
         let tool = &request.params()["toolCall"];
         let what = harmless_line(request.description().unwrap_or("something that it does not name"));
         print(&format!("{} {what}\n", self.palette.yellow("The agent asks:")))?;
@@ -258,7 +265,7 @@ impl Chat {
         loop {
             self.invite("Allow it? [y]es, [a]lways, [n]o: ")?;
             let line = tokio::select! {
-                line = self.lines.next_line() => line.map_err(Failure::Input)?,
+                line = self.next_answer() => line?,
                 _ = signals.next() => {
                     let _ = self.session.cancel().await;
                     return Ok(true);
@@ -272,7 +279,7 @@ impl Chat {
                 Some(_) if self.asks => continue,
                 // A list of prompts has no answers in it.
                 Some(_) => {
-                    self.unread = line;
+                    self.lines.put_back(line.unwrap_or_default());
                     PermissionReply::Reject
                 }
             };
@@ -285,5 +292,9 @@ impl Chat {
                 }
             };
         }
+    }
+
+    async fn next_answer(&mut self) -> Result<Option<String>, Failure> {
+        if self.asks { self.lines.answer().await } else { self.lines.next().await }
     }
 }

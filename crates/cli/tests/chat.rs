@@ -4,6 +4,7 @@
 
 mod support;
 
+use support::terminal::Terminal;
 use support::{Finished, Running, World};
 
 /// A conversation of these lines.
@@ -63,6 +64,32 @@ fn the_user_decides_what_an_agent_does() {
     assert!(text.contains("The agent asks:") && text.contains("+two"), "{text}");
     assert!(!project.join("refused.txt").exists() && !project.join("unasked.txt").exists(), "{text}");
     assert!(project.join("allowed.txt").exists(), "{text}");
+}
+
+#[test]
+fn only_what_is_typed_after_a_question_answers_it() {
+    let world = World::with_agents();
+    let project = world.directory("project");
+    let shown = format!("{}:rw", project.display());
+    let mut terminal = Terminal::start(&world, &["chat", "claude", "--project", &shown]);
+    terminal.wait_for("an invitation", |screen| screen.trim_end().ends_with('>'));
+    // The second line is there long before the agent asks, and so is the beginning of a third.
+    terminal.type_keys("Write \"one\" to note.txt\ry\ryes");
+    let kept = "kept for after this turn";
+    let screen = terminal.wait_for("the question", |screen| screen.contains("[n]o:"));
+    assert!(screen.contains(kept), "{screen}");
+    terminal.type_keys("\r");
+    terminal.wait_for("the question again", |screen| screen.matches("[n]o:").count() == 2);
+    assert!(!project.join("note.txt").exists(), "nothing was answered yet");
+    terminal.type_keys("no\r");
+    // The line goes on to be a prompt.
+    terminal.wait_for("the next turn", |screen| {
+        let (_, after) = screen.rsplit_once("[n]o:").unwrap();
+        after.contains("> y") && after.trim_end().ends_with('>')
+    });
+    assert!(!project.join("note.txt").exists(), "{}", terminal.contents());
+    terminal.type_keys("\x04");
+    assert_eq!(terminal.wait_for_end(), 0);
 }
 
 #[test]

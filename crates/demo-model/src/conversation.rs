@@ -79,6 +79,13 @@ pub enum Reply {
     },
     /// Not one byte, until the client gives up.
     Hang,
+    /// A fault that passes: so often for this prompt, and the answer after that.
+    Passing {
+        prompt: String,
+        times: u32,
+        fault: Box<Reply>,
+        answer: Answer,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]

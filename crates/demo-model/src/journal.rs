@@ -135,6 +135,9 @@ pub(crate) fn decision(reply: &Reply) -> Value {
     match reply {
         Reply::Status { code, message } => json!({"kind": "status", "code": code, "message": message}),
         Reply::Hang => json!({"kind": "hang"}),
+        Reply::Passing { times, fault, .. } => {
+            json!({"kind": "passing", "times": times, "fault": self::decision(fault)})
+        }
         Reply::Answer(answer) => answered(answer),
     }
 }

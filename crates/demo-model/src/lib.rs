@@ -42,8 +42,10 @@
 //! | `demo:hang` | never answers |
 //! | `demo:drop` | cuts the connection in the middle of the final text |
 //! | `demo:status CODE [MESSAGE]` | answers with this HTTP status, 400 to 599, in the wire's own error shape |
+//! | `demo:times N` | the fault comes for the first N requests with this prompt, then the text |
 //!
-//! Steps come first, whatever their place; then the texts, or the fault.
+//! Steps come first, whatever their place; then the texts, or the fault. Where one message has several blocks with
+//! directives, the last of them counts.
 //!
 //! # How it fails
 //!

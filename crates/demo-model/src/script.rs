@@ -11,7 +11,8 @@
 //! ```
 //!
 //! There is no state beside the conversation: how far a plan has come is counted from the tool results behind the
-//! prompt. No clock, no I/O, no randomness, so that the same request always gets the same reply.
+//! prompt. No clock, no I/O, no randomness, so that the same request always gets the same reply. Of a fault that passes
+//! ([`Reply::Passing`]) the server counts how often it was.
 
 mod directive;
 mod program;
@@ -73,6 +74,8 @@ struct Plan {
     ask: bool,
     spread: Option<Duration>,
     end: End,
+    /// How often the end comes before the text does.
+    times: Option<u32>,
 }
 
 /// The whole script.
@@ -95,11 +98,23 @@ pub fn decide(conversation: &Conversation) -> Reply {
             None => return Reply::Answer(Answer::text(text::help())),
         },
     };
-    follow(&plan, conversation, &conversation.turns[at + 1..])
+    match (follow(&plan, conversation, &conversation.turns[at + 1..]), plan.times) {
+        (Followed { reply: fault, instead_of: Some(answer) }, Some(times)) => {
+            Reply::Passing { prompt, times, fault: Box::new(fault), answer }
+        }
+        (followed, _) => followed.reply,
+    }
+}
+
+/// The next move of a plan.
+struct Followed {
+    reply: Reply,
+    /// Where it is a fault: the answer in whose place it comes.
+    instead_of: Option<Answer>,
 }
 
 /// The next move of a plan, given what happened since its prompt.
-fn follow(plan: &Plan, conversation: &Conversation, since: &[Turn]) -> Reply {
+fn follow(plan: &Plan, conversation: &Conversation, since: &[Turn]) -> Followed {
     let done = Done::of(since);
     let failed = done.results.iter().any(|r| r.failed);
     if !failed && let Some(step) = plan.steps.get(done.results.len()) {
@@ -113,26 +128,25 @@ fn follow(plan: &Plan, conversation: &Conversation, since: &[Turn]) -> Reply {
             }
             step => tools::call(step, conversation),
         };
-        return Reply::Answer(match call {
+        let reply = Reply::Answer(match call {
             Ok(call) => Answer::call(call),
             Err(unfit) => Answer::text(text::unfit(unfit, &done.results)),
         });
+        return Followed { reply, instead_of: None };
     }
     end(plan, conversation, &done.results)
 }
 
-fn end(plan: &Plan, conversation: &Conversation, results: &[&ToolResult]) -> Reply {
+fn end(plan: &Plan, conversation: &Conversation, results: &[&ToolResult]) -> Followed {
     let mut answer = Answer::text(text::last(plan, conversation, results));
     answer.spread = plan.spread;
-    match &plan.end {
-        End::Text => {}
-        End::Drop => answer.cut = true,
-        End::Hang => return Reply::Hang,
-        End::Status { code, message } => {
-            return Reply::Status { code: *code, message: text::status(*code, message) };
-        }
-    }
-    Reply::Answer(answer)
+    let reply = match &plan.end {
+        End::Text => return Followed { reply: Reply::Answer(answer), instead_of: None },
+        End::Drop => Reply::Answer(Answer { cut: true, ..answer.clone() }),
+        End::Hang => Reply::Hang,
+        End::Status { code, message } => Reply::Status { code: *code, message: text::status(*code, message) },
+    };
+    Followed { reply, instead_of: Some(answer) }
 }
 
 /// What the tools answered since the prompt.
@@ -170,22 +184,27 @@ fn called_name<'a>(turns: &'a [Turn], result: &'a ToolResult) -> Option<&'a str>
     by_id.map(|call| call.name.as_str()).or(result.name.as_deref())
 }
 
-/// The last user turn that says something of the user's, and its place.
+/// The last user turn that says something of the user's, and its place. Of several blocks with directives the last one
+/// counts: a prompt that had no answer and the next one come as one message from Claude.
 fn last_prompt(conversation: &Conversation) -> Option<(usize, String)> {
     let turns = conversation.turns.iter().enumerate().rev();
-    turns.into_iter().find_map(|(at, turn)| user_text(turn).map(|text| (at, text)))
+    turns.into_iter().find_map(|(at, turn)| {
+        let said = user_blocks(turn)?;
+        let from = said.iter().rposition(|block| directive::is_in(block)).unwrap_or(0);
+        Some((at, said[from..].join("\n")))
+    })
 }
 
 /// The first thing the user said in this conversation.
 fn first_prompt(conversation: &Conversation) -> Option<String> {
-    conversation.turns.iter().find_map(user_text)
+    conversation.turns.iter().find_map(user_blocks).map(|said| said.join("\n"))
 }
 
 /// What the user wrote in this turn, without the context agents add to it.
-fn user_text(turn: &Turn) -> Option<String> {
+fn user_blocks(turn: &Turn) -> Option<Vec<String>> {
     let Turn::User(blocks) = turn else { return None };
     let said: Vec<String> = blocks.iter().filter_map(|block| without_context(block)).collect();
-    (!said.is_empty()).then(|| said.join("\n"))
+    (!said.is_empty()).then_some(said)
 }
 
 /// A block without the context that agents wrap in tags of their own; `None` where nothing else is in it.

@@ -10,6 +10,7 @@
 
 mod answer;
 mod body;
+mod passing;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -27,6 +28,7 @@ use tokio::task::JoinSet;
 
 use crate::journal::Journal;
 use crate::listen::{Listen, Listener, Stream};
+use passing::Passing;
 
 /// More than any VM's agents need; a further client waits in the listener's queue.
 const MAX_CONNECTIONS: usize = 256;
@@ -125,6 +127,7 @@ pub async fn serve(
 #[derive(Debug)]
 struct Server {
     journal: Journal,
+    passing: Passing,
     large_bodies: Semaphore,
     /// Makes ids unique within this process.
     answered: AtomicU64,
@@ -136,6 +139,7 @@ impl Server {
     fn new(journal: Journal) -> Self {
         Self {
             journal,
+            passing: Passing::default(),
             large_bodies: Semaphore::new(LARGE_BODIES_AT_ONCE),
             answered: AtomicU64::new(0),
             started_ms: now_ms(),

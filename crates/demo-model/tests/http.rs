@@ -207,6 +207,25 @@ async fn faults_are_what_was_ordered() {
 }
 
 #[tokio::test]
+async fn a_fault_passes_when_it_was_ordered_to() {
+    let model = Model::start(None).await;
+    for (prompt, other) in
+        [("demo:status 500 a", "demo:status 500 b"), ("demo:drop", "demo:drop\ndemo:say x")]
+    {
+        let passing = format!("{prompt}\ndemo:times 2");
+        for _ in 0..2 {
+            let got = model.chat(&passing, true).await;
+            assert!(got.status == 500 || !got.complete, "{got:?}");
+        }
+        let got = model.chat(&format!("{other}\ndemo:times 1"), true).await;
+        assert!(got.status == 500 || !got.complete, "each prompt is counted by itself: {got:?}");
+        let got = model.chat(&passing, true).await;
+        assert!(got.complete && got.chat_text().starts_with(MARK), "{got:?}");
+    }
+    model.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_answer_comes_piece_by_piece() {
     let model = Model::start(None).await;
     let mut stream = model.send("POST", "/v1/chat/completions", &chat_body("demo:slow 600000", true)).await;

@@ -323,12 +323,13 @@ impl Driver {
         self.call(call, Purpose::Undo)
     }
 
-    /// A deadline has passed: of the dispose, or of processes.
+    /// A deadline has passed: of the dispose, of processes, or of those who wait for them.
     fn expire(&mut self) -> Result<(), Stop> {
         let now = Instant::now();
         if self.kill_at.is_some_and(|at| at <= now) {
             return Err(Stop::Reason(GoneReason::Disposed));
         }
+        self.processes.give_out_early(now);
         for process in self.processes.take_timed_out(now) {
             self.kill_group(&process)?;
         }

@@ -98,7 +98,8 @@ impl Vm {
         let program = Program { argv, env: spec.env, cwd: spec.cwd };
         let stdio = Stdio::Pipes { stdin: spec.stdin.is_some() };
         let request = prepare::spawn_request(self.spec(), program, stdio, false)?;
-        let plan = SpawnPlan { request, kind: Kind::Exec, input: None, timeout: spec.timeout };
+        let plan =
+            SpawnPlan { request, kind: Kind::Exec, input: None, timeout: spec.timeout, patience: None };
         let running = self.start(plan).await?;
         let Some(pipes) = running.pipes else {
             // Every exec has pipes: the plan above says so.

@@ -78,6 +78,12 @@ impl Output {
         Ok(Filled::Some(read))
     }
 
+    /// Adds what the process itself could not say.
+    pub(crate) fn push(&self, data: &[u8]) {
+        lock(&self.shared.window).push(data);
+        self.shared.grown.notify_waiters();
+    }
+
     pub(crate) fn finish(&self) {
         lock(&self.shared.window).finish();
         self.shared.grown.notify_waiters();

@@ -1,6 +1,6 @@
 //! Processes of a VM: how they are started, read, written to, waited for and listed.
 //!
-//! [`Vm::spawn`] returns once the program runs. From then on a task carries its output into windows that any number of
+//! [`Vm::spawn`] returns once the program runs, or its caller's patience has ended. While it runs a task carries its output into windows that any number of
 //! readers follow by offset, see [`Output`]; its exit is kept for whoever asks later. A handle that is dropped ends
 //! nothing.
 
@@ -42,6 +42,9 @@ pub struct ProcessSpec {
     pub stdin: Stdin,
     /// The process group is killed after it.
     pub timeout: Option<Duration>,
+    /// How long spawn waits for the program to run; None is for as long as it takes. After that the process is given out,
+    /// and should its program not run, it exits with 127 and the reason on stderr.
+    pub patience: Option<Duration>,
     /// What it starts ends with it at the latest, daemons too; see [`Process::kill_supervised`].
     pub supervised: bool,
 }
@@ -138,8 +141,17 @@ impl ProcessDriver {
     }
 }
 
+impl ProcessInfo {
+    /// What it will be, where /proc shows only where it comes from.
+    fn show_as_wished(&mut self, process: &LiveProcess) {
+        self.argv.clone_from(&process.argv);
+        self.cwd.clone_from(&process.cwd);
+        self.driver = ProcessDriver::of_executable(self.argv.first().map_or(&[], Vec::as_slice));
+    }
+}
+
 impl Vm {
-    /// Starts a program and returns once it runs. A dropped future kills what it began. A supervised one is in no list
+    /// Starts a program and returns once it runs, or with the end of the patience. A dropped future kills what it began. A supervised one is in no list
     /// of spawned processes.
     pub async fn spawn(&self, spec: ProcessSpec) -> Result<Process, SpawnError> {
         let (piped, input) = match spec.stdin {
@@ -151,7 +163,7 @@ impl Vm {
         let stdio = Stdio::Pipes { stdin: piped };
         let request = prepare::spawn_request(self.spec(), program, stdio, spec.supervised)?;
         let kind = if spec.supervised { Kind::Supervised } else { Kind::Spawn };
-        let plan = SpawnPlan { request, kind, input, timeout: spec.timeout };
+        let plan = SpawnPlan { request, kind, input, timeout: spec.timeout, patience: spec.patience };
         let mut running = self.start(plan).await?;
         running.guard.disarm();
         Ok(Process { vm: self.clone(), live: running.process })
@@ -174,6 +186,11 @@ impl Vm {
         let alive: HashSet<i32> = entries.iter().map(|entry| entry.pid).collect();
         let mut processes: Vec<_> = entries.into_iter().map(alive_info).collect();
         let mut records = lock(&self.shared().records);
+        for info in &mut processes {
+            if let Some(process) = records.find(info.pid).filter(|process| process.is_early()) {
+                info.show_as_wished(&process);
+            }
+        }
         let exited = records.recently_exited(std::time::Instant::now());
         processes.extend(exited.filter(|info| !alive.contains(&info.pid)).cloned());
         Ok(processes)

@@ -36,6 +36,14 @@ pub(crate) struct Streams {
     pub(crate) stderr: Output,
 }
 
+impl Streams {
+    /// Ends the output of a process whose descriptors nobody has read.
+    pub(crate) fn finish(&self) {
+        self.stdout.finish();
+        self.stderr.finish();
+    }
+}
+
 pub(crate) async fn pump_pipes(pipes: Pipes, streams: Streams) {
     let feed = async {
         if let (Some(target), Some(queue)) = (pipes.stdin, streams.stdin) {

@@ -110,7 +110,7 @@ impl Vm {
         // A size of 0 means "unknown" to programs, which then take 80 by 24 themselves or divide by it.
         let stdio = Stdio::Terminal { cols: spec.cols.max(1), rows: spec.rows.max(1) };
         let request = prepare::spawn_request(self.spec(), program, stdio, false)?;
-        let plan = SpawnPlan { request, kind: Kind::Shell, input: None, timeout: None };
+        let plan = SpawnPlan { request, kind: Kind::Shell, input: None, timeout: None, patience: None };
         let mut running = self.start(plan).await?;
         running.guard.disarm();
         let id = lock(&self.shared().shells).add(&running.process);

@@ -6,21 +6,33 @@
 import { constants } from "node:os";
 
 import { traced } from "./failure.js";
-import { addon, type ExitShape, type SpawnedShape, type Vm } from "./native.js";
-import { bytes, createWish, execWish, sessionWish, spawnWish } from "./options.js";
+import { addon, type EventShape, type ExitShape, type Vm } from "./native.js";
+import { bytes, createWish, execWish, historyWish, permissionReply, sessionWish, spawnWish } from "./options.js";
 import type {
+  AgentCapabilities,
+  AgentInfo,
   AgentOsOptions,
+  AgentRegistryEntry,
   AgentType,
   CreateSessionOptions,
   ExecOptions,
   ExecResult,
   Exit,
+  GetEventsOptions,
   JsonRpcNotification,
   JsonRpcResponse,
+  PermissionReply,
+  PermissionRequest,
+  PermissionRequestHandler,
   ProcessInfo,
   PromptResult,
+  ReadHistoryOptions,
+  SequencedEvent,
+  SessionConfigOption,
   SessionEventHandler,
   SessionInfo,
+  SessionInitData,
+  SessionModeState,
   SpawnedProcessInfo,
   SpawnOptions,
 } from "./types.js";
@@ -75,7 +87,10 @@ export class AgentOs {
     return result;
   }
 
-  /** Starts a program without a shell and returns when it runs; throws ENOENT or EACCES where it can't. */
+  /**
+   * Starts a program without a shell and returns when it runs; throws ENOENT or EACCES where it can't. After 20 ms it
+   * returns in any case: a program that can't be run then exits with 127, and the reason is on its stderr.
+   */
   spawn(command: string, args: string[], options: SpawnOptions = {}): { pid: number } {
     const { onStdout, onStderr } = options;
     return { pid: this.#vm.spawn([command, ...args], spawnWish(options), [onStdout, onStderr]) };
@@ -83,20 +98,16 @@ export class AgentOs {
 
   /** The processes started by `spawn`, exited ones too. */
   listProcesses(): SpawnedProcessInfo[] {
-    return this.#vm.listProcesses().map(spawned);
+    return this.#vm.listProcesses();
   }
 
   /** Every process in the VM, whoever started it. */
   allProcesses(): ProcessInfo[] {
-    return this.#vm.allProcesses().map((process) => ({
-      ...process,
-      exitCode: process.exitCode ?? null,
-      exitTime: process.exitTime ?? null,
-    }));
+    return this.#vm.allProcesses();
   }
 
   getProcess(pid: number): SpawnedProcessInfo {
-    return spawned(this.#vm.getProcess(pid));
+    return this.#vm.getProcess(pid);
   }
 
   /** Sends SIGTERM; does nothing once the process has exited. */
@@ -128,6 +139,11 @@ export class AgentOs {
     return { ...rest, response: JSON.parse(responseJson) as JsonRpcResponse };
   }
 
+  /** Ends what the agent is doing: the running prompt resolves as cancelled. Says `{cancelled: false}` if nothing runs. */
+  async cancelSession(sessionId: string): Promise<JsonRpcResponse> {
+    return ownAnswer({ cancelled: await traced(this.#vm.cancelSession(sessionId)) });
+  }
+
   /** Ends every process of the session now. Its transcript is kept. */
   closeSession(sessionId: string): void {
     this.#vm.closeSession(sessionId);
@@ -136,6 +152,107 @@ export class AgentOs {
   /** Cancels what the session is doing, closes it politely and waits for that. */
   async destroySession(sessionId: string): Promise<void> {
     await traced(this.#vm.destroySession(sessionId));
+  }
+
+  /** Removes the session's transcript and files; one that lives is ended first, at once. */
+  async deleteSession(sessionId: string): Promise<void> {
+    await traced(this.#vm.deleteSession(sessionId));
+  }
+
+  /** The session, where it lives; throws where it doesn't. */
+  resumeSession(sessionId: string): { sessionId: string } {
+    this.#vm.resumeSession(sessionId);
+    return { sessionId };
+  }
+
+  /** Brings a stored session back in this VM, under its id. Its event `_agentos/restored` says how, and what it lost. */
+  async restoreSession(sessionId: string): Promise<{ sessionId: string }> {
+    return { sessionId: await traced(this.#vm.restoreSession(sessionId)) };
+  }
+
+  // -------------------------------------------------------------- what the agent is asked for, and asks for
+
+  /** Resolves with the agent's answer, also where that is an error: -32601 for what it can't do. */
+  async setSessionMode(sessionId: string, modeId: string): Promise<JsonRpcResponse> {
+    return answer(await traced(this.#vm.setSessionMode(sessionId, modeId)));
+  }
+
+  getSessionModes(sessionId: string): SessionModeState | null {
+    return this.#state(sessionId).modes ?? null;
+  }
+
+  /** As `setSessionMode`. */
+  async setSessionModel(sessionId: string, model: string): Promise<JsonRpcResponse> {
+    return answer(await traced(this.#vm.setSessionModel(sessionId, model)));
+  }
+
+  /** As `setSessionMode`. */
+  async setSessionThoughtLevel(sessionId: string, level: string): Promise<JsonRpcResponse> {
+    return answer(await traced(this.#vm.setSessionThoughtLevel(sessionId, level)));
+  }
+
+  getSessionConfigOptions(sessionId: string): SessionConfigOption[] {
+    return this.#state(sessionId).configOptions;
+  }
+
+  /** What the agent said it can do; null where it said nothing. */
+  getSessionCapabilities(sessionId: string): AgentCapabilities | null {
+    const { capabilities } = this.#state(sessionId);
+    return Object.keys(capabilities).length > 0 ? capabilities : null;
+  }
+
+  getSessionAgentInfo(sessionId: string): AgentInfo | null {
+    return this.#state(sessionId).agentInfo ?? null;
+  }
+
+  /** Sends any ACP request to the agent, its own session id filled in. As `setSessionMode`. */
+  async rawSend(sessionId: string, method: string, params: Record<string, unknown> = {}): Promise<JsonRpcResponse> {
+    return answer(await traced(this.#vm.rawSend(sessionId, method, JSON.stringify(params))));
+  }
+
+  /**
+   * Tells `handler` what the agent asks permission for, beginning with what waits already. It is answered by
+   * `respondPermission`, by whomever, within two minutes. While there is no handler, requests are rejected. Returns what
+   * ends that.
+   */
+  onPermissionRequest(sessionId: string, handler: PermissionRequestHandler): () => void {
+    let subscribed = true;
+    const subscription = this.#vm.onPermissionRequest(sessionId, (json) => {
+      if (subscribed) handler(JSON.parse(json) as PermissionRequest);
+    });
+    return () => {
+      subscribed = false;
+      subscription.end();
+    };
+  }
+
+  /** Rejects where nothing waits under that id: it was answered, is too old, or its turn is over. */
+  async respondPermission(sessionId: string, permissionId: string, reply: PermissionReply): Promise<JsonRpcResponse> {
+    await traced(this.#vm.respondPermission(sessionId, permissionId, permissionReply(reply)));
+    return ownAnswer({ permissionId, reply });
+  }
+
+  /** The agents that can be asked for. */
+  listAgents(): AgentRegistryEntry[] {
+    return this.#vm.listAgents();
+  }
+
+  #state(sessionId: string): SessionInitData {
+    return JSON.parse(this.#vm.sessionState(sessionId)) as SessionInitData;
+  }
+
+  // -------------------------------------------------------------- what sessions say
+
+  /** The session's events of any kind, the newest 1,024 of them; `readHistory` has all. */
+  getSessionEvents(sessionId: string, options: GetEventsOptions = {}): SequencedEvent[] {
+    const wish = historyWish("getSessionEvents", options, ["since", "method"]);
+    return this.#vm.sessionEvents(sessionId, wish).map(sequenced);
+  }
+
+  /** The events of a session, whether it lives or not. */
+  async readHistory(sessionId: string, options: ReadHistoryOptions = {}): Promise<SequencedEvent[]> {
+    const wish = historyWish("readHistory", options, ["since", "method", "limit"]);
+    return (await traced(this.#vm.readHistory(sessionId, wish))).map(sequenced);
   }
 
   /**
@@ -167,8 +284,17 @@ export class AgentOs {
   }
 }
 
-function spawned(process: SpawnedShape): SpawnedProcessInfo {
-  return { ...process, exitCode: process.exitCode ?? null };
+function sequenced({ sequenceNumber, notificationJson }: EventShape): SequencedEvent {
+  return { sequenceNumber, notification: JSON.parse(notificationJson) as JsonRpcNotification };
+}
+
+function answer(json: string): JsonRpcResponse {
+  return JSON.parse(json) as JsonRpcResponse;
+}
+
+/** To what is no request of the agent's protocol: its shape is that of the calls that are. */
+function ownAnswer(result: object): JsonRpcResponse {
+  return { jsonrpc: "2.0", id: null, result };
 }
 
 function exit({ kind, code, signal, reason }: ExitShape): Exit {

@@ -3,6 +3,15 @@
  * looked at before, in `options` and `mounts`.
  */
 
+import type {
+  AgentRegistryEntry,
+  PermissionReply,
+  ProcessInfo,
+  PromptResult,
+  SessionInfo,
+  SpawnedProcessInfo,
+} from "./types.js";
+
 export interface CreateWish {
   mounts: MountWish[];
   commandDirs: string[];
@@ -70,35 +79,19 @@ export interface ExecShape {
   truncated: boolean;
 }
 
-export interface SpawnedShape {
-  pid: number;
-  command: string;
-  args: string[];
-  running: boolean;
-  exitCode?: number;
-}
-
-export interface ProcessShape {
-  pid: number;
-  ppid: number;
-  pgid: number;
-  sid: number;
-  driver: "native" | "node" | "python" | "shell";
-  command: string;
-  args: string[];
-  cwd: string;
-  status: "running" | "exited";
-  exitCode?: number;
-  startTime: number;
-  exitTime?: number;
-}
-
-export interface PromptShape {
-  text: string;
-  stopReason: string;
-  model: "demo" | "provider";
-  rejectedPermissions: number;
+export interface PromptShape extends Omit<PromptResult, "response"> {
   responseJson: string;
+}
+
+export interface HistoryWish {
+  since: number | undefined;
+  limit: number | undefined;
+  method: string | undefined;
+}
+
+export interface EventShape {
+  sequenceNumber: number;
+  notificationJson: string;
 }
 
 export type OnChunk = (chunk: Uint8Array) => void;
@@ -117,16 +110,30 @@ export interface Vm {
   writeFile(path: string, content: Uint8Array): Promise<void>;
   exec(command: string, wish: ProcessWish, handlers: OutputHandlers): Promise<ExecShape>;
   spawn(argv: string[], wish: ProcessWish, handlers: OutputHandlers): number;
-  listProcesses(): SpawnedShape[];
-  allProcesses(): ProcessShape[];
-  getProcess(pid: number): SpawnedShape;
+  listProcesses(): SpawnedProcessInfo[];
+  allProcesses(): ProcessInfo[];
+  getProcess(pid: number): SpawnedProcessInfo;
   stopProcess(pid: number): void;
   killProcess(pid: number): void;
   createSession(agentType: string, wish: SessionWish, onInstallProgress: OnText | undefined): Promise<string>;
-  listSessions(): { sessionId: string; agentType: string }[];
+  listSessions(): SessionInfo[];
+  resumeSession(sessionId: string): void;
+  restoreSession(sessionId: string): Promise<string>;
   prompt(sessionId: string, text: string): Promise<PromptShape>;
   closeSession(sessionId: string): void;
   destroySession(sessionId: string): Promise<void>;
+  cancelSession(sessionId: string): Promise<boolean>;
+  deleteSession(sessionId: string): Promise<void>;
+  setSessionMode(sessionId: string, modeId: string): Promise<string>;
+  setSessionModel(sessionId: string, model: string): Promise<string>;
+  setSessionThoughtLevel(sessionId: string, level: string): Promise<string>;
+  rawSend(sessionId: string, method: string, paramsJson: string): Promise<string>;
+  sessionState(sessionId: string): string;
+  sessionEvents(sessionId: string, wish: HistoryWish): EventShape[];
+  readHistory(sessionId: string, wish: HistoryWish): Promise<EventShape[]>;
+  onPermissionRequest(sessionId: string, onRequest: OnText): Subscription;
+  respondPermission(sessionId: string, permissionId: string, reply: PermissionReply): Promise<void>;
+  listAgents(): AgentRegistryEntry[];
   subscribe(sessionId: string, onEvent: OnText, onFailure: OnText): Subscription;
 }
 

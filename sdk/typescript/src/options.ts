@@ -2,13 +2,15 @@
 
 import { failure, refuseOthers } from "./failure.js";
 import { mountWish } from "./mounts.js";
-import type { AgentWish, CreateWish, McpWish, ProcessWish, SessionWish } from "./native.js";
+import type { AgentWish, CreateWish, HistoryWish, McpWish, ProcessWish, SessionWish } from "./native.js";
 import type {
   AgentConfig,
   AgentOsOptions,
   CreateSessionOptions,
   ExecOptions,
   McpServerConfig,
+  PermissionReply,
+  ReadHistoryOptions,
   SpawnOptions,
 } from "./types.js";
 
@@ -122,6 +124,17 @@ function mcpWish(server: McpServerConfig): McpWish {
   }
 }
 
+export function historyWish(call: string, options: ReadHistoryOptions, known: readonly string[]): HistoryWish {
+  refuseOthers(call, options, known);
+  const { since, limit, method } = options;
+  return { since: count("since", since), limit: count("limit", limit), method };
+}
+
+export function permissionReply(reply: PermissionReply): PermissionReply {
+  if (reply === undefined) throw failure("InvalidInput", "A reply to a request for permission is missing");
+  return oneOf("reply", reply, ["once", "always", "reject"]) ?? reply;
+}
+
 /** Text is UTF-8. */
 export function bytes(content: string | Uint8Array): Uint8Array {
   return typeof content === "string" ? new TextEncoder().encode(content) : content;
@@ -137,6 +150,13 @@ function oneOf<T extends string>(name: string, value: T | undefined, words: read
 function amount(name: string, value: number | undefined): number | undefined {
   if (value !== undefined && !(Number.isFinite(value) && value >= 0)) {
     throw failure("InvalidInput", `\`${name}\` is a number that is not negative, not ${value}`);
+  }
+  return value;
+}
+
+function count(name: string, value: number | undefined): number | undefined {
+  if (value !== undefined && !(Number.isSafeInteger(value) && value >= 1)) {
+    throw failure("InvalidInput", `\`${name}\` is a whole number above 0, not ${value}`);
   }
   return value;
 }

@@ -117,6 +117,16 @@ export interface AgentConfig {
   defaultEnv?: Record<string, string>;
 }
 
+/** An agent that can be asked for. */
+export interface AgentRegistryEntry {
+  id: string;
+  acpAdapter: string;
+  agentPackage: string;
+  installed: boolean;
+  /** The installed one, or the one that would be installed. */
+  version?: string;
+}
+
 export type McpServerConfig = McpServerConfigLocal | McpServerConfigRemote;
 
 /** Runs in the VM. */
@@ -134,6 +144,7 @@ export interface McpServerConfigRemote {
   headers?: Record<string, string>;
 }
 
+/** `ask` asks the handlers of `onPermissionRequest`, and where there is none means no. */
 export type PermissionPolicy = "ask" | "allow_all" | "reject_all";
 
 export interface CreateSessionOptions {
@@ -159,12 +170,108 @@ export interface PromptResult {
   text: string;
   stopReason: string;
   model: "demo" | "provider";
+  /** Requests for permission that were rejected because nobody answered them; events of the session say how to answer. */
   rejectedPermissions: number;
 }
 
 export type SessionEventHandler = (event: JsonRpcNotification) => void;
 
+/** An event with its place in its session: they start at 1 and have no gaps. */
+export interface SequencedEvent {
+  sequenceNumber: number;
+  notification: JsonRpcNotification;
+}
+
+export interface GetEventsOptions {
+  /** The first sequence number that is wanted. */
+  since?: number;
+  /** Only notifications of this method, such as `session/update`. */
+  method?: string;
+}
+
+export interface ReadHistoryOptions extends GetEventsOptions {
+  /** At most so many. */
+  limit?: number;
+}
+
+/** Something that an agent asks permission for. Its id works once. */
+export interface PermissionRequest {
+  permissionId: string;
+  description?: string;
+  /** The agent's own: the tool call, and the options it offers. */
+  params: Record<string, unknown>;
+}
+
+/** `always` holds for exactly what was asked, in that session. */
+export type PermissionReply = "once" | "always" | "reject";
+
+export type PermissionRequestHandler = (request: PermissionRequest) => void;
+
+// ---------------------------------------------------------------- what agents say of themselves
+
+export interface SessionMode {
+  id: string;
+  name?: string;
+  label?: string;
+  description?: string;
+}
+
+export interface SessionModeState {
+  currentModeId: string;
+  availableModes: SessionMode[];
+}
+
+export interface SessionConfigOption {
+  id: string;
+  /** What it is about, such as `model` or `thought_level`. */
+  category?: string;
+  label?: string;
+  description?: string;
+  currentValue?: string;
+  /** Absent where any will do. */
+  allowedValues?: { id: string; label?: string }[];
+  readOnly?: boolean;
+}
+
+/** What an agent said it can do; absent where it said nothing. */
+export interface AgentCapabilities {
+  permissions?: boolean;
+  plan_mode?: boolean;
+  questions?: boolean;
+  tool_calls?: boolean;
+  text_messages?: boolean;
+  images?: boolean;
+  file_attachments?: boolean;
+  session_lifecycle?: boolean;
+  error_events?: boolean;
+  reasoning?: boolean;
+  status?: boolean;
+  streaming_deltas?: boolean;
+  mcp_tools?: boolean;
+  promptCapabilities?: { audio?: boolean; embeddedContext?: boolean; image?: boolean };
+}
+
+export interface AgentInfo {
+  name: string;
+  title?: string;
+  version?: string;
+}
+
+export interface SessionInitData {
+  modes?: SessionModeState;
+  configOptions: SessionConfigOption[];
+  capabilities: AgentCapabilities;
+  agentInfo?: AgentInfo;
+}
+
 // ---------------------------------------------------------------- JSON-RPC
+
+export interface JsonRpcRequest {
+  jsonrpc: "2.0";
+  id: number | string;
+  method: string;
+  params?: Record<string, unknown>;
+}
 
 export interface JsonRpcNotification {
   jsonrpc: "2.0";

@@ -83,6 +83,38 @@ interface JsonRpcResponse {
   error?: { code: number; message: string; data?: unknown };
 }
 
+interface SessionMode {
+  id: string;
+  name?: string;
+  label?: string;
+  description?: string;
+}
+interface SessionConfigOption {
+  id: string;
+  category?: string;
+  label?: string;
+  description?: string;
+  currentValue?: string;
+  allowedValues?: { id: string; label?: string }[];
+  readOnly?: boolean;
+}
+interface AgentCapabilities {
+  permissions?: boolean;
+  plan_mode?: boolean;
+  questions?: boolean;
+  tool_calls?: boolean;
+  text_messages?: boolean;
+  images?: boolean;
+  file_attachments?: boolean;
+  session_lifecycle?: boolean;
+  error_events?: boolean;
+  reasoning?: boolean;
+  status?: boolean;
+  streaming_deltas?: boolean;
+  mcp_tools?: boolean;
+  promptCapabilities?: { audio?: boolean; embeddedContext?: boolean; image?: boolean };
+}
+
 export type Shapes = [
   IsTrue<
     Same<
@@ -147,6 +179,46 @@ export type Shapes = [
       }
     >
   >,
+  IsTrue<Same<sdk.PermissionPolicy, "ask" | "allow_all" | "reject_all">>,
+  IsTrue<
+    Same<
+      Flat<sdk.PermissionRequest>,
+      { permissionId: string; description?: string; params: Record<string, unknown> }
+    >
+  >,
+  IsTrue<Same<sdk.PermissionReply, "once" | "always" | "reject">>,
+  IsTrue<Same<sdk.PermissionRequestHandler, (request: sdk.PermissionRequest) => void>>,
+  IsTrue<
+    Same<
+      Flat<sdk.AgentRegistryEntry>,
+      { id: string; acpAdapter: string; agentPackage: string; installed: boolean; version?: string }
+    >
+  >,
+  IsTrue<Same<Flat<sdk.SessionMode>, Flat<SessionMode>>>,
+  IsTrue<Same<Flat<sdk.SessionModeState>, { currentModeId: string; availableModes: sdk.SessionMode[] }>>,
+  IsTrue<Same<Flat<sdk.SessionConfigOption>, Flat<SessionConfigOption>>>,
+  IsTrue<Same<Flat<sdk.AgentCapabilities>, Flat<AgentCapabilities>>>,
+  IsTrue<Same<Flat<sdk.AgentInfo>, { name: string; title?: string; version?: string }>>,
+  IsTrue<
+    Same<
+      Flat<sdk.SessionInitData>,
+      {
+        modes?: sdk.SessionModeState;
+        configOptions: sdk.SessionConfigOption[];
+        capabilities: sdk.AgentCapabilities;
+        agentInfo?: sdk.AgentInfo;
+      }
+    >
+  >,
+  IsTrue<Same<Flat<sdk.SequencedEvent>, { sequenceNumber: number; notification: sdk.JsonRpcNotification }>>,
+  IsTrue<Same<Flat<sdk.GetEventsOptions>, { since?: number; method?: string }>>,
+  IsTrue<Same<Flat<sdk.ReadHistoryOptions>, { since?: number; method?: string; limit?: number }>>,
+  IsTrue<
+    Same<
+      Flat<sdk.JsonRpcRequest>,
+      { jsonrpc: "2.0"; id: number | string; method: string; params?: Record<string, unknown> }
+    >
+  >,
   IsTrue<Same<Flat<sdk.JsonRpcNotification>, Flat<JsonRpcNotification>>>,
   IsTrue<Same<Flat<Omit<sdk.JsonRpcResponse, "error">>, Flat<Omit<JsonRpcResponse, "error">>>>,
   IsTrue<Same<Flat<sdk.JsonRpcError>, { code: number; message: string; data?: unknown }>>,
@@ -176,6 +248,35 @@ export type Signatures = [
   IsTrue<Same<AgentOs["closeSession"], (sessionId: string) => void>>,
   IsTrue<Same<AgentOs["destroySession"], (sessionId: string) => Promise<void>>>,
   IsTrue<Same<AgentOs["onSessionEvent"], (sessionId: string, handler: sdk.SessionEventHandler) => () => void>>,
+  IsTrue<Same<AgentOs["onPermissionRequest"], (sessionId: string, handler: sdk.PermissionRequestHandler) => () => void>>,
+  IsTrue<
+    Same<
+      AgentOs["respondPermission"],
+      (sessionId: string, permissionId: string, reply: sdk.PermissionReply) => Promise<sdk.JsonRpcResponse>
+    >
+  >,
+  IsTrue<Same<AgentOs["cancelSession"], (sessionId: string) => Promise<sdk.JsonRpcResponse>>>,
+  IsTrue<Same<AgentOs["resumeSession"], (sessionId: string) => { sessionId: string }>>,
+  IsTrue<Same<AgentOs["restoreSession"], (sessionId: string) => Promise<{ sessionId: string }>>>,
+  IsTrue<Same<AgentOs["deleteSession"], (sessionId: string) => Promise<void>>>,
+  IsTrue<Same<AgentOs["setSessionMode"], (sessionId: string, modeId: string) => Promise<sdk.JsonRpcResponse>>>,
+  IsTrue<Same<AgentOs["getSessionModes"], (sessionId: string) => sdk.SessionModeState | null>>,
+  IsTrue<Same<AgentOs["setSessionModel"], (sessionId: string, model: string) => Promise<sdk.JsonRpcResponse>>>,
+  IsTrue<Same<AgentOs["setSessionThoughtLevel"], (sessionId: string, level: string) => Promise<sdk.JsonRpcResponse>>>,
+  IsTrue<Same<AgentOs["getSessionConfigOptions"], (sessionId: string) => sdk.SessionConfigOption[]>>,
+  IsTrue<Same<AgentOs["getSessionCapabilities"], (sessionId: string) => sdk.AgentCapabilities | null>>,
+  IsTrue<Same<AgentOs["getSessionAgentInfo"], (sessionId: string) => sdk.AgentInfo | null>>,
+  IsTrue<
+    Same<
+      AgentOs["rawSend"],
+      (sessionId: string, method: string, params?: Record<string, unknown>) => Promise<sdk.JsonRpcResponse>
+    >
+  >,
+  IsTrue<Same<AgentOs["getSessionEvents"], (sessionId: string, options?: sdk.GetEventsOptions) => sdk.SequencedEvent[]>>,
+  IsTrue<
+    Same<AgentOs["readHistory"], (sessionId: string, options?: sdk.ReadHistoryOptions) => Promise<sdk.SequencedEvent[]>>
+  >,
+  IsTrue<Same<AgentOs["listAgents"], () => sdk.AgentRegistryEntry[]>>,
   IsTrue<Same<typeof createHostDirBackend, (options: sdk.HostDirBackendOptions) => sdk.NativeMountPlugin>>,
   IsTrue<
     Same<
@@ -208,5 +309,22 @@ export type NothingElse = IsTrue<
     | "closeSession"
     | "destroySession"
     | "onSessionEvent"
+    | "onPermissionRequest"
+    | "respondPermission"
+    | "cancelSession"
+    | "resumeSession"
+    | "restoreSession"
+    | "deleteSession"
+    | "setSessionMode"
+    | "getSessionModes"
+    | "setSessionModel"
+    | "setSessionThoughtLevel"
+    | "getSessionConfigOptions"
+    | "getSessionCapabilities"
+    | "getSessionAgentInfo"
+    | "rawSend"
+    | "getSessionEvents"
+    | "readHistory"
+    | "listAgents"
   >
 >;

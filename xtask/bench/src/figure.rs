@@ -29,6 +29,8 @@ impl Unit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Quantile(pub(crate) u8);
 
+/// For what must hold for each of them.
+pub(crate) const LOWEST: Quantile = Quantile(0);
 pub(crate) const MEDIAN: Quantile = Quantile(50);
 pub(crate) const P95: Quantile = Quantile(95);
 pub(crate) const P99: Quantile = Quantile(99);
@@ -62,7 +64,7 @@ pub(crate) struct Other {
 
 #[derive(Debug)]
 pub(crate) struct Figure {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) unit: Unit,
     pub(crate) samples: Vec<f64>,
     /// The same thing done on the host without a VM.
@@ -72,11 +74,11 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    pub(crate) fn new(name: &'static str, unit: Unit, samples: Vec<f64>) -> Self {
-        Self { name, unit, samples, host: Vec::new(), others: Vec::new(), limits: Vec::new() }
+    pub(crate) fn new(name: impl Into<String>, unit: Unit, samples: Vec<f64>) -> Self {
+        Self { name: name.into(), unit, samples, host: Vec::new(), others: Vec::new(), limits: Vec::new() }
     }
 
-    pub(crate) fn milliseconds(name: &'static str, samples: Vec<f64>) -> Self {
+    pub(crate) fn milliseconds(name: impl Into<String>, samples: Vec<f64>) -> Self {
         Self::new(name, Unit::Milliseconds, samples)
     }
 

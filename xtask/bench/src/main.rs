@@ -7,6 +7,7 @@
 //! - [`figure`]: a row of the table: samples, what they are compared with, what they may be at most
 //! - [`report`]: the table and the JSON
 //! - [`host`]: the host's side: baselines, memory, who is who in `/proc`
+//! - [`bare`]: a real agent without a VM
 //! - [`peer`], [`names`]: both ends of the connections that are measured, and a DNS server
 //! - [`rivals`]: other programs that do what a VM's network does
 //! - [`rows`]: what is measured, one file per subject
@@ -17,6 +18,7 @@
 // The table is the purpose of this program.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bare;
 mod figure;
 mod host;
 mod names;

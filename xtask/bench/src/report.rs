@@ -41,7 +41,7 @@ fn row(figure: &Figure) -> [String; 9] {
     let limits: Vec<String> =
         figure.limits.iter().map(|(quantile, limit)| show_limit(figure, *quantile, *limit)).collect();
     [
-        figure.name.to_owned(),
+        figure.name.clone(),
         figure.samples.len().to_string(),
         number(at(&figure.samples, best), figure.unit),
         number(at(&figure.samples, MEDIAN), figure.unit),

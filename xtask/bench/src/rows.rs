@@ -5,6 +5,7 @@ mod agent;
 mod create;
 mod density;
 mod dispose;
+mod events;
 mod exec;
 pub(crate) mod fetch;
 mod filesystem;
@@ -28,6 +29,7 @@ pub(crate) async fn all(bench: &mut Bench) -> Result<(), Failure> {
     density::sidecar(bench).await?;
     create::burst(bench).await?;
     if !bench.quick {
+        events::measure(bench).await?;
         agent::measure(bench).await?;
         acp::measure(bench).await?;
         density::measure(bench).await?;

@@ -60,8 +60,14 @@ const TABLE: &[Row] = &[
     // The TypeScript SDK is the Rust SDK in other shapes: what it can't do by that, it can't do.
     Row { package: "agentos-typescript", may_use: &["agentos"], tests_may_use: &[], never: GRPC },
     Row { package: "xtask", may_use: &[], tests_may_use: &[], never: RUNTIME },
-    // Measures what a user of the SDK gets, so it sees what a user sees.
-    Row { package: "agentos-bench", may_use: &["agentos"], tests_may_use: &[], never: GRPC },
+    // Measures what a user of the SDK gets, so it sees what a user sees; how an agent is started, of the one beside it
+    // that has no VM.
+    Row {
+        package: "agentos-bench",
+        may_use: &["agentos", "agentos-agents"],
+        tests_may_use: &[],
+        never: GRPC,
+    },
 ];
 
 pub(super) fn check(metadata: &Value) -> Vec<Problem> {

@@ -1,5 +1,7 @@
 //! Processes.
 
+use std::time::Duration;
+
 use agentos_proto::v1;
 use bytes::Bytes;
 
@@ -100,6 +102,7 @@ pub(crate) fn spawn_request(
     argv: Vec<Bytes>,
     options: ProcessOptions,
     stdin: Stdin,
+    patience: Option<Duration>,
 ) -> Result<v1::SpawnRequest, RequestError> {
     check_arguments(&argv, &options)?;
     let stdin = match stdin {
@@ -112,6 +115,7 @@ pub(crate) fn spawn_request(
         argv,
         options: Some(process_options(options)),
         stdin: Some(v1::Stdin { kind: Some(stdin) }),
+        patience_ms: patience.map(super::millis),
     })
 }
 

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
 
+mod faults;
+mod instructions;
+mod model;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;

@@ -5,16 +5,15 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use agentos::{
-    AgentOs, Body, ErrorKind, McpServer, PermissionPolicy, PermissionReply, ProcessStatus, Prompt, Session,
+    AgentOs, ErrorKind, McpServer, PermissionPolicy, PermissionReply, ProcessStatus, Prompt, Session,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use http_body_util::BodyExt as _;
 use serde_json::json;
 
 use super::support::world::World;
 use super::support::{eventually, within};
-use super::{demo_vm, random};
+use super::{demo_vm, model, random};
 
 /// Each built-in agent, and what of [`FEATURES`] it refuses. The rest it does.
 const AGENTS: [(&str, &[&str]); 6] = [
@@ -219,10 +218,7 @@ async fn image(vm: &AgentOs, session: &Session) -> Cell {
     let pixel = BASE64.decode(PNG).unwrap();
     let prompt = Prompt::text("demo:say seen").image("image/png", pixel);
     within("the image", session.prompt(prompt)).await.map_err(|error| error.to_string())?;
-    let request = http::Request::get("/_demo/requests").body(Body::empty()).unwrap();
-    let answer = vm.fetch(41_414, request).await.unwrap();
-    let log = answer.into_body().collect().await.unwrap().to_bytes();
-    if String::from_utf8_lossy(&log).contains(PNG) {
+    if model::asked(vm).await.iter().any(|request| request.to_string().contains(PNG)) {
         Ok(())
     } else {
         Err("it took the image and did not hand it to the model".to_owned())

@@ -39,3 +39,17 @@ pub(crate) fn agent_store() -> std::path::PathBuf {
     });
     home.join("agents")
 }
+
+/// Where a VM of [`scripted_agent`] sees it.
+pub(crate) const SCRIPTED_AGENT: &str = "/opt/scripted/fake_acp_agent";
+
+/// The agent that is made of a script, shown to a VM of these options: named by the test run, or beside this executable.
+pub(crate) fn scripted_agent(options: agentos::AgentOsOptions) -> agentos::AgentOsOptions {
+    let built = || {
+        let own = std::env::current_exe().unwrap();
+        own.parent().unwrap().parent().unwrap().join("examples/fake_acp_agent")
+    };
+    let path = std::env::var_os("AGENTOS_TEST_FAKE_AGENT").map_or_else(built, std::path::PathBuf::from);
+    assert!(path.exists(), "{} is not built: cargo build -p agentos-agents --examples", path.display());
+    options.mount("/opt/scripted", agentos::Mount::host_dir(path.parent().unwrap()))
+}

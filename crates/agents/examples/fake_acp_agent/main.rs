@@ -33,7 +33,7 @@
 //! | `update JSON` | `session/update` with this update; `update-for SESSION JSON` for another session |
 //! | `notify METHOD JSON` | any notification |
 //! | `meta` | from now on `_meta` is in everything |
-//! | `echo WHAT` | as JSON: initialize, client, session, prompt, received, answers, argv, pid, cwd, `env NAME` |
+//! | `echo WHAT` | as JSON: initialize, client, session, prompt, received, answers, answered (their ids), argv, pid, cwd, `env NAME` |
 //! | `recall` | what the user said in this session before, one line each |
 //! | `log TEXT`, `log-flood BYTES` | lines on stderr |
 //!
@@ -60,7 +60,7 @@
 //!
 //! | directive | |
 //! |---|---|
-//! | `flood RATE [SECONDS] [kind=K] [pad=BYTES]` | numbered updates, RATE a second; rate 0: SECONDS is their number, and they come as fast as they can. Kinds: message (the number and a space), thought, unknown, notification, garbage, request, log |
+//! | `flood RATE [SECONDS] [kind=K] [pad=BYTES]` | numbered updates, RATE a second; rate 0: SECONDS is their number, and they come as fast as they can. Kinds: message (the number and a space), stamp (as below), thought, unknown, notification, garbage, request, log |
 //! | `stamp N [every=MS]` | chunks `NUMBER NANOSECONDS\n`, with CLOCK_MONOTONIC at the time of writing |
 //! | `line BYTES [json]` | one line of that many bytes, as text or as one update |
 //! | `half BYTES` | the same as an update whose end never comes |

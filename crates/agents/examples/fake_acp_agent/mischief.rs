@@ -94,6 +94,7 @@ fn flood(turn: &mut Turn, step: &Step) -> Done {
 fn drop_of(turn: &mut Turn, kind: &str, number: u64, pad: &str) -> Result<(), String> {
     match kind {
         "message" => turn.say(&format!("{number} {pad}")),
+        "stamp" => turn.say(&format!("{number} {}\n", nanoseconds())),
         "thought" => turn.chunk("agent_thought_chunk", &format!("{number} {pad}")),
         "unknown" => turn.update(&json!({ "sessionUpdate": "news_of_tomorrow", "n": number, "pad": pad })),
         "notification" => turn.agent.wire.notify("_fake/news", &json!({ "n": number, "pad": pad })),
@@ -114,10 +115,15 @@ fn stamp(turn: &mut Turn, step: &Step) -> Done {
         if turn.pause(Duration::from_millis(every)) == Next::Cancelled {
             return Ok(Next::Cancelled);
         }
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        turn.say(&format!("{number} {}\n", i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)));
+        turn.say(&format!("{number} {}\n", nanoseconds()));
     }
     Ok(Next::Step)
+}
+
+/// The time by CLOCK_MONOTONIC.
+fn nanoseconds() -> i128 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
 }
 
 /// What is around the text of a chunk.

@@ -85,6 +85,7 @@ fn echo(turn: &mut Turn, step: &Step) -> Done {
         "prompt" => session.map(|session| session.prompt.clone()).unwrap_or_default(),
         "received" => json!(known.received),
         "answers" => json!(known.answers),
+        "answered" => known.answers.iter().map(|answer| answer["id"].clone()).collect(),
         "argv" => std::env::args().collect(),
         "pid" => json!(std::process::id()),
         "cwd" => json!(std::env::current_dir().ok()),

@@ -19,19 +19,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::error::{AgentFault, PermissionError, PromptError};
 use super::link::Link;
 use super::permissions::{Answer, Desk, Verdict};
+use super::running::{Due, Running};
 use super::state::SessionState;
 use super::turn::Turn;
-use super::workspace::Client;
-use super::{PromptReply, Reply, Request, Shared};
+use super::workspace::{Answered, Client};
+use super::{Prompt, PromptReply, Reply, Request, Shared};
 use crate::permission::PermissionReply;
 use crate::transcript::{PROMPT, TURN_END};
 use crate::wire::acp;
 use crate::wire::message::{Message, Notification, RpcError};
 
-/// A cancelled turn is answered after this, whether the agent has stopped or not.
-const CANCEL_GRACE: Duration = Duration::from_secs(2);
-/// A cancellation that reaches some agents before they have begun finds nothing to cancel: it is repeated.
-const CANCEL_AGAIN: Duration = Duration::from_millis(250);
 /// How long an agent may go on with a turn that was answered without it. Cancelled agents stop within a second; one that
 /// never does would leave its session busy for ever.
 const SETTLE_GRACE: Duration = Duration::from_secs(10);
@@ -54,23 +51,6 @@ impl From<AgentFault> for End {
     fn from(fault: AgentFault) -> Self {
         Self::Fault(fault)
     }
-}
-
-/// The running prompt.
-struct Running {
-    /// The id of its request.
-    number: u64,
-    reply: Reply<PromptReply>,
-    idle: Duration,
-    cancelled: Option<Cancelled>,
-    rejected: u32,
-}
-
-/// A prompt that is being cancelled.
-struct Cancelled {
-    /// When it is answered even if the agent hasn't stopped.
-    answer_at: Instant,
-    again_at: Option<Instant>,
 }
 
 /// A turn that was answered before the agent was done with it.
@@ -108,7 +88,7 @@ pub(super) struct Driver {
     settling: Option<Settling>,
     asked: HashMap<u64, Asked>,
     /// What the agent has asked for and is being done.
-    work: JoinSet<(Value, Result<Value, RpcError>)>,
+    work: JoinSet<(Value, Answered)>,
 }
 
 impl Driver {
@@ -148,7 +128,7 @@ impl Driver {
         let Self { link, running, work, handlers, .. } = self;
         let caller_left = async {
             match running {
-                Some(running) if running.cancelled.is_none() => running.reply.closed().await,
+                Some(running) if !running.is_cancelled() => running.reply.closed().await,
                 _ => std::future::pending().await,
             }
         };
@@ -164,13 +144,13 @@ impl Driver {
             },
             Some(done) = work.join_next(), if !work.is_empty() => {
                 // Work that panicked is a request without an answer, which is the agent's to wait for.
-                if let Ok((id, outcome)) = done {
-                    self.link.answer(&id, &outcome)?;
+                if let Ok((id, answered)) = done {
+                    self.link.deliver(&id, answered)?;
                 }
             }
             // The deadlines of what waits are others now.
             Ok(()) = handlers.changed() => {}
-            () = caller_left => drop(self.cancel().await?),
+            () = caller_left => drop(self.cancel(None).await?),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_deadline().await?,
         }
         Ok(())
@@ -255,15 +235,15 @@ impl Driver {
     /// The turn is over, as the agent says.
     async fn settled(
         &mut self,
-        running: Running,
+        mut running: Running,
         outcome: Result<Value, RpcError>,
     ) -> Result<(), AgentFault> {
-        let result = match outcome {
-            _ if running.cancelled.is_some() => Ok(json!({ "stopReason": "cancelled" })),
-            Ok(_) if self.turn.failing.is_some() => {
-                Err(PromptError::Model { reason: self.turn.failure().unwrap_or_default() })
-            }
-            Ok(result) => {
+        if let Some(cancelled) = running.cancelled() {
+            return self.conclude(running, cancelled.map(|()| json!({ "stopReason": "cancelled" }))).await;
+        }
+        let result = match (outcome, self.turn.failure()) {
+            (Ok(_), Some(reason)) => Err(PromptError::Model { reason }),
+            (Ok(result), None) => {
                 let handled = result["_meta"][acp::HANDLED] == true;
                 let ended = result["stopReason"].as_str().unwrap_or("end_turn") == "end_turn";
                 if ended && self.turn.is_empty() && running.rejected == 0 && !handled {
@@ -272,11 +252,13 @@ impl Driver {
                     Ok(result)
                 }
             }
-            Err(error) if (-32700..=-32600).contains(&error.code) && error.code != acp::INTERNAL_ERROR => {
+            (Err(error), _)
+                if (-32700..=-32600).contains(&error.code) && error.code != acp::INTERNAL_ERROR =>
+            {
                 Err(PromptError::Refused { reason: error.to_string() })
             }
             // What is left for an agent to fail with is its model.
-            Err(error) => Err(PromptError::Model { reason: error.to_string() }),
+            (Err(error), _) => Err(PromptError::Model { reason: error.to_string() }),
         };
         self.conclude(running, result).await
     }
@@ -317,8 +299,8 @@ impl Driver {
 
     async fn on_request(&mut self, request: Request) -> Result<(), End> {
         match request {
-            Request::Prompt { content, idle, reply } => self.begin(content, idle, reply).await?,
-            Request::Cancel { reply } => drop(reply.send(self.cancel().await?)),
+            Request::Prompt { prompt, reply } => self.begin(prompt, reply).await?,
+            Request::Cancel { reply } => drop(reply.send(self.cancel(None).await?)),
             Request::Raw { method, params, reply } => self.raw(method, params, reply).await?,
             Request::Permission { id, reply, done } => drop(done.send(self.permit(&id, reply).await?)),
             Request::Close { graceful } => return Err(End::Close { graceful }),
@@ -337,12 +319,7 @@ impl Driver {
         }
     }
 
-    async fn begin(
-        &mut self,
-        content: Vec<Value>,
-        idle: Duration,
-        reply: Reply<PromptReply>,
-    ) -> Result<(), AgentFault> {
+    async fn begin(&mut self, prompt: Prompt, reply: Reply<PromptReply>) -> Result<(), AgentFault> {
         if self.running.is_some() || self.settling.is_some() {
             let _ = reply.send(Err(PromptError::Busy { session: self.shared.id.to_string() }));
             return Ok(());
@@ -351,19 +328,19 @@ impl Driver {
         self.turn = Turn::default();
         let number = self.number();
         let preface = self.preface.clone().map(|text| json!({ "type": "text", "text": text }));
-        let blocks: Vec<&Value> = preface.iter().chain(&content).collect();
+        let blocks: Vec<&Value> = preface.iter().chain(&prompt.content).collect();
         let params = json!({ "sessionId": self.state.agent_session_id, "prompt": blocks });
         self.link.request(number, "session/prompt", &params)?;
-        self.running = Some(Running { number, reply, idle, cancelled: None, rejected: 0 });
+        self.running = Some(Running::new(number, &prompt, reply));
         // The agent works on it already; its first word waits behind this.
-        self.publish(vec![acp::notification(PROMPT, &json!({ "content": content }))]).await
+        self.publish(vec![acp::notification(PROMPT, &json!({ "content": prompt.content }))]).await
     }
 
     async fn raw(&mut self, method: String, params: Value, reply: Reply<Value>) -> Result<(), AgentFault> {
         let number = self.number();
         match method.as_str() {
             "session/cancel" => {
-                let cancelled = self.cancel().await?;
+                let cancelled = self.cancel(None).await?;
                 let _ = reply.send(Ok(acp::response(number, &json!({ "cancelled": cancelled }))));
                 return Ok(());
             }
@@ -407,13 +384,10 @@ impl Driver {
     }
 
     /// Begins to cancel the running turn; false where there is none.
-    async fn cancel(&mut self) -> Result<bool, AgentFault> {
-        let again = self.link.repeats_cancel();
+    async fn cancel(&mut self, because: Option<PromptError>) -> Result<bool, AgentFault> {
+        let repeat = self.link.repeats_cancel();
         let Some(running) = &mut self.running else { return Ok(false) };
-        if running.cancelled.is_none() {
-            let now = Instant::now();
-            let again_at = again.then(|| now + CANCEL_AGAIN);
-            running.cancelled = Some(Cancelled { answer_at: now + CANCEL_GRACE, again_at });
+        if running.cancel(because, repeat) {
             self.tell_cancel()?;
             for answer in self.desk.cancel() {
                 self.deliver(answer).await?;
@@ -434,15 +408,8 @@ impl Driver {
     }
 
     fn turn_deadline(&self) -> Option<Instant> {
-        let running = self.running.as_ref()?;
-        match &running.cancelled {
-            Some(cancelled) => {
-                Some(cancelled.again_at.unwrap_or(cancelled.answer_at).min(cancelled.answer_at))
-            }
-            None if self.turn.tool_runs() || self.desk.waits() || !self.work.is_empty() => None,
-            // A time that is too far away to be told is no deadline.
-            None => self.link.heard().checked_add(running.idle),
-        }
+        let works = self.turn.tool_runs() || self.desk.waits() || !self.work.is_empty();
+        self.running.as_ref()?.deadline(self.link.heard(), works)
     }
 
     async fn on_deadline(&mut self) -> Result<(), AgentFault> {
@@ -466,24 +433,16 @@ impl Driver {
     }
 
     async fn on_turn_deadline(&mut self, now: Instant) -> Result<(), AgentFault> {
-        let Some(mut running) = self.running.take() else { return Ok(()) };
-        let settling = Settling { number: running.number, until: now + SETTLE_GRACE };
-        match &mut running.cancelled {
-            Some(cancelled) if now < cancelled.answer_at => {
-                cancelled.again_at = Some(now + CANCEL_AGAIN);
-                self.running = Some(running);
-                self.tell_cancel()
+        let trouble = self.turn.trouble(self.link.turn_log());
+        match self.running.as_mut().map(|running| running.due(now, trouble)) {
+            Some(Due::Over(error)) => self.cancel(Some(error)).await.map(drop),
+            Some(Due::Again) => self.tell_cancel(),
+            Some(Due::Answer) => {
+                let Some(running) = self.running.take() else { return Ok(()) };
+                self.settling = Some(Settling { number: running.number, until: now + SETTLE_GRACE });
+                self.settled(running, Ok(Value::Null)).await
             }
-            Some(_) => {
-                self.settling = Some(settling);
-                self.conclude(running, Ok(json!({ "stopReason": "cancelled" }))).await
-            }
-            None => {
-                self.settling = Some(settling);
-                let idle = running.idle;
-                self.conclude(running, Err(PromptError::IdleTimeout { idle })).await?;
-                self.tell_cancel()
-            }
+            None => Ok(()),
         }
     }
 

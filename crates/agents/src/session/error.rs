@@ -158,6 +158,26 @@ pub enum ContentError {
     },
 }
 
+/// What is known of why a turn gets nowhere: agents ask a model that fails again and again, some for minutes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// What the agent has said of it last.
+    pub told: Option<String>,
+    /// The end of what it wrote to stderr in this turn.
+    pub log: String,
+}
+
+/// A clause behind what has happened.
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.told {
+            Some(told) => write!(f, "; it has told of trouble with its model: {told}")?,
+            None => f.write_str("; it has told no reason")?,
+        }
+        f.write_str(&log_suffix(&self.log))
+    }
+}
+
 /// Why a prompt failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PromptError {
@@ -197,10 +217,20 @@ pub enum PromptError {
         waited: Duration,
     },
     /// Nothing came for too long, and no tool was running.
-    #[error("the agent was silent for {} s", idle.as_secs_f64())]
+    #[error("the agent was silent for {} s{trouble}", idle.as_secs_f64())]
     IdleTimeout {
         /// How long.
         idle: Duration,
+        /// What is known of the reason.
+        trouble: Trouble,
+    },
+    /// The turn took longer than its caller allows.
+    #[error("the turn was not over after {} s{trouble}", limit.as_secs_f64())]
+    Timeout {
+        /// How long it had.
+        limit: Duration,
+        /// What is known of the reason.
+        trouble: Trouble,
     },
     /// The agent can't go on.
     #[error(transparent)]
@@ -267,6 +297,19 @@ impl FaultKind {
     }
 }
 
+impl StartError {
+    /// Whether an agent that was to go on with a former session may do better without its own memory of that: it fell
+    /// silent, ended or broke its protocol, rather than to say what it wants.
+    #[must_use]
+    pub fn may_be_memory(&self) -> bool {
+        match self {
+            Self::NotReady { .. } => true,
+            Self::Agent { source, .. } => source.kind() == FaultKind::AgentFailed,
+            Self::Refused { .. } | Self::Version { .. } | Self::NotLoggedIn { .. } => false,
+        }
+    }
+}
+
 impl PromptError {
     /// The kind of failure.
     #[must_use]
@@ -277,7 +320,7 @@ impl PromptError {
             Self::Refused { .. } => FaultKind::AgentFailed,
             Self::Model { .. } => FaultKind::Model,
             Self::EmptyTurn { .. } => FaultKind::EmptyTurn,
-            Self::IdleTimeout { .. } | Self::Unanswered { .. } => FaultKind::Timeout,
+            Self::IdleTimeout { .. } | Self::Timeout { .. } | Self::Unanswered { .. } => FaultKind::Timeout,
             Self::Agent(fault) => fault.kind(),
         }
     }

@@ -6,7 +6,8 @@
 //!                  └► authenticate ─► session/new
 //! ```
 //! A former session is resumed where the agent can do that, else loaded: then the agent says again all that was said,
-//! which is not kept a second time. Where it does neither, or has forgotten it, a new one is begun.
+//! which is not kept a second time. Where it does neither, or has forgotten it, a new one is begun. Where it falls silent
+//! over it, or ends, the start fails; whoever started it may try again without ([`StartError::may_be_memory`]).
 //! This is the one place that knows a version of the protocol.
 
 use std::time::Duration;
@@ -52,7 +53,8 @@ impl Driver {
         former: Option<Former>,
         (transcripts, mut details): (&Transcripts, SessionDetails),
     ) -> Result<(), StartError> {
-        let known = former.as_ref().and_then(|former| former.stored.details.agent_session_id.clone());
+        let remembered = former.as_ref().filter(|former| former.forgotten.is_none());
+        let known = remembered.and_then(|former| former.stored.details.agent_session_id.clone());
         let opened = self.shake_hands(&plan.cwd, &plan.acp, known.as_deref()).await?;
         let failed = |source| AgentFault::Transcript(source);
         let agent = self.shared.agent_type.clone();
@@ -74,7 +76,10 @@ impl Driver {
             Opened::Resumed => "resume",
             Opened::Loaded => "load",
         };
-        let params = json!({ "how": how, "lostCwd": former.lost_cwd, "lost": former.lost });
+        let mut params = json!({ "how": how, "lostCwd": former.lost_cwd, "lost": former.lost });
+        if let Some(reason) = former.forgotten {
+            params["forgotten"] = json!(reason);
+        }
         self.publish(vec![acp::notification("_agentos/restored", &params)]).await.map_err(&start_error)?;
         self.preface = match (context, former.lost_cwd) {
             (context, Some(cwd)) => Some(format!(

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::{AgentExit, AgentFault};
 use super::process::{AgentProcess, Pipes};
+use super::workspace::Answered;
 use crate::wire::lines::{Line, Lines};
 use crate::wire::message::{Message, RpcError};
 use crate::wire::{MAX_LINE_BYTES, Step, Wire};
@@ -38,6 +39,8 @@ pub(super) struct Link {
     drained: Option<Instant>,
     turn_bytes: u64,
     garbage_bytes: u64,
+    /// How long the agent's log was when the turn began.
+    log_before: u64,
     /// When the last record came; garbage is no sign of work.
     heard: Instant,
 }
@@ -55,6 +58,7 @@ impl Link {
             drained: None,
             turn_bytes: 0,
             garbage_bytes: 0,
+            log_before: 0,
             heard: Instant::now(),
         }
     }
@@ -79,6 +83,17 @@ impl Link {
         self.take(step)
     }
 
+    /// Answers a request of the agent with what room was kept free for.
+    pub(super) fn deliver(&mut self, id: &Value, answered: Answered) -> Result<(), AgentFault> {
+        let Answered { outcome, mut room } = answered;
+        if room.is_none() {
+            return self.answer(id, &outcome);
+        }
+        self.heard = Instant::now();
+        let step = self.wire.answer(id, &outcome);
+        step.lines.into_iter().try_for_each(|line| self.pipes.send(line, room.take()))
+    }
+
     /// Whether a cancellation may find nothing to cancel yet, and has to be said again.
     pub(super) fn repeats_cancel(&self) -> bool {
         self.wire.repeats_cancel()
@@ -86,7 +101,7 @@ impl Link {
 
     fn take(&mut self, step: Step) -> Result<(), AgentFault> {
         self.understood.extend(step.messages);
-        step.lines.into_iter().try_for_each(|line| self.pipes.send(line))
+        step.lines.into_iter().try_for_each(|line| self.pipes.send(line, None))
     }
 
     /// The end of the agent's log.
@@ -94,10 +109,16 @@ impl Link {
         self.pipes.log.text()
     }
 
+    /// The end of what of it was written in this turn.
+    pub(super) fn turn_log(&self) -> String {
+        self.pipes.log.text_since(self.log_before)
+    }
+
     /// A new turn has a new budget.
     pub(super) fn begin_turn(&mut self) {
         self.turn_bytes = 0;
         self.garbage_bytes = 0;
+        self.log_before = self.pipes.log.written();
         self.heard = Instant::now();
     }
 

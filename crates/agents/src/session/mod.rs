@@ -20,6 +20,7 @@ mod link;
 mod log;
 mod permissions;
 mod process;
+mod running;
 mod state;
 mod turn;
 pub mod workspace;
@@ -32,7 +33,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use error::{AgentExit, AgentFault, ContentError, FaultKind, PermissionError, PromptError, StartError};
+pub use error::{
+    AgentExit, AgentFault, ContentError, FaultKind, PermissionError, PromptError, StartError, Trouble,
+};
 pub use log::Events;
 pub use permissions::{PermissionRequests, PermissionSetup};
 pub use process::AgentProcess;
@@ -55,8 +58,6 @@ use workspace::Client;
 
 /// Requests that may wait for a session's task. Each is answered within milliseconds or queued nowhere else.
 const QUEUE: usize = 32;
-/// How long an agent may be silent within a turn, where the caller says nothing else.
-const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A session's id: ours, unique across VMs, hosts and restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,6 +143,8 @@ pub struct Former {
     pub lost_cwd: Option<String>,
     /// What it was created with and has no more, in words.
     pub lost: Vec<String>,
+    /// Why the agent is not asked for its own memory of it, where that was tried in vain: it is told the transcript.
+    pub forgotten: Option<String>,
 }
 
 /// One prompt.
@@ -151,13 +154,15 @@ pub struct Prompt {
     pub content: Vec<Value>,
     /// How long the agent may be silent while no tool runs; 10 minutes where it is absent.
     pub idle_timeout: Option<Duration>,
+    /// How long the turn may take in all; as long as it likes where it is absent.
+    pub timeout: Option<Duration>,
 }
 
 impl Prompt {
     /// A prompt of plain text.
     #[must_use]
     pub fn text(text: &str) -> Self {
-        Self { content: vec![json!({ "type": "text", "text": text })], idle_timeout: None }
+        Self { content: vec![json!({ "type": "text", "text": text })], ..Self::default() }
     }
 }
 
@@ -181,7 +186,7 @@ type Reply<T> = oneshot::Sender<Result<T, PromptError>>;
 /// What a handle asks of its task.
 #[derive(Debug)]
 enum Request {
-    Prompt { content: Vec<Value>, idle: Duration, reply: Reply<PromptReply> },
+    Prompt { prompt: Prompt, reply: Reply<PromptReply> },
     Cancel { reply: oneshot::Sender<bool> },
     Raw { method: String, params: Value, reply: Reply<Value> },
     Permission { id: String, reply: PermissionReply, done: oneshot::Sender<Result<(), PermissionError>> },
@@ -350,9 +355,8 @@ impl Session {
 
     /// One turn of the agent. Dropping the future cancels the turn.
     pub async fn prompt(&self, prompt: Prompt) -> Result<PromptReply, PromptError> {
-        let idle = prompt.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT);
         self.state().takes(&prompt.content)?;
-        self.ask(|reply| Request::Prompt { content: prompt.content, idle, reply }).await
+        self.ask(|reply| Request::Prompt { prompt, reply }).await
     }
 
     /// Cancels the running turn, which then ends as `cancelled`, within two seconds even if the agent doesn't answer.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use super::error::{AgentExit, AgentFault};
@@ -16,7 +16,7 @@ use super::error::{AgentExit, AgentFault};
 /// Writes that may wait for an agent that is slow to read. One that lets more wait reads nothing any more; one that asks
 /// for a few hundred things at once does.
 const INPUT_QUEUE: usize = 1024;
-/// What they may hold together. A single one may be larger: prompts carry images.
+/// What they may hold together, but for those that bring their own room. A single one may be larger: prompts carry images.
 const INPUT_QUEUE_BYTES: usize = 32 << 20;
 /// What is kept of an agent's stderr, for the errors that quote its end.
 const LOG_BYTES: usize = 4096;
@@ -50,23 +50,50 @@ impl AgentProcess {
 
 /// The end of what an agent wrote that was no record.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub(super) struct Tail(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: VecDeque<u8>,
+    /// How much there was in all.
+    written: u64,
+}
 
 impl Tail {
     pub(super) fn push(&self, bytes: &[u8]) {
         // Held for one copy, never across an await.
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.written += bytes.len() as u64;
         let bytes = &bytes[bytes.len().saturating_sub(LOG_BYTES)..];
-        kept.extend(bytes);
-        let surplus = kept.len().saturating_sub(LOG_BYTES);
-        kept.drain(..surplus);
+        kept.bytes.extend(bytes);
+        let surplus = kept.bytes.len().saturating_sub(LOG_BYTES);
+        kept.bytes.drain(..surplus);
     }
 
     pub(super) fn text(&self) -> String {
+        self.text_since(0)
+    }
+
+    /// How much was written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).written
+    }
+
+    /// What is kept of what was written behind this much.
+    pub(super) fn text_since(&self, before: u64) -> String {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = kept.iter().copied().collect();
+        let new = usize::try_from(kept.written.saturating_sub(before)).unwrap_or(usize::MAX);
+        let known = kept.bytes.len().saturating_sub(new);
+        let bytes: Vec<u8> = kept.bytes.iter().skip(known).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// A record on its way to the agent.
+struct Write {
+    record: Vec<u8>,
+    /// Room that was kept free for it where it was made; free again once it is written.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 /// A process with its input and log on tasks of their own, so that its owner can always read its output: an agent that
@@ -75,7 +102,7 @@ pub(super) struct Pipes {
     pub(super) stdout: Box<dyn AsyncRead + Send + Unpin>,
     pub(super) exit: Pin<Box<dyn Future<Output = AgentExit> + Send>>,
     pub(super) log: Tail,
-    input: Option<mpsc::Sender<Vec<u8>>>,
+    input: Option<mpsc::Sender<Write>>,
     /// Bytes that wait to be written.
     waiting_bytes: Arc<AtomicUsize>,
     kill: Option<Box<dyn FnOnce() + Send>>,
@@ -101,13 +128,15 @@ impl Pipes {
     }
 
     /// Queues a record for the agent. An agent that is gone takes it silently: its exit is what tells.
-    pub(super) fn send(&self, record: Vec<u8>) -> Result<(), AgentFault> {
-        let bytes = record.len();
-        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before > 0 && before + bytes > INPUT_QUEUE_BYTES {
-            return Err(AgentFault::Deaf);
+    pub(super) fn send(&self, record: Vec<u8>, room: Option<OwnedSemaphorePermit>) -> Result<(), AgentFault> {
+        if room.is_none() {
+            let bytes = record.len();
+            let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if before > 0 && before + bytes > INPUT_QUEUE_BYTES {
+                return Err(AgentFault::Deaf);
+            }
         }
-        match self.input.as_ref().map(|input| input.try_send(record)) {
+        match self.input.as_ref().map(|input| input.try_send(Write { record, room })) {
             Some(Err(mpsc::error::TrySendError::Full(_))) => Err(AgentFault::Deaf),
             _ => Ok(()),
         }
@@ -152,15 +181,17 @@ async fn read_log(mut stderr: Box<dyn AsyncRead + Send + Unpin>, log: Tail) {
 
 async fn write_input(
     mut stdin: Box<dyn AsyncWrite + Send + Unpin>,
-    mut waiting: mpsc::Receiver<Vec<u8>>,
+    mut waiting: mpsc::Receiver<Write>,
     waiting_bytes: Arc<AtomicUsize>,
 ) {
-    while let Some(record) = waiting.recv().await {
+    while let Some(Write { record, room }) = waiting.recv().await {
         // A write fails when the agent is gone, which its exit will say.
         if stdin.write_all(&record).await.is_err() || stdin.flush().await.is_err() {
             return;
         }
-        waiting_bytes.fetch_sub(record.len(), Ordering::Relaxed);
+        if room.is_none() {
+            waiting_bytes.fetch_sub(record.len(), Ordering::Relaxed);
+        }
     }
     let _ = stdin.shutdown().await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::error::AgentFault;
+use super::error::{AgentFault, Trouble};
 use crate::wire::message::Update;
 
 /// What of a turn may be text for the user: the reply repeats all of it, so all of it is kept in memory. A model's
@@ -12,6 +12,8 @@ const MAX_TEXT_BYTES: usize = 16 << 20;
 const MAX_OPEN_CALLS: usize = 4096;
 /// An id is the agent's own and may be as long as a record; models use a few dozen bytes.
 const MAX_ID_BYTES: usize = 256;
+/// What is kept of an agent's words for what went wrong; the transcript has all of them.
+const MAX_REASON_CHARS: usize = 2000;
 
 /// One turn of an agent.
 #[derive(Debug, Default)]
@@ -23,7 +25,11 @@ pub(super) struct Turn {
     /// Those that have not ended.
     open: HashSet<String>,
     /// Where in the text the agent began to say why the turn fails.
-    pub(super) failing: Option<usize>,
+    failing: Option<usize>,
+    /// Why it has failed, where the agent has said it at once.
+    failed: Option<String>,
+    /// What keeps the agent from its model, as it has said last.
+    trouble: Option<String>,
 }
 
 impl Turn {
@@ -38,6 +44,8 @@ impl Turn {
             }
             Update::Tool { id, new, over } => {
                 self.tool_calls += u64::from(*new);
+                // Its model has answered after all.
+                self.trouble = None;
                 if *over == Some(true) {
                     self.open.remove(id);
                 } else if (*new || *over == Some(false))
@@ -48,6 +56,8 @@ impl Turn {
                 }
             }
             Update::Failing => self.failing = Some(self.text.len()),
+            Update::Failed(reason) => self.failed = Some(bounded(reason)),
+            Update::Trouble(reason) => self.trouble = Some(bounded(reason)),
             Update::Mode(_) | Update::Options(_) | Update::Title(_) | Update::Other => {}
         }
         Ok(())
@@ -60,7 +70,10 @@ impl Turn {
 
     /// Why the turn has failed, where the agent has said so without failing the request.
     pub(super) fn failure(&self) -> Option<String> {
-        let reason = self.text.get(self.failing?..)?.trim();
+        let reason = match &self.failed {
+            Some(reason) => reason.trim(),
+            None => self.text.get(self.failing?..)?.trim(),
+        };
         Some(if reason.is_empty() {
             "the agent's turn failed without a reason".to_owned()
         } else {
@@ -68,10 +81,19 @@ impl Turn {
         })
     }
 
+    /// What is known of why it gets nowhere.
+    pub(super) fn trouble(&self, log: String) -> Trouble {
+        Trouble { told: self.trouble.clone(), log }
+    }
+
     /// Whether it has brought nothing that a user could see.
     pub(super) fn is_empty(&self) -> bool {
         self.text.is_empty() && self.tool_calls == 0
     }
+}
+
+fn bounded(reason: &str) -> String {
+    reason.chars().take(MAX_REASON_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -102,6 +124,22 @@ mod tests {
         turn.apply(&Update::Failing).unwrap();
         turn.apply(&Update::Text("\n429 too many requests".to_owned())).unwrap();
         assert_eq!(turn.failure().as_deref(), Some("429 too many requests"));
+    }
+
+    #[test]
+    fn an_agents_trouble_is_known_until_its_model_answers() {
+        let mut turn = Turn::default();
+        let told = |turn: &Turn| turn.trouble(String::new()).told;
+        turn.apply(&Update::Trouble("429 slow down".to_owned())).unwrap();
+        turn.apply(&Update::Text("half of an answer".to_owned())).unwrap();
+        assert_eq!(told(&turn).as_deref(), Some("429 slow down"), "it may break off again");
+        turn.apply(&tool("a", true, None)).unwrap();
+        assert_eq!(told(&turn), None);
+        turn.apply(&Update::Trouble("x".repeat(3 * MAX_REASON_CHARS))).unwrap();
+        assert_eq!(told(&turn).unwrap().len(), MAX_REASON_CHARS);
+        assert_eq!(turn.failure(), None, "trouble is no end");
+        turn.apply(&Update::Failed("400 no".to_owned())).unwrap();
+        assert_eq!(turn.failure().as_deref(), Some("400 no"));
     }
 
     #[test]

@@ -9,9 +9,11 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::error::AgentExit;
 use crate::wire::acp;
@@ -19,8 +21,13 @@ use crate::wire::message::RpcError;
 
 /// Programs that one session may have running at once.
 const MAX_TERMINALS: usize = 32;
-/// Files that may be read for one session at once; others wait.
-const MAX_FILES: usize = 2;
+/// What answers with content may hold in memory, from before it is read until it is written to the agent. Further ones
+/// wait for the agent to read.
+const ANSWERS_BYTES: usize = 32 << 20;
+/// How long an answer waits for room before it is one that there is none.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
+/// Room is counted in these.
+const UNIT_BYTES: usize = 64 << 10;
 /// What is kept of a program's output, unless the agent wants less.
 pub const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// The largest file that is read for an agent. What it has written comes in its request, which is smaller.
@@ -78,8 +85,26 @@ pub(super) struct Client {
     workspace: Option<Arc<dyn Workspace>>,
     agent_session_id: String,
     terminals: Arc<Mutex<Terminals>>,
-    /// Files that may be in memory at once.
-    files: Arc<Semaphore>,
+    room: Room,
+}
+
+/// Room for answers with content.
+#[derive(Debug, Clone)]
+struct Room(Arc<Semaphore>);
+
+impl Room {
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(ANSWERS_BYTES / UNIT_BYTES)))
+    }
+
+    /// Waits for room for so many bytes.
+    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, RpcError> {
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
+        let room = timeout(ROOM_TIMEOUT, Arc::clone(&self.0).acquire_many_owned(units)).await;
+        room.ok().and_then(Result::ok).ok_or_else(|| {
+            RpcError::new(acp::INTERNAL_ERROR, "answers to earlier requests wait to be read by the agent")
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,12 +113,25 @@ struct Terminals {
     by_id: HashMap<String, Arc<dyn Terminal>>,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send>>;
+/// What a request has come to.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) outcome: Result<Value, RpcError>,
+    /// What the outcome takes in memory, where that is more than a line.
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Result<Value, RpcError>> for Answered {
+    fn from(outcome: Result<Value, RpcError>) -> Self {
+        Self { outcome, room: None }
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Answered> + Send>>;
 
 impl Client {
     pub(super) fn new(workspace: Option<Arc<dyn Workspace>>) -> Self {
-        let files = Arc::new(Semaphore::new(MAX_FILES));
-        Self { workspace, agent_session_id: String::new(), terminals: Arc::default(), files }
+        Self { workspace, agent_session_id: String::new(), terminals: Arc::default(), room: Room::new() }
     }
 
     /// From here on requests have to name the session.
@@ -117,7 +155,7 @@ impl Client {
             return refuse(RpcError::new(acp::INVALID_REQUEST, message));
         }
         match method {
-            "fs/read_text_file" => read_file(workspace, params, Arc::clone(&self.files)),
+            "fs/read_text_file" => read_file(workspace, params, self.room.clone()),
             "fs/write_text_file" => write_file(&*workspace, params),
             "terminal/create" => self.create(&*workspace, params),
             _ => self.terminal(method, params),
@@ -134,7 +172,7 @@ impl Client {
             return refuse(invalid(&format!("{MAX_TERMINALS} terminals are open; release some")));
         }
         let started = workspace.run(program);
-        Box::pin(async move {
+        answer(async move {
             let terminal = started.await.map_err(failed)?;
             let mut terminals = lock(&terminals);
             // Others may have come meanwhile; this one ends with its handle.
@@ -155,24 +193,24 @@ impl Client {
             return refuse(invalid(&format!("there is no terminal {}", short(&id))));
         };
         match method {
-            "terminal/output" => {
+            "terminal/output" => in_room(self.room.clone(), MAX_OUTPUT_BYTES, async move {
                 let (output, truncated) = terminal.output();
                 let mut result =
                     json!({ "output": String::from_utf8_lossy(&output), "truncated": truncated });
                 if let (Some(exit), Value::Object(result)) = (terminal.exit(), &mut result) {
                     result.insert("exitStatus".to_owned(), exit_status(exit));
                 }
-                Box::pin(async move { Ok(result) })
-            }
-            "terminal/wait_for_exit" => Box::pin(async move { Ok(exit_status(terminal.exited().await)) }),
+                Ok(result)
+            }),
+            "terminal/wait_for_exit" => answer(async move { Ok(exit_status(terminal.exited().await)) }),
             "terminal/kill" => {
                 terminal.kill();
-                Box::pin(async { Ok(json!({})) })
+                answer(async { Ok(json!({})) })
             }
             _ => {
                 terminals.by_id.remove(&id);
                 terminal.kill();
-                Box::pin(async { Ok(json!({})) })
+                answer(async { Ok(json!({})) })
             }
         }
     }
@@ -196,16 +234,14 @@ fn is_ours(method: &str) -> bool {
     METHODS.contains(&method)
 }
 
-fn read_file(workspace: Arc<dyn Workspace>, params: &Value, files: Arc<Semaphore>) -> Answer {
+fn read_file(workspace: Arc<dyn Workspace>, params: &Value, room: Room) -> Answer {
     let path = match absolute(params, "path") {
         Ok(path) => path,
         Err(error) => return refuse(error),
     };
     let number = |name: &str| params[name].as_u64().and_then(|number| usize::try_from(number).ok());
     let (first, count) = (number("line").unwrap_or(1).max(1), number("limit").unwrap_or(usize::MAX));
-    Box::pin(async move {
-        let _in_memory =
-            files.acquire().await.map_err(|closed| RpcError::new(acp::INTERNAL_ERROR, closed.to_string()))?;
+    in_room(room, MAX_FILE_BYTES, async move {
         let read = workspace.read_file(path);
         let content = String::from_utf8(read.await.map_err(failed)?)
             .map_err(|_| RpcError::new(acp::INTERNAL_ERROR, "the file is not text in UTF-8"))?;
@@ -221,7 +257,7 @@ fn write_file(workspace: &dyn Workspace, params: &Value) -> Answer {
         (Ok(path), Some(content)) => (path, content.to_owned()),
     };
     let written = workspace.write_file(path, content);
-    Box::pin(async move { written.await.map(|()| json!({})).map_err(failed) })
+    answer(async move { written.await.map(|()| json!({})).map_err(failed) })
 }
 
 fn program(params: &Value) -> Result<Program, RpcError> {
@@ -265,7 +301,25 @@ fn failed(error: WorkspaceError) -> RpcError {
 }
 
 fn refuse(error: RpcError) -> Answer {
-    Box::pin(async move { Err(error) })
+    answer(async move { Err(error) })
+}
+
+fn answer(outcome: impl Future<Output = Result<Value, RpcError>> + Send + 'static) -> Answer {
+    Box::pin(async move { outcome.await.into() })
+}
+
+/// An answer that holds so much until the agent has it; what it says is not looked at before there is room for it.
+fn in_room(
+    room: Room,
+    bytes: usize,
+    outcome: impl Future<Output = Result<Value, RpcError>> + Send + 'static,
+) -> Answer {
+    Box::pin(async move {
+        match room.take(bytes).await {
+            Ok(room) => Answered { outcome: outcome.await, room: Some(room) },
+            Err(error) => Err(error).into(),
+        }
+    })
 }
 
 /// A text of the agent as far as a message should repeat it.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::acp;
 use super::readable::readable;
+use super::trouble::{self, Meta};
 
 /// Answers and parameters larger than this are not taken apart: a megabyte of `[0,0,…` costs sixteen when it is.
 pub(crate) const MAX_PARSED_BYTES: usize = 4 << 20;
@@ -145,6 +146,10 @@ pub enum Update {
     Title(String),
     /// The turn fails, although it will end like any other: the text that follows is the reason.
     Failing,
+    /// The turn fails, although it will end like any other, for this reason.
+    Failed(String),
+    /// The agent can't get through to its model for this reason, and tries again.
+    Trouble(String),
     /// Anything else.
     Other,
 }
@@ -208,7 +213,7 @@ fn parsed(value: Option<&RawValue>) -> Result<Value, RpcError> {
 fn update_of(text: &str) -> (Option<String>, Update) {
     let update = match serde_json::from_str::<UpdateRecord<'_>>(text) {
         Ok(record) if record.method == "session/update" => record.params,
-        _ => return (None, Update::Other),
+        _ => return (None, trouble::of_notification(text).map_or(Update::Other, Update::Trouble)),
     };
     let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
     let session_id = owned(update.session_id);
@@ -216,7 +221,9 @@ fn update_of(text: &str) -> (Option<String>, Update) {
     let understood = match update.kind.as_ref() {
         "agent_message_chunk" => update.content.and_then(|content| {
             let chunk = serde_json::from_str::<Chunk<'_>>(content.get()).ok()?;
-            (chunk.kind == "text").then(|| Update::Text(chunk.text.unwrap_or_default().into_owned()))
+            let text = (chunk.kind == "text").then(|| chunk.text.unwrap_or_default().into_owned())?;
+            let failed = update.meta.and_then(|meta| Meta::read(meta)?.failure(&text));
+            Some(failed.map_or(Update::Text(text), Update::Failed))
         }),
         kind @ ("tool_call" | "tool_call_update") => {
             let over = update.status.as_deref().map(|status| matches!(status, "completed" | "failed"));
@@ -225,16 +232,10 @@ fn update_of(text: &str) -> (Option<String>, Update) {
         }
         "current_mode_update" => owned(update.current_mode_id).map(Update::Mode),
         "config_option_update" => parsed(update.config_options).ok().map(Update::Options),
-        // Codex says so; ACP has no word for it.
-        "session_info_update"
-            if update
-                .meta
-                .as_ref()
-                .is_some_and(|meta| meta.codex.as_ref().is_some_and(CodexMeta::is_error)) =>
-        {
-            Some(Update::Failing)
+        "session_info_update" => {
+            let failing = update.meta.and_then(|meta| Meta::read(meta)?.of_session());
+            failing.or_else(|| owned(update.title).map(Update::Title))
         }
-        "session_info_update" => owned(update.title).map(Update::Title),
         _ => None,
     };
     (session_id, understood.unwrap_or(Update::Other))
@@ -288,32 +289,7 @@ struct UpdateFields<'a> {
     #[serde(borrow)]
     title: Option<Cow<'a, str>>,
     #[serde(rename = "_meta", borrow)]
-    meta: Option<UpdateMeta<'a>>,
-}
-
-#[derive(Deserialize)]
-struct UpdateMeta<'a> {
-    #[serde(borrow)]
-    codex: Option<CodexMeta<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct CodexMeta<'a> {
-    #[serde(borrow)]
-    thread_status: Option<ThreadStatus<'a>>,
-}
-
-#[derive(Deserialize)]
-struct ThreadStatus<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-}
-
-impl CodexMeta<'_> {
-    fn is_error(&self) -> bool {
-        self.thread_status.as_ref().is_some_and(|status| status.kind == "systemError")
-    }
+    meta: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]

@@ -12,6 +12,7 @@ pub mod message;
 pub mod pi;
 pub mod pi_rpc;
 mod readable;
+mod trouble;
 
 use std::borrow::Cow;
 

@@ -12,6 +12,7 @@ mod fake_acp;
 mod permissions;
 mod place;
 mod replay;
+mod restore;
 mod silence;
 mod start;
 mod turns;

@@ -9,7 +9,7 @@ use agentos_agents::model::{ModelChoice, ModelKind};
 use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
 use agentos_agents::session::{
-    PermissionSetup, Prompt, PromptError, PromptReply, SessionStart, StartError, Workspace,
+    Former, PermissionSetup, Prompt, PromptError, PromptReply, SessionStart, StartError, Workspace,
 };
 use agentos_agents::transcript::SessionDetails;
 use agentos_agents::{AgentExit, AgentProcess, Session, SessionId, Transcripts};
@@ -39,6 +39,7 @@ pub(crate) struct With {
     pub(crate) acp: AcpSetup,
     pub(crate) permissions: PermissionSetup,
     pub(crate) workspace: Option<Arc<dyn Workspace>>,
+    pub(crate) former: Option<Former>,
 }
 
 /// The agent's process, seen from beside its session.
@@ -76,7 +77,7 @@ impl Place {
         let starting = async move {
             let plan = plan(with.acp);
             let start = SessionStart {
-                id: SessionId::new(),
+                id: with.former.as_ref().map_or_else(SessionId::new, |former| SessionId::of(&former.stored)),
                 owner: "vm-1".to_owned(),
                 agent_type: "fake".to_owned(),
                 plan: &plan,
@@ -87,7 +88,7 @@ impl Place {
                 permissions: with.permissions,
                 workspace: with.workspace,
                 details: SessionDetails::default(),
-                former: None,
+                former: with.former,
             };
             Session::start(start).await
         };

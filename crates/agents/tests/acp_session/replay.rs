@@ -36,7 +36,7 @@ impl Client {
             Some("session/prompt") => {
                 self.settle().await;
                 let content = message["params"]["prompt"].as_array().unwrap().clone();
-                let (session, prompt) = (self.session.clone(), Prompt { content, idle_timeout: None });
+                let (session, prompt) = (self.session.clone(), Prompt { content, ..Prompt::default() });
                 let running = tokio::spawn(async move { session.prompt(prompt).await });
                 self.running = Some((message["id"].clone(), running));
             }

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use agentos_agents::permission::PermissionPolicy;
-use agentos_agents::session::workspace::{Program, Terminal, Work, WorkspaceError};
-use agentos_agents::session::{PermissionSetup, Workspace};
+use agentos_agents::session::workspace::{MAX_FILE_BYTES, Program, Terminal, Work, WorkspaceError};
+use agentos_agents::session::{PermissionSetup, Prompt, PromptError, Workspace};
 use serde_json::Value;
 
-use crate::place::{Place, With, turn};
+use crate::place::{DEADLINE, Place, With, told, turn};
 
 /// A workspace that is a directory; what begins with /work is in it, nothing else is there.
 #[derive(Debug)]
@@ -89,4 +91,70 @@ async fn who_rejects_everything_lets_nothing_be_written() {
         assert!(said(&session, script).await["code"].is_i64(), "{script}");
     }
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+/// A workspace whose every file is as large as a file may be, and counts how many were read.
+#[derive(Debug, Default)]
+struct Large(AtomicUsize);
+
+impl Workspace for Large {
+    fn read_file(&self, _: String) -> Work<Vec<u8>> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { Ok(vec![b'x'; MAX_FILE_BYTES]) })
+    }
+
+    fn write_file(&self, _: String, _: String) -> Work<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn run(&self, _: Program) -> Work<Arc<dyn Terminal>> {
+        Box::pin(async { Err(WorkspaceError { message: "no programs here".to_owned() }) })
+    }
+}
+
+/// Asks for so many files without waiting for any.
+fn asking(count: usize) -> String {
+    let read =
+        |id| format!(r#"[[send id={id} fs/read_text_file {{"sessionId":"${{session}}","path":"/large"}}]]"#);
+    (0..count).map(read).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_may_ask_for_more_than_it_can_be_told_at_once() {
+    const FILES: usize = 5;
+    let place = Place::new();
+    let with = With { workspace: Some(Arc::new(Large::default())), ..With::default() };
+    let (session, _agent) = place.ready_with(&[], with).await;
+    turn(&session, &format!("[[say x]] {}", asking(FILES))).await.unwrap();
+    let until = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let ids = &told(&session, "[[echo answered]]").await[0];
+        let mut ids: Vec<u64> = ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+        ids.sort_unstable();
+        if ids.iter().copied().eq(0..FILES as u64) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < until, "{ids:?}");
+    }
+}
+
+#[tokio::test]
+async fn for_an_agent_that_reads_no_answers_no_further_files_are_read() {
+    let place = Place::new();
+    let workspace = Arc::new(Large::default());
+    let with = With { workspace: Some(Arc::clone(&workspace) as _), ..With::default() };
+    let (session, mut agent) = place.ready_with(&[], with).await;
+    let idle_timeout = Some(Duration::from_secs(5));
+    let script = format!("[[deaf]] {} [[log asked]] [[hang]]", asking(60));
+    let prompt = Prompt { idle_timeout, ..Prompt::text(&script) };
+    let prompting = session.clone();
+    let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
+    agent.logged("asked").await;
+    tokio::time::pause();
+    let error = prompting.await.unwrap().unwrap_err();
+    tokio::time::resume();
+    assert!(matches!(error, PromptError::IdleTimeout { .. }), "the deadline holds: {error}");
+    // The agent takes one more line before it is deaf.
+    let read = workspace.0.load(Ordering::SeqCst);
+    assert!((2..=3).contains(&read), "{read}");
 }

@@ -23,7 +23,12 @@ pub(super) enum Malformed {
 
 /// The plan the directives of a prompt make; `None` where it has none.
 pub(super) fn plan(prompt: &str) -> Option<Result<Plan, Malformed>> {
-    prompt.lines().any(|line| line.trim_start().starts_with("demo:")).then(|| read(prompt))
+    is_in(prompt).then(|| read(prompt))
+}
+
+/// Whether there is a directive in this text.
+pub(super) fn is_in(text: &str) -> bool {
+    text.lines().any(|line| line.trim_start().starts_with("demo:"))
 }
 
 fn read(prompt: &str) -> Result<Plan, Malformed> {
@@ -60,6 +65,10 @@ fn one<'a>(plan: &mut Plan, name: &str, argument: &str, rest: &'a str) -> Result
         "slow" => {
             let ms = argument.parse().map_err(|_| Malformed::Needs("slow", "a number of milliseconds"))?;
             plan.spread = Some(Duration::from_millis(ms).min(LONGEST_SPREAD));
+        }
+        "times" => {
+            let times = argument.parse().ok().filter(|times| *times > 0);
+            plan.times = Some(times.ok_or(Malformed::Needs("times", "a number of failures"))?);
         }
         "hang" => plan.end = End::Hang,
         "drop" => plan.end = End::Drop,
@@ -170,9 +179,15 @@ mod tests {
 
     #[test]
     fn malformed_directives_name_what_they_need() {
-        for prompt in
-            ["demo:nothing", "demo:slow x", "demo:status 200", "demo:run", "demo:write f", "demo:tool t {"]
-        {
+        for prompt in [
+            "demo:nothing",
+            "demo:slow x",
+            "demo:status 200",
+            "demo:run",
+            "demo:write f",
+            "demo:tool t {",
+            "demo:times 0",
+        ] {
             assert!(plan(prompt).unwrap().is_err(), "{prompt}");
         }
         assert!(plan("no directive, not even this demo:run x").is_none());

@@ -377,6 +377,22 @@ fn faults_come_after_the_steps() {
 }
 
 #[test]
+fn a_fault_that_passes_says_what_comes_after_it() {
+    let reply = decide(&asked("demo:status 500 oh\ndemo:times 2\ndemo:say well"));
+    let Reply::Passing { times: 2, fault, answer, .. } = reply else { panic!("{reply:?}") };
+    assert!(matches!(*fault, Reply::Status { code: 500, .. }), "{fault:?}");
+    assert_eq!(text_of(Reply::Answer(answer)), format!("{MARK} well"));
+    text_of(decide(&asked("demo:times 2\ndemo:say nothing has failed")));
+}
+
+#[test]
+fn of_two_prompts_in_one_message_the_last_one_counts() {
+    let mut conversation = asked("demo:status 500");
+    conversation.turns = vec![Turn::User(vec!["demo:status 500".into(), "demo:say well".into()])];
+    assert_eq!(text_of(decide(&conversation)), format!("{MARK} well"));
+}
+
+#[test]
 fn without_tools_there_is_only_a_short_text() {
     let mut conversation = asked("demo:hang");
     conversation.tools.clear();

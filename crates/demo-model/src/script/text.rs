@@ -37,7 +37,7 @@ pub(super) fn no_prompt() -> String {
 pub(super) fn malformed(malformed: &Malformed) -> String {
     format!(
         "{MARK} {malformed}. The directives are demo:run, demo:write, demo:tool, demo:say, demo:ask, demo:slow, \
-         demo:hang, demo:drop and demo:status."
+         demo:hang, demo:drop, demo:status and demo:times."
     )
 }
 

@@ -141,7 +141,7 @@ async fn generate(
         Ok(read) => read,
         Err(problem) => return refuse(server, &asked, &problem).await,
     };
-    let reply = decide(&read.conversation);
+    let reply = server.passing.settle(decide(&read.conversation));
     let mut entry = asked.entry(read.bytes, decision(&reply));
     entry.conversation = Some(&read.conversation);
     entry.body = Some(&read.body);
@@ -162,6 +162,8 @@ async fn generate(
     // A hanging or slow answer must not hold the request's memory.
     drop(read);
     match reply {
+        // Settled above.
+        Reply::Passing { answer, .. } => encode(wire, streaming, &answer, &meta),
         Reply::Hang => std::future::pending().await,
         Reply::Status { code, message } => {
             let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

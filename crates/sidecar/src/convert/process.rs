@@ -48,7 +48,8 @@ pub(crate) fn process_spec(request: v1::SpawnRequest) -> ProcessSpec {
         Some(stdin::Kind::Piped(v1::Piped {})) => Stdin::Piped,
         Some(stdin::Kind::Null(v1::Null {})) | None => Stdin::Null,
     };
-    ProcessSpec { argv: owned(request.argv), env, cwd, stdin, timeout, supervised: false }
+    let patience = request.patience_ms.map(Duration::from_millis);
+    ProcessSpec { argv: owned(request.argv), env, cwd, stdin, timeout, patience, supervised: false }
 }
 
 pub(crate) fn shell_spec(request: v1::OpenShellRequest) -> Result<ShellSpec, Failure> {

@@ -121,7 +121,8 @@ impl SessionService for AgentSessions {
             );
         };
         let idle_timeout = request.idle_timeout_ms.map(Duration::from_millis);
-        let reply = session.prompt(Prompt { content, idle_timeout }).await.map_err(Failure::from)?;
+        let timeout = request.timeout_ms.map(Duration::from_millis);
+        let reply = session.prompt(Prompt { content, idle_timeout, timeout }).await.map_err(Failure::from)?;
         Ok(Response::new(v1::PromptResponse {
             text: reply.text,
             stop_reason: reply.stop_reason.to_owned(),

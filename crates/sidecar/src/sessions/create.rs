@@ -7,8 +7,9 @@ use std::time::Duration;
 use agentos_agents::configuration;
 use agentos_agents::model::{self, Declared, ModelChoice, ModelKind, ModelRequest, ModelWish};
 use agentos_agents::plan::{self, LaunchPlan, PlanMount, PlanRequest};
-use agentos_agents::session::{Former, PermissionSetup, SessionStart};
+use agentos_agents::session::{Former, PermissionSetup, SessionStart, StartError};
 use agentos_agents::store::{InstallRecord, Installed, Progress};
+use agentos_agents::transcript::SessionDetails;
 use agentos_agents::{Agent, PermissionPolicy, Session, Store, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::{Launcher, Vm, VmOptions, VmSpec};
@@ -54,6 +55,8 @@ pub(crate) struct CreateSession {
 /// All that is decided before an agent is launched.
 struct Prepared {
     plan: LaunchPlan,
+    /// The plan without the agent's own memory of the session, where the other one is with it.
+    afresh: Option<LaunchPlan>,
     model: ModelChoice,
     install: Option<InstallRecord>,
     env: BTreeMap<String, String>,
@@ -89,7 +92,7 @@ impl Host {
             }
             None => self.install(&store, agent, wish.may_install, progress).await?,
         };
-        let transcripts = sessions.transcripts().await?.clone();
+        let transcripts = sessions.transcripts().await?;
         let demo_base_url = match choice.kind {
             ModelKind::Demo => hosted.sessions.serve_demo(&hosted.vm, &sessions.demo).await?,
             ModelKind::Provider => String::new(),
@@ -101,7 +104,7 @@ impl Host {
             wish.skip_os_instructions,
             &wish.additional_instructions,
         );
-        let plan = plan::plan_session(&PlanRequest {
+        let request = PlanRequest {
             agent,
             session: creation.id(),
             installed: &installed,
@@ -119,9 +122,16 @@ impl Host {
             mcp_servers: &wish.mcp_servers,
             host_tools: offer.map(|_| tools::server()).as_ref(),
             permission_policy: wish.permissions.policy,
-        })?;
+        };
+        let plan = plan::plan_session(&request)?;
+        let afresh = match request.former {
+            Some(_) => Some(plan::plan_session(&PlanRequest { former: None, ..request })?),
+            None => None,
+        };
         let (vm_id, install) = (wish.vm_id.clone(), installed.record());
-        let prepared = Prepared { plan, model: choice, install, env, transcripts: transcripts.clone() };
+        let transcripts = transcripts.clone();
+        let prepared =
+            Prepared { plan, afresh, model: choice, install, env, transcripts: transcripts.clone() };
         let session = self.start_session(&creation, &hosted, prepared, wish).await?;
         creation.register(session.clone(), transcripts, || Ok(self.vm(&vm_id).map(drop)?))?;
         // A task, because a caller that goes away must not cut the writing off from the lock that it is done under.
@@ -141,49 +151,49 @@ impl Host {
         listed.map(|listed| listed.name).filter(|name| !name.is_empty()).unwrap_or_else(|| vm_id.to_owned())
     }
 
-    /// Launches the agent and takes it over. What it keeps of the session is kept from here on.
+    /// Launches the agent and takes it over. What it keeps of the session is kept from here on. One that fails over what
+    /// it remembers of a former session is launched once more without that.
     async fn start_session(
         &self,
         creation: &Creation,
         hosted: &Arc<HostedVm>,
         prepared: Prepared,
-        wish: CreateSession,
+        mut wish: CreateSession,
     ) -> Result<Session, Failure> {
-        let Prepared { plan, model, install, env, transcripts } = prepared;
-        let details = details::of(&wish, &plan.cwd, self.label(&wish.vm_id));
-        let (kept, mut former, archive) = match wish.restored.map(|restored| *restored) {
-            Some(restored) => {
-                let archive = restored.kept.archive().await?;
-                let Restored { kept, stored, lost_cwd, lost } = restored;
-                let known_through = archive.as_ref().map(|archive| archive.through);
-                (kept, Some(Former { stored, known_through, lost_cwd, lost }), archive)
+        let (kept, former) = match wish.restored.take().map(|restored| *restored) {
+            Some(Restored { kept, stored, lost_cwd, lost }) => {
+                (kept, Some(Former { stored, known_through: None, lost_cwd, lost, forgotten: None }))
             }
-            None => (KeptFiles::take(self.sessions(), creation.id()).await?, None, None),
+            None => (KeptFiles::take(self.sessions(), creation.id()).await?, None),
         };
-        let launched = launch(hosted, &plan, archive.as_ref()).await?;
-        // An archive that can't be unpacked leaves the transcript.
-        if let Some(former) = former.as_mut().filter(|_| !launched.remembers()) {
-            former.known_through = None;
-        }
-        let process = launched
-            .agent_process()
-            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
-        let session = Session::start(SessionStart {
-            id: creation.id().clone(),
-            owner: wish.vm_id,
-            agent_type: wish.agent_type,
-            plan: &plan,
-            process,
-            model,
-            install,
-            transcripts,
-            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &env))),
-            details,
-            permissions: wish.permissions,
-            former,
-        })
-        .await?;
-        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(hosted), (kept, plan.state)));
+        let details = details::of(
+            &wish,
+            former.as_ref().map(|former| &former.stored),
+            &prepared.plan.cwd,
+            self.label(&wish.vm_id),
+        );
+        let start = Starting { creation, hosted, prepared: &prepared, wish: &wish, details };
+        let archive = match &former {
+            Some(_) => kept.archive().await?,
+            None => None,
+        };
+        let (launched, started) = start.with(&prepared.plan, archive.as_ref(), former.clone()).await?;
+        let (launched, plan, started) = match (started, former, &prepared.afresh) {
+            (Err(error), Some(former), Some(afresh)) if error.may_be_memory() => {
+                let reason = errors::chain(&error);
+                tracing::warn!(session = %creation.id(), reason, "a session goes on without its agent's memory");
+                launched.undo().await;
+                // The first try has left events.
+                let stored = prepared.transcripts.reopen(creation.id().as_str()).await?;
+                let former = Former { stored, forgotten: Some(reason), ..former };
+                let (launched, started) = start.with(afresh, None, Some(former)).await?;
+                (launched, afresh, started)
+            }
+            (started, _, _) => (launched, &prepared.plan, started),
+        };
+        let session = started?;
+        let state = plan.state.clone();
+        tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(hosted), (kept, state)));
         Ok(session)
     }
 
@@ -243,6 +253,52 @@ impl Host {
             }
             Err(_) => tracing::warn!(agent = agent.id, "the warm-up took too long"),
         }
+    }
+}
+
+/// What the tries to start one session have in common.
+struct Starting<'a> {
+    creation: &'a Creation,
+    hosted: &'a HostedVm,
+    prepared: &'a Prepared,
+    wish: &'a CreateSession,
+    details: SessionDetails,
+}
+
+impl Starting<'_> {
+    /// One try. A launch whose agent doesn't start is to be undone.
+    async fn with(
+        &self,
+        plan: &LaunchPlan,
+        archive: Option<&Archive>,
+        mut former: Option<Former>,
+    ) -> Result<(Launched, Result<Session, StartError>), Failure> {
+        let Self { creation, hosted, prepared, wish, details } = self;
+        let launched = launch(hosted, plan, archive).await?;
+        // An archive that can't be unpacked leaves the transcript.
+        if let Some(former) = &mut former {
+            let through = archive.map(|archive| archive.through);
+            former.known_through = through.filter(|_| launched.remembers());
+        }
+        let process = launched
+            .agent_process()
+            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
+        let started = Session::start(SessionStart {
+            id: creation.id().clone(),
+            owner: wish.vm_id.clone(),
+            agent_type: wish.agent_type.clone(),
+            plan,
+            process,
+            model: prepared.model.clone(),
+            install: prepared.install.clone(),
+            transcripts: prepared.transcripts.clone(),
+            workspace: Some(Arc::new(VmWorkspace::new(&hosted.vm, &plan.cwd, &prepared.env))),
+            details: details.clone(),
+            permissions: wish.permissions.clone(),
+            former,
+        });
+        let started = started.await;
+        Ok((launched, started))
     }
 }
 

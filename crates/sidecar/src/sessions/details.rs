@@ -5,21 +5,26 @@
 
 use agentos_agents::permission::PermissionRule;
 use agentos_agents::plan::McpServer;
-use agentos_agents::transcript::SessionDetails;
+use agentos_agents::transcript::{SessionDetails, StoredSession};
 use serde_json::{Value, json};
 
 use super::CreateSession;
 use super::restore::{ACTIONS, WISHES};
 
 /// What a wish for a session says of it.
-pub(super) fn of(wish: &CreateSession, cwd: &str, vm: String) -> SessionDetails {
+pub(super) fn of(
+    wish: &CreateSession,
+    former: Option<&StoredSession>,
+    cwd: &str,
+    vm: String,
+) -> SessionDetails {
     SessionDetails {
         cwd: Some(cwd.to_owned()),
         vm: Some(vm),
         permission_policy: Some(wish.permissions.policy),
         // Of a session that was brought back, what it was created with counts.
-        options: match &wish.restored {
-            Some(restored) => restored.stored.details.options.clone(),
+        options: match former {
+            Some(stored) => stored.details.options.clone(),
             None => Some(options(wish).to_string()),
         },
         ..SessionDetails::default()

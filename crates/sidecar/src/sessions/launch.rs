@@ -174,6 +174,7 @@ fn process_spec(vm: &Vm, plan: &LaunchPlan) -> ProcessSpec {
         cwd: Some(plan.cwd.clone().into_bytes()),
         stdin: Stdin::Piped,
         timeout: None,
+        patience: None,
         supervised: true,
     }
 }

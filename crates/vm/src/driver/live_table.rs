@@ -2,9 +2,14 @@
 //!
 //! ```text
 //! spawned ──► Starting ──ExecDone ok──► Running ──Exited──► (records)
-//!                 └──────ExecDone err──► Failed ──Exited──► forgotten
+//!                 │ └────ExecDone err──► Failed ──Exited──► forgotten
+//!             patience ends
+//!                 ▼
+//!               Early ───ExecDone ok──► Running
+//!                 └──────ExecDone err──► Unrun ──Exited──► (records), with 127
 //! ```
-//! The handle is given out at Running: before, nobody knows whether there is a program at all.
+//! The handle is given out at Running: before, nobody knows whether there is a program at all. Who can't wait for that gets
+//! it at Early.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,11 +39,16 @@ use crate::vm::{GoneReason, Shared, VmState};
 
 const SIGKILL: i32 = 9;
 
+/// What shells show for a program that can't be run.
+const NOT_RUN: i32 = 127;
+
 #[derive(Debug)]
 pub(crate) struct LiveTable {
     shared: Arc<Shared>,
     live: HashMap<i32, Entry>,
     timeouts: BTreeSet<(Instant, i32)>,
+    /// When processes are given out that don't run yet.
+    patience: BTreeSet<(Instant, i32)>,
     oom: OomWatch,
 }
 
@@ -49,6 +59,8 @@ struct Entry {
     /// None where it has none, or where it has passed.
     deadline: Option<Instant>,
     timed_out: bool,
+    /// While somebody waits, but not for ever.
+    patient_until: Option<Instant>,
     /// Somebody outside of the VM had it killed.
     killed: bool,
     oom_kills_before: u64,
@@ -65,8 +77,19 @@ pub(crate) struct Wanted {
 
 #[derive(Debug)]
 enum Stage {
-    Starting { plan: Box<SpawnPlan>, started: Started, stdio: Descriptors },
+    Starting {
+        plan: Box<SpawnPlan>,
+        started: Started,
+        stdio: Descriptors,
+    },
+    /// Given out before its program runs. Its descriptors wait: what stands in them until then is nothing.
+    Early {
+        plan: Box<SpawnPlan>,
+        stdio: Descriptors,
+    },
     Running,
+    /// Was given out, and its program could not be run.
+    Unrun,
     Failed,
 }
 
@@ -82,7 +105,8 @@ enum Descriptors {
 impl LiveTable {
     pub(crate) fn new(shared: Arc<Shared>, cgroups: Arc<OnceLock<Cgroups>>) -> Self {
         let oom = OomWatch { cgroups, accounted: 0 };
-        Self { shared, live: HashMap::new(), timeouts: BTreeSet::new(), oom }
+        let (timeouts, patience) = (BTreeSet::new(), BTreeSet::new());
+        Self { shared, live: HashMap::new(), timeouts, patience, oom }
     }
 
     /// To be called before init is asked to start it.
@@ -117,8 +141,11 @@ impl LiveTable {
         // From the fork on, not from exec: the guest may stop the process in between.
         let deadline = plan.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.timeouts.extend(deadline.map(|deadline| (deadline, pid)));
+        let patient_until = plan.patience.and_then(|patience| Instant::now().checked_add(patience));
+        self.patience.extend(patient_until.map(|until| (until, pid)));
         let stage = Stage::Starting { plan, started, stdio };
-        self.live.insert(pid, Entry { deadline, ..Entry::new(process, stage, oom_kills_before) });
+        let entry = Entry { deadline, patient_until, ..Entry::new(process, stage, oom_kills_before) };
+        self.live.insert(pid, entry);
         Ok(None)
     }
 
@@ -155,24 +182,55 @@ impl LiveTable {
         tasks: &mut JoinSet<()>,
     ) -> Result<(), ProtocolError> {
         let entry = self.live.get_mut(&pid).ok_or(ProtocolError::UnknownProcess(pid))?;
-        let (plan, started, stdio) = match std::mem::replace(&mut entry.stage, Stage::Failed) {
-            Stage::Starting { plan, started, stdio } => (plan, started, stdio),
-            // Init had killed it for us before it got that far.
-            Stage::Failed => return Ok(()),
-            Stage::Running => return Err(ProtocolError::Unexpected("a second ExecDone")),
-        };
-        if let Err(failure) = result {
-            drop(started.send(Err(SpawnError::failed(failure, &plan.request))));
-            return Ok(());
+        if let Some(until) = entry.patient_until.take() {
+            self.patience.remove(&(until, pid));
         }
-        entry.stage = Stage::Running;
         let process = Arc::clone(&entry.process);
-        lock(&self.shared.records).started(&process);
-        let pipes = start_pump(&process, stdio, tasks);
-        let guard = KillGuard::new(&self.shared, &process);
-        // Where nobody waits any more, the guard in what comes back kills the process.
-        drop(started.send(Ok(Running { process, pipes, guard })));
+        match (std::mem::replace(&mut entry.stage, Stage::Failed), result) {
+            (Stage::Starting { started, stdio, .. }, Ok(())) => {
+                entry.stage = Stage::Running;
+                process.set_executed();
+                let pipes = start_pump(&process, stdio, tasks);
+                hand_over(&self.shared, process, pipes, started);
+            }
+            (Stage::Starting { plan, started, .. }, Err(failure)) => {
+                drop(started.send(Err(SpawnError::failed(failure, &plan.request))));
+            }
+            (Stage::Early { stdio, .. }, Ok(())) => {
+                entry.stage = Stage::Running;
+                process.set_executed();
+                // One of exec would have its pipes read by its caller, and is never given out early.
+                start_pump(&process, stdio, tasks);
+            }
+            (Stage::Early { plan, .. }, Err(failure)) => {
+                entry.stage = Stage::Unrun;
+                let reason = SpawnError::failed(failure, &plan.request);
+                process.streams.stderr.push(format!("{reason}\n").as_bytes());
+                process.streams.finish();
+            }
+            // Init had killed it for us before it got that far.
+            (Stage::Failed, _) => {}
+            (Stage::Running | Stage::Unrun, _) => {
+                return Err(ProtocolError::Unexpected("a second ExecDone"));
+            }
+        }
         Ok(())
+    }
+
+    /// Gives out the processes that their callers won't wait for any longer.
+    pub(crate) fn give_out_early(&mut self, now: Instant) {
+        while let Some(&(until, pid)) = self.patience.first().filter(|(until, _)| *until <= now) {
+            self.patience.remove(&(until, pid));
+            let Some(entry) = self.live.get_mut(&pid) else { continue };
+            entry.patient_until = None;
+            match std::mem::replace(&mut entry.stage, Stage::Failed) {
+                Stage::Starting { plan, started, stdio } => {
+                    entry.stage = Stage::Early { plan, stdio };
+                    hand_over(&self.shared, Arc::clone(&entry.process), None, started);
+                }
+                other => entry.stage = other,
+            }
+        }
     }
 
     pub(crate) fn exited(&mut self, pid: i32, status: Status) -> Result<(), ProtocolError> {
@@ -181,11 +239,17 @@ impl LiveTable {
             self.timeouts.remove(&(deadline, pid));
         }
         match entry.stage {
-            Stage::Starting { .. } => return Err(ProtocolError::Unexpected("Exited before ExecDone")),
+            Stage::Starting { .. } | Stage::Early { .. } => {
+                return Err(ProtocolError::Unexpected("Exited before ExecDone"));
+            }
             Stage::Failed => return Ok(()),
-            Stage::Running => {}
+            Stage::Running | Stage::Unrun => {}
         }
-        let exit = self.judge(status, &entry);
+        let exit = match entry.stage {
+            // Also where init had to kill it.
+            Stage::Unrun => Exit::Exited(NOT_RUN),
+            _ => self.judge(status, &entry),
+        };
         entry.process.set_exit(exit.clone());
         lock(&self.shared.records).exited(&entry.process, exit, Now::read());
         Ok(())
@@ -223,7 +287,7 @@ impl LiveTable {
     }
 
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
-        self.timeouts.first().map(|&(deadline, _)| deadline)
+        self.timeouts.first().into_iter().chain(self.patience.first()).map(|&(at, _)| at).min()
     }
 
     /// Marks and gives out the processes whose time is up.
@@ -252,14 +316,19 @@ impl LiveTable {
             match std::mem::replace(&mut entry.stage, Stage::Failed) {
                 // Dropping what a caller waits for makes it look at the VM's state.
                 Stage::Starting { .. } | Stage::Failed => {}
-                Stage::Running => {
+                stage @ (Stage::Early { .. } | Stage::Running | Stage::Unrun) => {
                     entry.process.set_exit(Exit::VmGone(reason.clone()));
                     records.exited(&entry.process, Exit::VmGone(reason.clone()), Now::read());
+                    if let Stage::Early { .. } = stage {
+                        // Nobody carries its output who would end it.
+                        entry.process.streams.finish();
+                    }
                 }
             }
         }
         drop(records);
         self.timeouts.clear();
+        self.patience.clear();
     }
 
     /// The VM is gone, and every process with it.
@@ -271,7 +340,8 @@ impl LiveTable {
 
 impl Entry {
     fn new(process: Arc<LiveProcess>, stage: Stage, oom_kills_before: u64) -> Self {
-        Self { process, stage, deadline: None, timed_out: false, killed: false, oom_kills_before }
+        let (deadline, patient_until) = (None, None);
+        Self { process, stage, deadline, timed_out: false, patient_until, killed: false, oom_kills_before }
     }
 }
 
@@ -280,6 +350,14 @@ impl Drop for LiveTable {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Makes a process known and gives it to who asked for it.
+fn hand_over(shared: &Arc<Shared>, process: Arc<LiveProcess>, pipes: Option<Pipes>, started: Started) {
+    lock(&shared.records).started(&process);
+    let guard = KillGuard::new(shared, &process);
+    // Where nobody waits any more, the guard in what comes back kills the process.
+    drop(started.send(Ok(Running { process, pipes, guard })));
 }
 
 fn streams(plan: &SpawnPlan) -> Streams {

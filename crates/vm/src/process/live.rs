@@ -1,6 +1,7 @@
 //! A process of this VM that we started: what its handles, the records and the owner task share.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub(crate) struct LiveProcess {
     pub(crate) streams: Streams,
     /// A shell's terminal, while the shell lives. Held for taking a clone.
     pub(crate) terminal: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
+    /// Until then /proc shows PID 1's command line for it.
+    executed: AtomicBool,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -45,6 +48,8 @@ pub(crate) struct SpawnPlan {
     /// What a process of [`Kind::Spawn`] is given at once. None leaves a piped stdin open.
     pub(crate) input: Option<Bytes>,
     pub(crate) timeout: Option<Duration>,
+    /// After which a process that is no [`Kind::Exec`] is given out before its program runs.
+    pub(crate) patience: Option<Duration>,
 }
 
 /// A process on its way to its handle; dropped before it gets there, its group is killed.
@@ -93,8 +98,18 @@ impl LiveProcess {
             started_at_ms,
             streams,
             terminal: Mutex::default(),
+            executed: AtomicBool::new(false),
             exit: watch::Sender::new(None),
         }
+    }
+
+    pub(crate) fn set_executed(&self) {
+        self.executed.store(true, Ordering::Relaxed);
+    }
+
+    /// It has been given out, and its program does not run yet.
+    pub(crate) fn is_early(&self) -> bool {
+        !self.executed.load(Ordering::Relaxed) && self.exit.borrow().is_none()
     }
 
     pub(crate) fn exit(&self) -> Option<Exit> {

@@ -148,7 +148,7 @@ mod tests {
             stdio: Stdio::Pipes { stdin: false },
             supervised: false,
         };
-        let plan = SpawnPlan { request, kind, input: None, timeout: None };
+        let plan = SpawnPlan { request, kind, input: None, timeout: None, patience: None };
         Arc::new(LiveProcess::new(pid, &plan, Streams::default(), 5))
     }
 

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use agentos_guest_protocol::init::{Event, Request, Response};
+use agentos_guest_protocol::launcher::LauncherEvent;
 use agentos_guest_protocol::process::{ProcessEntry, SignalScope, SpawnFailure, SpawnStep, Status};
 use bytes::Bytes;
 
@@ -95,6 +96,107 @@ async fn a_program_that_is_not_there_is_an_error_of_spawn() {
     assert!(vm.list_processes().is_empty());
     // The id is free again.
     spawn(&vm, &init, program("true"), 7).await;
+}
+
+fn impatient(name: &str) -> ProcessSpec {
+    ProcessSpec { patience: Some(Duration::ZERO), ..program(name) }
+}
+
+/// A process that was given out while its program is still being looked for.
+async fn early(vm: &Vm, init: &FakeInit, spec: ProcessSpec, pid: i32) -> (Process, GuestPipes) {
+    let (process, guest) = soon(async { tokio::join!(vm.spawn(spec), init.fork(pid)) }).await;
+    (process.unwrap(), guest)
+}
+
+#[tokio::test]
+async fn who_is_impatient_gets_the_process_before_it_runs_and_all_that_it_prints() {
+    let World { vm, init, launcher: _launcher, .. } = World::new().await;
+    let spec = ProcessSpec { stdin: Stdin::Bytes(Bytes::from_static(b"input")), ..impatient("slow") };
+    let (process, mut guest) = early(&vm, &init, spec, 7).await;
+    assert!(process.exit().is_none());
+    assert_eq!(vm.list_processes().len(), 1);
+    // What /proc shows of it is PID 1's.
+    let entry = ProcessEntry {
+        pid: 7,
+        ppid: 0,
+        pgid: 7,
+        sid: 7,
+        argv: vec![bytes("init")],
+        cwd: bytes("/"),
+        exe: bytes("/init"),
+        zombie: false,
+        start_time_ms: 1,
+    };
+    let play = async {
+        let (id, _) = init.request().await;
+        init.answer(id, Response::Processes(vec![entry]), Vec::new());
+    };
+    let (all, ()) = soon(async { tokio::join!(vm.all_processes(), play) }).await;
+    let all = all.unwrap();
+    assert_eq!(
+        (all[0].argv.as_slice(), all[0].cwd.as_slice()),
+        (&[b"slow".to_vec()][..], &b"/home/user"[..])
+    );
+
+    init.event(Event::ExecDone { pid: 7, result: Ok(()) });
+    let stdin = guest.stdin.take().unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        std::fs::File::from(stdin).read_to_string(&mut text).map(|_| text)
+    });
+    assert_eq!(soon(read).await.unwrap().unwrap(), "input");
+    let mut reader = process.stdout().from_offset(0);
+    soon(guest.write_stdout(b"hello".to_vec())).await.unwrap();
+    assert_eq!(soon(reader.next()).await.unwrap().data, &b"hello"[..]);
+    guest.close_output();
+    assert_eq!(soon(reader.next()).await, None);
+    init.exit(7, Status::Signaled(15));
+    assert!(matches!(soon(process.wait()).await, Exit::Signaled(15)));
+    // The same program that runs at once is given out at once.
+    spawn(&vm, &init, ProcessSpec { patience: Some(Duration::from_secs(1000)), ..program("fast") }, 8).await;
+}
+
+#[tokio::test]
+async fn a_program_that_fails_when_nobody_waits_any_more_exits_with_127_and_says_why() {
+    let World { vm, init, launcher: _launcher, .. } = World::new().await;
+    // By itself, and killed by init, which had waited long enough.
+    for (pid, status) in [(7, Status::Exited(127)), (8, Status::Signaled(9))] {
+        let (process, _guest) = early(&vm, &init, impatient("slow"), pid).await;
+        let (mut stdout, mut stderr) = (process.stdout().from_offset(0), process.stderr().from_offset(0));
+        let failure = SpawnFailure { step: SpawnStep::Exec, errno: 13 };
+        init.event(Event::ExecDone { pid, result: Err(failure) });
+        assert_eq!(
+            soon(stderr.next()).await.unwrap().data,
+            &b"EACCES: permission denied, spawn 'slow'\n"[..]
+        );
+        assert_eq!((soon(stderr.next()).await, soon(stdout.next()).await), (None, None));
+        init.exit(pid, status);
+        assert!(matches!(soon(process.wait()).await, Exit::Exited(127)));
+    }
+    let codes: Vec<_> =
+        vm.list_processes().iter().map(|process| process.exit.as_ref().map(Exit::code)).collect();
+    assert_eq!(codes, [Some(127), Some(127)]);
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_run_yet_ends_with_its_vm() {
+    let World { vm, init, launcher, .. } = World::new().await;
+    let (process, _guest) = early(&vm, &init, impatient("slow"), 7).await;
+    let mut stdout = process.stdout().from_offset(0);
+    let disposing = tokio::spawn({
+        let vm = vm.clone();
+        async move { vm.dispose(None).await }
+    });
+    let (id, _) = init.request().await;
+    assert!(matches!(soon(process.wait()).await, Exit::VmGone(_)));
+    assert_eq!(soon(stdout.next()).await, None);
+    // What comes late hurts nobody.
+    init.event(Event::ExecDone { pid: 7, result: Ok(()) });
+    init.exit(7, Status::Signaled(15));
+    init.answer(id, Response::Done, Vec::new());
+    let number = init.hang_up();
+    launcher.say(LauncherEvent::Exited { vm: number, status: Status::Exited(0) }, Vec::new());
+    soon(disposing).await.unwrap();
 }
 
 #[tokio::test]

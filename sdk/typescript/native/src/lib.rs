@@ -11,7 +11,7 @@
 //! - [`runtime`]: the thread that the Rust SDK's futures run on
 //! - [`promise`]: a future as a JavaScript promise; [`failure`]: an error as a JavaScript error
 //! - [`listener`]: a JavaScript function that is told things without anybody waiting for it
-//! - [`options`]: what comes in; [`vm`], [`process`], [`session`]: the calls by noun
+//! - [`options`]: what comes in; [`vm`], [`process`], [`session`], [`events`], [`permission`], [`agent`]: the calls by noun
 //!
 //! What comes in has been looked at by the TypeScript half, which is the only caller.
 
@@ -26,9 +26,12 @@
     reason = "nobody prints them, and some hold values that may be secrets"
 )]
 
+mod agent;
+mod events;
 mod failure;
 mod listener;
 mod options;
+mod permission;
 mod process;
 mod promise;
 mod runtime;

@@ -86,6 +86,9 @@ impl Drop for Waiting {
     }
 }
 
+/// A JavaScript function that takes text, JSON mostly.
+pub(crate) type OnText<'env> = Function<'env, String, UnknownReturnValue>;
+
 /// Told pieces of output, as `Uint8Array`.
 pub(crate) struct ChunkListener {
     function: Weak<Bytes, Uint8Array>,
@@ -112,7 +115,7 @@ pub(crate) struct TextListener {
 }
 
 impl TextListener {
-    pub(crate) fn new(function: &Function<'_, String, UnknownReturnValue>, pace: &Pace) -> Result<Self> {
+    pub(crate) fn new(function: &OnText<'_>, pace: &Pace) -> Result<Self> {
         let builder = function.build_threadsafe_function::<String>().weak::<true>();
         let function = builder.build_callback(|call| Ok(call.value))?;
         Ok(Self { function, pace: pace.clone() })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentos::{
     AgentConfig, AgentInstall, AgentOsOptions, AgentOsSidecarConfig, CreateSession, Exec, McpServer,
-    ModelChoice, Mount, PermissionPolicy, Spawn,
+    ModelChoice, Mount, PermissionPolicy, ReadHistory, Spawn,
 };
 use napi::bindgen_prelude::Uint8Array;
 use napi_derive::napi;
@@ -197,6 +197,28 @@ impl McpWish {
                 let server = McpServer::local(self.command, self.args);
                 self.names.into_iter().fold(server, |server, (name, value)| server.env(name, value))
             }
+        }
+    }
+}
+
+/// Which events of a session are wanted.
+#[napi(object, object_to_js = false)]
+pub struct HistoryWish {
+    pub since: Option<f64>,
+    pub limit: Option<f64>,
+    pub method: Option<String>,
+}
+
+impl HistoryWish {
+    /// From event `first` on at the earliest.
+    pub(crate) fn apply_to(self, mut history: ReadHistory, first: u64) -> ReadHistory {
+        history = history.since(self.since.map_or(first, whole).max(first));
+        if let Some(limit) = self.limit {
+            history = history.limit(whole(limit));
+        }
+        match self.method {
+            Some(method) => history.method(method),
+            None => history,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Processes of a VM.
 
+use std::time::Duration;
+
 use agentos::{ErrorKind, ExecResult, Exit, OutputStream, ProcessDriver, ProcessStatus};
 use napi::bindgen_prelude::{Function, Object, Uint8Array};
 use napi::threadsafe_function::UnknownReturnValue;
@@ -14,6 +16,10 @@ use crate::vm::Vm;
 
 /// A JavaScript function that takes pieces of output.
 type OnChunk<'env> = Function<'env, Uint8Array, UnknownReturnValue>;
+
+/// How long the thread of JavaScript waits for a program to run: the file system that holds it may be one that this very
+/// thread serves.
+const SPAWN_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How a process ended; the TypeScript half gives it the public shape.
 #[napi(object, object_from_js = false)]
@@ -65,8 +71,8 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// A process that `spawn` started.
-#[napi(object, object_from_js = false)]
+/// A process that `spawn` started, in the public shape.
+#[napi(object, object_from_js = false, use_nullable = true)]
 pub struct SpawnedShape {
     pub pid: i32,
     pub command: String,
@@ -82,8 +88,8 @@ impl From<agentos::SpawnedProcessInfo> for SpawnedShape {
     }
 }
 
-/// Any process of the VM.
-#[napi(object, object_from_js = false)]
+/// Any process of the VM, in the public shape.
+#[napi(object, object_from_js = false, use_nullable = true)]
 pub struct ProcessShape {
     pub pid: i32,
     pub ppid: i32,
@@ -153,7 +159,7 @@ impl Vm {
         promise::of(env, async move { Ok(ExecShape::from(pace.keep(exec.into_future()).await?)) })
     }
 
-    /// Starts a program and gives its pid, once it runs.
+    /// Starts a program and gives its pid, once it runs or the patience has ended.
     #[napi]
     pub fn spawn(
         &self,
@@ -170,7 +176,8 @@ impl Vm {
         };
         // Before the program is started: once it runs, its pid has to be told.
         let (on_stdout, on_stderr) = (listener(handlers.0)?, listener(handlers.1)?);
-        let process = wait(env, wish.apply_to_spawn(self.vm.spawn(program, words)).into_future())?;
+        let spawn = wish.apply_to_spawn(self.vm.spawn(program, words)).patience(SPAWN_PATIENCE);
+        let process = wait(env, spawn.into_future())?;
         for (listener, stream) in [(on_stdout, process.stdout()), (on_stderr, process.stderr())] {
             if let Some((listener, pace)) = listener {
                 self.keep_telling(feed(stream, listener, pace))?;

@@ -1,24 +1,16 @@
-//! Sessions of a VM.
+//! Sessions of a VM: their life, and what is asked of their agents.
 
-use agentos::{ErrorKind, JsonRpcResponse, PromptResult, SessionEvent, SessionEvents};
-use napi::bindgen_prelude::{Function, Object};
-use napi::threadsafe_function::UnknownReturnValue;
+use agentos::{JsonRpcError, JsonRpcResponse, PromptResult, Session};
+use napi::bindgen_prelude::Object;
 use napi::{Env, Result};
 use napi_derive::napi;
 use serde_json::{Value, json};
-use tokio::task::AbortHandle;
 
-use crate::failure::{thrown, wait};
-use crate::listener::{Pace, TextListener};
+use crate::failure::{thrown, wait, with_code};
+use crate::listener::{OnText, Pace, TextListener};
 use crate::options::SessionWish;
 use crate::promise;
 use crate::vm::Vm;
-
-/// A JavaScript function that takes JSON.
-type OnText<'env> = Function<'env, String, UnknownReturnValue>;
-
-/// What is told to those who subscribe; everything else is in the transcript.
-const UPDATE: &str = "session/update";
 
 /// What the agent answered.
 #[napi(object, object_from_js = false)]
@@ -48,12 +40,28 @@ fn response(response: &JsonRpcResponse) -> Value {
         object["result"] = result.clone();
     }
     if let Some(error) = &response.error {
-        object["error"] = json!({ "code": error.code, "message": error.message });
-        if let Some(data) = &error.data {
-            object["error"]["data"] = data.clone();
-        }
+        object["error"] = error_object(error);
     }
     object
+}
+
+fn error_object(error: &JsonRpcError) -> Value {
+    let mut object = json!({ "code": error.code, "message": error.message });
+    if let Some(data) = &error.data {
+        object["data"] = data.clone();
+    }
+    object
+}
+
+/// The answer, and an error that the agent answered with: also where that is our own, of what the agent can't do.
+fn answered(answer: agentos::Result<JsonRpcResponse>) -> agentos::Result<String> {
+    match answer {
+        Ok(answer) => Ok(response(&answer).to_string()),
+        Err(error) => match error.rpc_error() {
+            Some(rpc) => Ok(json!({ "jsonrpc": "2.0", "id": null, "error": error_object(rpc) }).to_string()),
+            None => Err(error),
+        },
+    }
 }
 
 /// A live session.
@@ -61,27 +69,6 @@ fn response(response: &JsonRpcResponse) -> Value {
 pub struct SessionShape {
     pub session_id: String,
     pub agent_type: String,
-}
-
-/// What a session has said so far, and the task that tells what it says from then on.
-#[napi]
-pub struct Subscription {
-    backlog: Vec<String>,
-    task: AbortHandle,
-}
-
-#[napi]
-impl Subscription {
-    /// The notifications before the subscription, as JSON; once.
-    #[napi]
-    pub fn take_backlog(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.backlog)
-    }
-
-    #[napi]
-    pub fn end(&self) {
-        self.task.abort();
-    }
 }
 
 #[napi]
@@ -132,8 +119,28 @@ impl Vm {
 
     #[napi]
     pub fn close_session(&self, env: &Env, session_id: String) -> Result<()> {
-        let session = self.vm.resume_session(&session_id).map_err(|error| thrown(env, &error))?;
+        let session = self.session(env, &session_id)?;
         wait(env, session.close())
+    }
+
+    /// Fails where the session is none of this VM's live ones. Never waits.
+    #[napi]
+    pub fn resume_session(&self, env: &Env, session_id: String) -> Result<()> {
+        self.session(env, &session_id).map(drop)
+    }
+
+    /// A promise of the session's id.
+    #[napi]
+    pub fn restore_session<'env>(&self, env: &'env Env, session_id: String) -> Result<Object<'env>> {
+        let vm = self.vm.clone();
+        promise::of(env, async move { Ok(vm.restore_session(&session_id).await?.id().to_owned()) })
+    }
+
+    /// A promise of whether anything was running.
+    #[napi]
+    pub fn cancel_session<'env>(&self, env: &'env Env, session_id: String) -> Result<Object<'env>> {
+        let vm = self.vm.clone();
+        promise::of(env, async move { vm.resume_session(&session_id)?.cancel().await })
     }
 
     /// A promise of nothing.
@@ -143,51 +150,67 @@ impl Vm {
         promise::of(env, async move { vm.destroy_session(&session_id).await })
     }
 
-    /// What the session said so far is in the result; `on_event` is told what follows, without a gap, and `on_failure`
-    /// why there will be no more where the session has not ended.
+    /// A promise of the agent's answer, as JSON.
     #[napi]
-    pub fn subscribe(
+    pub fn set_session_mode<'env>(
         &self,
-        env: &Env,
+        env: &'env Env,
         session_id: String,
-        on_event: OnText<'_>,
-        on_failure: OnText<'_>,
-    ) -> Result<Subscription> {
-        let session = self.vm.resume_session(&session_id).map_err(|error| thrown(env, &error))?;
-        let pace = Pace::default();
-        let told = TextListener::new(&on_event, &pace)?;
-        let failed = TextListener::new(&on_failure, &pace)?;
-        let history = wait(env, self.vm.read_history(&session_id).into_future())?;
-        let next = history.last().map_or(1, |event| event.sequence_number + 1);
-        let follow = follow(session.events_since(next), Follower { told, failed, pace });
-        let task = self.keep_telling(follow)?;
-        Ok(Subscription { backlog: history.iter().filter_map(update).collect(), task })
+        mode: String,
+    ) -> Result<Object<'env>> {
+        let vm = self.vm.clone();
+        promise::of(env, async move { answered(vm.resume_session(&session_id)?.set_mode(&mode).await) })
+    }
+
+    /// A promise of the agent's answer, as JSON.
+    #[napi]
+    pub fn set_session_model<'env>(
+        &self,
+        env: &'env Env,
+        session_id: String,
+        model: String,
+    ) -> Result<Object<'env>> {
+        let vm = self.vm.clone();
+        promise::of(env, async move { answered(vm.resume_session(&session_id)?.set_model(&model).await) })
+    }
+
+    /// A promise of the agent's answer, as JSON.
+    #[napi]
+    pub fn set_session_thought_level<'env>(
+        &self,
+        env: &'env Env,
+        session_id: String,
+        level: String,
+    ) -> Result<Object<'env>> {
+        let vm = self.vm.clone();
+        promise::of(
+            env,
+            async move { answered(vm.resume_session(&session_id)?.set_thought_level(&level).await) },
+        )
+    }
+
+    /// A promise of the agent's answer, as JSON.
+    #[napi]
+    pub fn raw_send<'env>(
+        &self,
+        env: &'env Env,
+        session_id: String,
+        method: String,
+        params_json: String,
+    ) -> Result<Object<'env>> {
+        let params: Value = serde_json::from_str(&params_json)
+            .map_err(|error| with_code(env, "InvalidInput", &format!("`params` of {method}: {error}")))?;
+        let vm = self.vm.clone();
+        promise::of(
+            env,
+            async move { answered(vm.resume_session(&session_id)?.raw_send(&method, params).await) },
+        )
     }
 }
 
-/// The notification, where it is one of those that are told.
-fn update(event: &SessionEvent) -> Option<String> {
-    (event.method() == UPDATE).then(|| event.notification.to_string())
-}
-
-/// Who is told, and how fast they listen.
-struct Follower {
-    told: TextListener,
-    failed: TextListener,
-    pace: Pace,
-}
-
-/// Ends with the session. What a slow handler has not taken yet waits in the transcript, not here.
-async fn follow(mut events: SessionEvents, follower: Follower) {
-    while let Some(event) = follower.pace.keep(events.next()).await {
-        match event {
-            Ok(event) => update(&event).into_iter().for_each(|update| follower.told.tell(update)),
-            // Said once to whoever falls far behind; nothing is lost.
-            Err(error) if error.kind() == ErrorKind::Lagged => {}
-            Err(error) => {
-                follower.failed.tell(error.to_string());
-                return;
-            }
-        }
+impl Vm {
+    /// On the thread of JavaScript; never waits.
+    pub(crate) fn session(&self, env: &Env, session_id: &str) -> Result<Session> {
+        self.vm.resume_session(session_id).map_err(|error| thrown(env, &error))
     }
 }

@@ -1,9 +1,9 @@
-//! A real Pi agent with the offline model, and the same Pi bare on the host.
+//! Pi with its VM: one beside the same Pi bare on the host, and many at once.
 
-use crate::figure::{Figure, Limit, MEDIAN, Unit};
+use crate::figure::{Figure, LOWEST, Limit, MEDIAN, Unit};
 use crate::host::{self, milliseconds};
 use crate::{Bench, Failure};
-use agentos::{AgentOs, ModelChoice};
+use agentos::{AgentOs, AgentOsOptions, ModelChoice, Session};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,11 +11,19 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const READY: &str = "Pi session ready, VM included";
-const TURN: &str = "Pi prompt turn with one tool call";
 const MEMORY: &str = "VM with an idle Pi session, PSS";
 
+/// Sessions at once, each in a VM of its own.
+const CROWD: u32 = 20;
+const ALL_DONE: &str = "20 Pi sessions at once, VMs included: all turns done";
+const FINISHED: &str = "20 Pi sessions at once: finished a turn";
+const EACH: &str = "each of 20 VMs with a Pi session after its turn, PSS";
+
 pub(crate) async fn measure(bench: &mut Bench) -> Result<(), Failure> {
-    if ![READY, TURN, MEMORY].iter().any(|name| bench.wants(name)) {
+    if [ALL_DONE, FINISHED, EACH].iter().any(|name| bench.wants(name)) {
+        crowd(bench).await?;
+    }
+    if ![READY, MEMORY].iter().any(|name| bench.wants(name)) {
         return Ok(());
     }
     // The first session installs the agent and is no sample.
@@ -24,7 +32,7 @@ pub(crate) async fn measure(bench: &mut Bench) -> Result<(), Failure> {
     vm.dispose().await?;
     let bare = BarePi::find()?;
 
-    let (mut ready, mut on_host, mut turns, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut ready, mut on_host, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.samples(20) {
         let known = host::pid_namespaces();
         let started = Instant::now();
@@ -32,23 +40,60 @@ pub(crate) async fn measure(bench: &mut Bench) -> Result<(), Failure> {
         ready.push(milliseconds(started.elapsed()));
         memory.push(host::pss_megabytes_outside_of(&known));
         on_host.push(bare.answer()?);
-
-        let started = Instant::now();
-        let reply = session.prompt("Write a hello world in TypeScript to hello.ts").await?;
-        turns.push(milliseconds(started.elapsed()));
-        if !vm.exists("/home/user/hello.ts").await? {
-            return Err(format!("the turn wrote nothing: {}", reply.text).into());
-        }
         session.close().await?;
         vm.dispose().await?;
     }
     bench.record(Figure::milliseconds(READY, ready).host(on_host).limit(MEDIAN, Limit::TimesHost(1.3)));
-    bench.record(Figure::milliseconds(TURN, turns).limit(MEDIAN, Limit::AtMost(200.0)));
     bench.record(Figure::new(MEMORY, Unit::Megabytes, memory).limit(MEDIAN, Limit::AtMost(150.0)));
     Ok(())
 }
 
-async fn start(bench: &Bench) -> Result<(AgentOs, agentos::Session), Failure> {
+/// All of them from nothing to the end of a turn, at once.
+async fn crowd(bench: &mut Bench) -> Result<(), Failure> {
+    // The first session installs the agent.
+    start(bench).await?.0.dispose().await?;
+    let (mut all_done, mut finished, mut each) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bench.samples(30) / 10 {
+        let known = host::pid_namespaces();
+        let started = Instant::now();
+        let mut running = tokio::task::JoinSet::new();
+        for _ in 0..CROWD {
+            running.spawn(turn(bench.options()));
+        }
+        let mut alive = Vec::new();
+        while let Some(ended) = running.join_next().await {
+            match ended? {
+                Ok(vm) => alive.push(vm),
+                // One that fails is one fewer, which its row shows.
+                Err(failure) => eprintln!("  one of {CROWD} Pi sessions: {failure}"),
+            }
+        }
+        all_done.push(milliseconds(started.elapsed()));
+        finished.push(f64::from(u32::try_from(alive.len())?));
+        each.push(host::pss_megabytes_outside_of(&known) / f64::from(CROWD));
+        for (vm, _) in alive {
+            vm.dispose().await?;
+        }
+    }
+    bench.record(Figure::milliseconds(ALL_DONE, all_done));
+    let finished = Figure::new(FINISHED, Unit::Count, finished);
+    bench.record(finished.limit(LOWEST, Limit::AtLeast(f64::from(CROWD))));
+    bench.record(Figure::new(EACH, Unit::Megabytes, each));
+    Ok(())
+}
+
+/// A VM with a session that has done what it was asked for.
+async fn turn(options: AgentOsOptions) -> Result<(AgentOs, Session), Failure> {
+    let vm = AgentOs::create(options.model(ModelChoice::Demo)).await?;
+    let session = vm.create_session("pi").await?;
+    let reply = session.prompt("Write a hello world in TypeScript to hello.ts").await?;
+    if !vm.exists("/home/user/hello.ts").await? {
+        return Err(format!("the turn wrote nothing: {}", reply.text).into());
+    }
+    Ok((vm, session))
+}
+
+async fn start(bench: &Bench) -> Result<(AgentOs, Session), Failure> {
     let vm = AgentOs::create(bench.options().model(ModelChoice::Demo)).await?;
     let session = vm.create_session("pi").await?;
     Ok((vm, session))
