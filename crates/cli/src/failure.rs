@@ -147,24 +147,29 @@ impl Failure {
         if matches!(self, Self::OutputClosed | Self::Interrupted { .. }) {
             return;
         }
-        let palette = Palette::for_stderr();
-        let mut text = format!("{} {}\n", palette.red("agentos:"), harmless(&self.to_string()));
-        let mut said = self.to_string();
-        // A transparent variant's source begins below the error it shows.
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let line = error.to_string();
-            if !line.is_empty() && !said.contains(&line) {
-                text.push_str(&format!("  caused by: {}\n", harmless(&line)));
-            }
-            said = line;
-            cause = error.source();
-        }
-        if let Some(remedy) = self.remedy() {
-            text.push_str(&format!("  try: {remedy}\n"));
-        }
-        let _ = io::stderr().lock().write_all(text.as_bytes());
+        tell("agentos", self, self.remedy());
     }
+}
+
+/// Tells an error and its causes on standard error.
+pub(crate) fn tell(program: &str, failure: &dyn StdError, remedy: Option<&str>) {
+    let palette = Palette::for_stderr();
+    let mut said = failure.to_string();
+    let mut text = format!("{} {}\n", palette.red(&format!("{program}:")), harmless(&said));
+    // A transparent variant's source begins below the error it shows.
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !line.is_empty() && !said.contains(&line) {
+            text.push_str(&format!("  caused by: {}\n", harmless(&line)));
+        }
+        said = line;
+        cause = error.source();
+    }
+    if let Some(remedy) = remedy {
+        text.push_str(&format!("  try: {remedy}\n"));
+    }
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// The exit code for how a process of a VM ended.

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! main ─┬─ argv[0] says launcher ──► agentos_init          (before any thread, any allocation worth speaking of)
+//!       ├─ argv[0] says agentos-tools ──► tools             (in a VM: calls functions of the host application)
 //!       ├─ sidecar ──► agentos_sidecar::run                 (on the main thread: launchers die with it)
 //!       └─ the rest ──► a runtime on this thread ──► the SDK, as any program would use it
 //! ```
@@ -33,6 +34,7 @@ mod shell;
 mod signals;
 mod spec;
 mod terminal;
+mod tools;
 mod vms;
 
 use std::process::ExitCode;
@@ -46,6 +48,9 @@ fn main() -> ExitCode {
     // Before anything else: the launcher must find no thread and little memory.
     if let Some(code) = agentos_init::run_if_launcher(std::env::args_os().next().as_deref()) {
         return code;
+    }
+    if let Some(code) = tools::run_if_called(std::env::args_os().next().as_deref()) {
+        return ExitCode::from(code);
     }
     let command = Cli::parse().command;
     let code = match command {

@@ -30,16 +30,16 @@ pub(crate) use offer::ToolOffer;
 use crate::errors::{self, Failure};
 
 /// Fixed, so that programs in the VM find it without being told.
-pub(crate) const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 41_415);
+pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 41_415);
 
 /// Where MCP is spoken there.
-pub(crate) const PATH: &str = "/mcp";
+pub const PATH: &str = "/mcp";
 
 /// The directory of the command in the VM, on PATH where there are tools.
 pub(crate) const COMMAND_DIR: &str = "/opt/agentos/bin";
 
 /// The command, which is this very binary.
-pub(crate) const COMMAND: &str = "agentos-tools";
+pub const COMMAND: &str = "agentos-tools";
 
 /// How agents reach the tools.
 pub(crate) fn server() -> HostTools {

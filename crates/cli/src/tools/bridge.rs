@@ -1,0 +1,106 @@
+//! MCP over standard input and output, for agents that take no tool servers over HTTP.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::task::{AbortHandle, Id, JoinSet};
+
+use super::ToolsError;
+use super::request::{RequestError, post};
+use crate::failure::Failure;
+
+/// Longer requests the server refuses.
+const MAX_LINE_BYTES: u64 = (1 << 20) + 4096;
+
+/// A code of JSON-RPC for what has gone wrong on the way.
+const INTERNAL_ERROR: i64 = -32_603;
+
+/// Requests that wait for their answers.
+#[derive(Default)]
+struct Waiting {
+    tasks: HashMap<String, AbortHandle>,
+    ids: HashMap<Id, String>,
+}
+
+/// Carries messages until standard input ends and every request has its answer.
+pub(super) async fn run() -> Result<(), ToolsError> {
+    let mut lines = BufReader::new(tokio::io::stdin());
+    let mut stdout = tokio::io::stdout();
+    let mut answers: JoinSet<Option<Value>> = JoinSet::new();
+    let mut waiting = Waiting::default();
+    let (mut line, mut open) = (Vec::new(), true);
+    while open || !answers.is_empty() {
+        tokio::select! {
+            read = read_line(&mut lines, &mut line), if open => {
+                open = read?;
+                let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
+                if !text.trim().is_empty() {
+                    waiting.take(&mut answers, text);
+                }
+            }
+            Some(answered) = answers.join_next_with_id() => {
+                let (task, answer) = match answered {
+                    Ok((task, answer)) => (task, answer),
+                    // Cancelled: nobody wants an answer.
+                    Err(error) => (error.id(), None),
+                };
+                waiting.done(task);
+                if let Some(answer) = answer {
+                    let text = format!("{answer}\n");
+                    stdout.write_all(text.as_bytes()).await.map_err(Failure::from_stdout)?;
+                    stdout.flush().await.map_err(Failure::from_stdout)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads on to the end of a line; false where there is none any more. Cancellation safe: what was read stays in `line`.
+async fn read_line<R>(input: &mut R, line: &mut Vec<u8>) -> Result<bool, ToolsError>
+where
+    R: tokio::io::AsyncBufRead + Unpin,
+{
+    let room = MAX_LINE_BYTES.saturating_sub(line.len() as u64);
+    if room == 0 {
+        return Err(ToolsError::Input("a line of standard input is too long".to_owned()));
+    }
+    input.take(room).read_until(b'\n', line).await.map_err(ToolsError::Stdin)?;
+    Ok(line.ends_with(b"\n"))
+}
+
+impl Waiting {
+    fn take(&mut self, answers: &mut JoinSet<Option<Value>>, text: String) {
+        let message: Value = serde_json::from_str(&text).unwrap_or_default();
+        if message["method"] == "notifications/cancelled"
+            && let Some(task) = self.tasks.remove(&message["params"]["requestId"].to_string())
+        {
+            task.abort();
+            return;
+        }
+        let id = message.get("id").cloned();
+        let asked = id.clone();
+        let task = answers.spawn(async move {
+            match post(text).await {
+                Ok(answer) => answer,
+                Err(error) => asked.map(|id| failed(&id, &error)),
+            }
+        });
+        if let Some(id) = id {
+            self.ids.insert(task.id(), id.to_string());
+            self.tasks.insert(id.to_string(), task);
+        }
+    }
+
+    fn done(&mut self, task: Id) {
+        if let Some(id) = self.ids.remove(&task) {
+            self.tasks.remove(&id);
+        }
+    }
+}
+
+fn failed(id: &Value, error: &RequestError) -> Value {
+    let error = json!({ "code": INTERNAL_ERROR, "message": error.to_string() });
+    json!({ "jsonrpc": "2.0", "id": id, "error": error })
+}
