@@ -195,8 +195,13 @@ test("agents and MCP servers of one's own reach the VM", PATIENT, async (t) => {
 test("a second prompt while one runs is refused as busy", PATIENT, async (t) => {
   const vm = await newVm(t);
   const sessionId = await piSession(vm);
-  const running = vm.prompt(sessionId, "Run `sleep 1; echo slept`");
-  const isBusy = { code: "Busy" };
-  await assert.rejects(vm.prompt(sessionId, "hello"), isBusy);
-  assert.equal((await running).stopReason, "end_turn");
+  let inTheTool = false;
+  vm.onSessionEvent(sessionId, (event) => {
+    inTheTool ||= JSON.stringify(event).includes("tool_call");
+  });
+  const running = vm.prompt(sessionId, "Run the command `sleep 1000`");
+  await waitFor("the first prompt's tool call", () => inTheTool);
+  await assert.rejects(vm.prompt(sessionId, "hello"), { code: "Busy" });
+  await vm.cancelSession(sessionId);
+  assert.equal((await running).stopReason, "cancelled");
 });
