@@ -155,7 +155,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::{EgressPolicy, Mount};
+    use crate::{EgressPolicy, Mount, ToolKit, ToolPermissions};
 
     #[test]
     fn every_option_reaches_the_request() {
@@ -184,6 +184,8 @@ mod tests {
             .network(EgressPolicy::none())
             .dns_server("192.0.2.53:53".parse().unwrap())
             .storage(Storage::directory("/srv/state"))
+            .tool_kit(ToolKit::new("clock", "Time"))
+            .tool_permissions(ToolPermissions::deny_all().allow("clock_*"))
             .secret(Secret::new("KEY", "value").header("api.example", "x-key").placeholder_prefix("sk-"));
         let mut secret = v1::Secret::default();
         secret.name = "KEY".into();
@@ -232,6 +234,15 @@ mod tests {
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             dns_servers: vec!["192.0.2.53:53".into()],
             storage: Some(v1::Storage { kind: Some(v1::storage::Kind::Directory("/srv/state".into())) }),
+            tool_kits: vec![v1::ToolKit {
+                name: "clock".into(),
+                description: "Time".into(),
+                tools: Vec::new(),
+            }],
+            tool_permissions: Some(v1::ToolPermissions {
+                denied: true,
+                rules: vec![v1::ToolRule { denied: false, pattern: "clock_*".into() }],
+            }),
         };
         assert_eq!(request, expected);
     }

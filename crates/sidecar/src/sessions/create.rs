@@ -104,6 +104,7 @@ impl Host {
             wish.skip_os_instructions,
             &wish.additional_instructions,
         );
+        let host_tools = offer.map(|_| tools::server());
         let request = PlanRequest {
             agent,
             session: creation.id(),
@@ -120,7 +121,7 @@ impl Host {
             demo_base_url: &demo_base_url,
             redirects: &ProviderKey::redirects(&hosted.sessions.defaults.keys, agent, &env),
             mcp_servers: &wish.mcp_servers,
-            host_tools: offer.map(|_| tools::server()).as_ref(),
+            host_tools: host_tools.as_ref(),
             permission_policy: wish.permissions.policy,
         };
         let plan = plan::plan_session(&request)?;
