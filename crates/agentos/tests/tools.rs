@@ -118,8 +118,10 @@ async fn a_call_that_nobody_waits_for_is_dropped() {
         }
     };
     let object = json!({ "type": "object" });
-    let short = HostTool::new("Never ends", object.clone(), for_ever.clone()).timeout(Duration::from_millis(300));
-    let kit = ToolKit::new("wait", "Time").tool("short", short).tool("long", HostTool::new("So", object, for_ever));
+    let short =
+        HostTool::new("Never ends", object.clone(), for_ever.clone()).timeout(Duration::from_millis(300));
+    let long = HostTool::new("So", object, for_ever).timeout(Duration::from_secs(3600));
+    let kit = ToolKit::new("wait", "Time").tool("short", short).tool("long", long);
     let vm = vm(&world, world.options().tool_kit(kit)).await;
 
     let late = sh(&vm, "agentos-tools call wait_short").await;
@@ -166,7 +168,12 @@ async fn mcp_over_stdio_is_the_same_server() {
 #[tokio::test]
 async fn an_offer_that_makes_no_sense_is_refused_and_no_vm_is_left() {
     let world = World::new().await;
-    let tool = HostTool::new("So", json!({ "type": "string" }), |input: Value| async move { Ok::<_, String>(input) });
+    let tool =
+        HostTool::new(
+            "So",
+            json!({ "type": "string" }),
+            |input: Value| async move { Ok::<_, String>(input) },
+        );
     let options = world.options().tool_kit(ToolKit::new("kit", "So").tool("tool", tool));
     let refused = AgentOs::create(options).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);

@@ -145,7 +145,11 @@ async fn carry_out(command: ToolsCommand) -> Result<(), ToolsError> {
             }
             let result = call("tools/call", json!({ "name": name, "arguments": arguments })).await?;
             let text = text(&result);
-            if result["isError"] == true { Err(ToolsError::Tool(text)) } else { Ok(print(&format!("{text}\n"))?) }
+            if result["isError"] == true {
+                Err(ToolsError::Tool(text))
+            } else {
+                Ok(print(&format!("{text}\n"))?)
+            }
         }
         ToolsCommand::Mcp => Ok(bridge::run().await?),
     }

@@ -182,7 +182,8 @@ impl Driver {
     fn tool_servers<'a>(&self, setup: &'a AcpSetup) -> Vec<&'a Value> {
         let takes_http = self.state.initialize["agentCapabilities"]["mcpCapabilities"]["http"] == true;
         let host_tools = setup.host_tools.as_ref();
-        let host_tools = host_tools.map(|(over_http, over_stdio)| if takes_http { over_http } else { over_stdio });
+        let host_tools =
+            host_tools.map(|(over_http, over_stdio)| if takes_http { over_http } else { over_stdio });
         setup.mcp_servers.iter().chain(host_tools).collect()
     }
 

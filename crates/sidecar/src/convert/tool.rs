@@ -7,7 +7,9 @@ use crate::tools::{Outcome, ToolEvent};
 
 pub(crate) fn event(event: ToolEvent) -> v1::ToolEvent {
     let event = match event {
-        ToolEvent::Call { id, kit, tool, input } => Event::Call(v1::ToolCall { call_id: id, kit, tool, input }),
+        ToolEvent::Call { id, kit, tool, input } => {
+            Event::Call(v1::ToolCall { call_id: id, kit, tool, input })
+        }
         ToolEvent::Cancelled { id } => Event::CancelledCallId(id),
     };
     v1::ToolEvent { event: Some(event) }

@@ -55,9 +55,10 @@ impl ToolService for Tools {
             return Err(Failure::invalid("vm_id", "Serving tools begins with the VM's id").into());
         };
         let hosted = self.0.vm(&vm_id)?;
-        let tools = hosted.tools.as_ref().ok_or_else(|| {
-            Failure::new(ErrorKind::NotFound, &vm_id, "The VM was made without host tools")
-        })?;
+        let tools = hosted
+            .tools
+            .as_ref()
+            .ok_or_else(|| Failure::new(ErrorKind::NotFound, &vm_id, "The VM was made without host tools"))?;
         let (serving, events) = tools.desk().serve().map_err(Failure::from)?;
         let conversation = Conversation { parts, events, serving };
         let told = stream::try_unfold(conversation, |mut conversation| async move {

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use agentos_agents::plan::HostTools;
 use agentos_proto::v1::ErrorKind;
-use agentos_vm::spec::{MountKind, MountOptions};
 use agentos_vm::Vm;
 use agentos_vm::mount::Mounter;
+use agentos_vm::spec::{MountKind, MountOptions};
 use tokio::task::JoinHandle;
 
 pub(crate) use desk::{Outcome, ServeError, Serving, ToolDesk, ToolEvent};
@@ -83,7 +83,8 @@ pub(crate) async fn open(vm: &Vm, offer: ToolOffer) -> Result<VmTools, Failure> 
     };
     vm.mount_fs(mount, Mounter::Sidecar).await?;
     let listener = vm.listen(ADDRESS).await.map_err(|error| {
-        let message = format!("host tools can't be reached at {ADDRESS} in the VM: {}", errors::chain(&error));
+        let message =
+            format!("host tools can't be reached at {ADDRESS} in the VM: {}", errors::chain(&error));
         Failure::new(ErrorKind::Internal, COMMAND, message)
     })?;
     let desk = Arc::new(ToolDesk::new(offer));

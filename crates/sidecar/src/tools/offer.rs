@@ -185,7 +185,8 @@ impl Tool {
     fn add_example(&mut self, known_as: &str, example: &v1::ToolExample) -> Result<(), Failure> {
         let refuse = |reason: &str| refused(known_as, &format!("its example {}: {reason}", example.input));
         check_description(known_as, &example.description)?;
-        let input: Value = serde_json::from_str(&example.input).map_err(|error| refuse(&error.to_string()))?;
+        let input: Value =
+            serde_json::from_str(&example.input).map_err(|error| refuse(&error.to_string()))?;
         self.check(&input).map_err(|reason| refuse(&reason))?;
         let line = format!("\nExample ({}): {}", example.description, example.input);
         self.description.push_str(&line);
@@ -287,8 +288,14 @@ pub(super) mod tests {
             (|kit| kit.tools[0].timeout_ms = Some(u64::MAX), "timeout"),
             (|kit| kit.tools[0].input_schema = "{".into(), "no JSON"),
             (|kit| kit.tools[0].input_schema = r#"{"type":"string"}"#.into(), "type object"),
-            (|kit| kit.tools[0].input_schema = r#"{"type":"object","minProperties":"x"}"#.into(), "no JSON Schema"),
-            (|kit| kit.tools[0].input_schema = r#"{"type":"object","$ref":"file:///etc/x"}"#.into(), "no JSON Schema"),
+            (
+                |kit| kit.tools[0].input_schema = r#"{"type":"object","minProperties":"x"}"#.into(),
+                "no JSON Schema",
+            ),
+            (
+                |kit| kit.tools[0].input_schema = r#"{"type":"object","$ref":"file:///etc/x"}"#.into(),
+                "no JSON Schema",
+            ),
             (|kit| kit.tools[0].examples[0].input = r#"{"for":1}"#.into(), "its example"),
         ];
         for (spoil, expected) in cases {

@@ -90,10 +90,17 @@ impl ServerHandler for McpTools {
     async fn call_tool(
         &self,
         request: CallToolRequestParams,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let input = Value::Object(request.arguments.unwrap_or_default());
-        let result = match self.0.call(&request.name, input).await {
+        let called = tokio::select! {
+            called = self.0.call(&request.name, input) => called,
+            // The connection is gone. Only this tells; the library would let the call run to its end.
+            () = context.ct.cancelled() => {
+                return Err(ErrorData::internal_error("whoever called has gone", None));
+            }
+        };
+        let result = match called {
             // A text as it is: models read it, and quotes around it would be escaped a second time.
             Ok(Value::String(text)) => CallToolResult::success(vec![ContentBlock::text(text)]),
             Ok(value) => CallToolResult::success(vec![ContentBlock::text(value.to_string())]),

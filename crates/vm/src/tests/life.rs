@@ -213,7 +213,9 @@ async fn a_host_directory_is_opened_by_the_launcher_and_attached_by_init() {
     let tree = tempfile::tempfile().unwrap();
     launcher.say(LauncherEvent::HostDirOpened { token }, vec![tree.into()]);
     let (id, request) = init.request().await;
-    assert!(matches!(request, Request::Mount(MountRequest::Attach { target, file: false }) if target == bytes("/work")));
+    assert!(
+        matches!(request, Request::Mount(MountRequest::Attach { target, file: false }) if target == bytes("/work"))
+    );
     init.answer(id, Response::Done, Vec::new());
     soon(mounting).await.unwrap().unwrap();
 
