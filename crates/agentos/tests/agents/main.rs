@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
 
 mod faults;
+mod host_tools;
 mod instructions;
 mod model;
 #[path = "../support/mod.rs"]
