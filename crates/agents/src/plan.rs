@@ -90,8 +90,8 @@ pub struct LaunchPlan {
 pub struct AcpSetup {
     /// The tool servers, in ACP's shape.
     pub mcp_servers: Vec<Value>,
-    /// The server of the host's tools: as one over HTTP, and as one over stdio for an agent that takes no others.
-    pub host_tools: Option<(Value, Value)>,
+    /// The server of the host's tools.
+    pub host_tools: Option<AcpHostTools>,
     /// Members of the parameters of `session/new`, `session/load` and `session/resume` beside the usual ones, which win.
     pub session: Map<String, Value>,
     /// The mode that the session is put into by `session/set_mode` before anything is prompted, also when it was loaded:
@@ -103,6 +103,15 @@ pub struct AcpSetup {
     pub client_files: bool,
     /// Whether the agent has to be offered the client's terminals.
     pub client_terminals: bool,
+}
+
+/// The server of the host's tools, in ACP's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcpHostTools {
+    /// As a server over HTTP.
+    pub over_http: Value,
+    /// As one over stdio, for agents that take no others.
+    pub over_stdio: Value,
 }
 
 /// A tool server the session's agent should reach.

@@ -211,6 +211,28 @@ fn an_agent_that_speaks_acp_is_told_of_tool_servers_in_acps_shape_and_one_that_t
 }
 
 #[test]
+fn the_hosts_tools_reach_every_agent_that_has_a_way_to_them() {
+    let tools = HostTools {
+        name: "tools".to_owned(),
+        url: "http://127.0.0.1:1/mcp".to_owned(),
+        command: vec!["/bin/tools".to_owned(), "mcp".to_owned()],
+    };
+    let case = Case::new("claude");
+    let plan = case.plan(ModelKind::Demo, |request| request.host_tools = Some(&tools));
+    let offered = plan.acp.host_tools.unwrap();
+    assert_eq!(
+        (offered.over_http, offered.over_stdio),
+        (
+            json!({ "type": "http", "name": "tools", "url": "http://127.0.0.1:1/mcp", "headers": [] }),
+            json!({ "name": "tools", "command": "/bin/tools", "args": ["mcp"], "env": [] }),
+        )
+    );
+    let case = Case::new("pi");
+    let plan = case.plan(ModelKind::Demo, |request| request.host_tools = Some(&tools));
+    assert!(file(&plan, "agentos-mcp.mjs").contains("http://127.0.0.1:1/mcp"));
+}
+
+#[test]
 fn claude_is_pointed_to_the_demo_model_whatever_the_environment_says() {
     let case = Case::new("claude").with_env(&[
         ("ANTHROPIC_BASE_URL", "http://elsewhere"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{HostTools, McpServer};
+use super::{AcpHostTools, HostTools, McpServer};
 
 /// As ACP has them: `session/new` carries them with their values.
 pub(super) fn acp(servers: &[McpServer]) -> Vec<Value> {
@@ -25,13 +25,13 @@ pub(super) fn acp(servers: &[McpServer]) -> Vec<Value> {
     servers.iter().enumerate().map(shaped).collect()
 }
 
-/// The server of the host's tools: over HTTP, and over stdio.
-pub(super) fn acp_host_tools(tools: &HostTools) -> (Value, Value) {
+/// The server of the host's tools.
+pub(super) fn acp_host_tools(tools: &HostTools) -> AcpHostTools {
     let HostTools { name, url, command } = tools;
     let over_http = json!({ "type": "http", "name": name, "url": url, "headers": [] });
     let (program, args) = command.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
     let over_stdio = json!({ "name": name, "command": program, "args": args, "env": [] });
-    (over_http, over_stdio)
+    AcpHostTools { over_http, over_stdio }
 }
 
 /// An extension that registers the session's tool servers with pi, and the variables their values stand in.

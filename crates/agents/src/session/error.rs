@@ -120,6 +120,12 @@ pub enum StartError {
         /// The version, as the agent gave it.
         version: String,
     },
+    /// The agent says that it can't reach tool servers over HTTP, and would leave them out without a word.
+    #[error("agent {agent} takes no remote tool servers (mcpServers), only local ones: it says so itself")]
+    NoRemoteToolServers {
+        /// The agent's id.
+        agent: String,
+    },
     /// The agent wants its user to log in first.
     #[error("agent {agent} has no credentials: {reason}; it offers to log in by {}", methods.join(", "))]
     NotLoggedIn {
@@ -305,7 +311,10 @@ impl StartError {
         match self {
             Self::NotReady { .. } => true,
             Self::Agent { source, .. } => source.kind() == FaultKind::AgentFailed,
-            Self::Refused { .. } | Self::Version { .. } | Self::NotLoggedIn { .. } => false,
+            Self::Refused { .. }
+            | Self::Version { .. }
+            | Self::NoRemoteToolServers { .. }
+            | Self::NotLoggedIn { .. } => false,
         }
     }
 }

@@ -107,7 +107,7 @@ impl Driver {
         self.state.initialize = initialize;
         let mut params = setup.session.clone();
         params.insert("cwd".to_owned(), json!(cwd));
-        params.insert("mcpServers".to_owned(), json!(self.tool_servers(setup)));
+        params.insert("mcpServers".to_owned(), json!(self.tool_servers(setup)?));
         let opened = match self.reopen(former, &params).await? {
             Some(opened) => opened,
             None => self.open(&Value::Object(params), setup).await?,
@@ -179,12 +179,15 @@ impl Driver {
     }
 
     /// The tool servers, that of the host's tools in the form that the agent takes.
-    fn tool_servers<'a>(&self, setup: &'a AcpSetup) -> Vec<&'a Value> {
+    fn tool_servers<'a>(&self, setup: &'a AcpSetup) -> Result<Vec<&'a Value>, StartError> {
         let takes_http = self.state.initialize["agentCapabilities"]["mcpCapabilities"]["http"] == true;
+        if !takes_http && setup.mcp_servers.iter().any(|server| server["type"] == "http") {
+            return Err(StartError::NoRemoteToolServers { agent: self.shared.agent_type.clone() });
+        }
         let host_tools = setup.host_tools.as_ref();
         let host_tools =
-            host_tools.map(|(over_http, over_stdio)| if takes_http { over_http } else { over_stdio });
-        setup.mcp_servers.iter().chain(host_tools).collect()
+            host_tools.map(|tools| if takes_http { &tools.over_http } else { &tools.over_stdio });
+        Ok(setup.mcp_servers.iter().chain(host_tools).collect())
     }
 
     fn introduction(&self, setup: &AcpSetup) -> Value {

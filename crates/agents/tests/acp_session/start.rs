@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use agentos_agents::plan::AcpSetup;
+use agentos_agents::plan::{AcpHostTools, AcpSetup};
 use agentos_agents::session::{AgentFault, StartError};
 use serde_json::json;
 
@@ -92,6 +92,31 @@ async fn an_agent_that_refuses_says_why() {
         let StartError::Refused { method: named, reason: said, .. } = &error else { panic!("{error}") };
         assert!(*named == method && said.contains(reason), "{error}");
     }
+}
+
+const LOCAL_ONLY: &str = "--capabilities={\"mcpCapabilities\":{\"http\":false}}";
+
+#[tokio::test]
+async fn the_hosts_tools_are_offered_in_the_form_that_the_agent_takes() {
+    let place = Place::new();
+    let (over_http, over_stdio) =
+        (json!({ "type": "http", "name": "t" }), json!({ "command": "t", "name": "t" }));
+    for (flags, expected) in [(&[][..], &over_http), (&[LOCAL_ONLY][..], &over_stdio)] {
+        let host_tools = AcpHostTools { over_http: over_http.clone(), over_stdio: over_stdio.clone() };
+        let acp = AcpSetup { host_tools: Some(host_tools), ..AcpSetup::default() };
+        let (session, _agent) = place.ready_with(flags, With { acp, ..With::default() }).await;
+        assert_eq!(told(&session, "[[echo session]]").await[0]["mcpServers"], json!([expected]));
+    }
+}
+
+#[tokio::test]
+async fn a_remote_tool_server_is_not_silently_left_out_by_an_agent_that_takes_none() {
+    let place = Place::new();
+    let mcp_servers =
+        vec![json!({ "type": "http", "name": "t", "url": "https://mcp.example/", "headers": [] })];
+    let acp = AcpSetup { mcp_servers, ..AcpSetup::default() };
+    let error = refusal(&place, &[LOCAL_ONLY], With { acp, ..With::default() }).await;
+    assert!(matches!(&error, StartError::NoRemoteToolServers { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -94,7 +94,9 @@ impl From<StartError> for Failure {
             StartError::Agent { agent, .. } | StartError::Refused { agent, .. } => {
                 Self::new(ErrorKind::AgentFailed, agent, message)
             }
-            StartError::Version { agent, .. } => Self::new(ErrorKind::Unsupported, agent, message),
+            StartError::Version { agent, .. } | StartError::NoRemoteToolServers { agent } => {
+                Self::new(ErrorKind::Unsupported, agent, message)
+            }
             StartError::NotLoggedIn { agent, .. } => Self::new(ErrorKind::NoModel, agent, message),
             StartError::NotReady { agent, .. } => Self::new(ErrorKind::Timeout, agent, message),
         }
