@@ -179,3 +179,77 @@ async fn an_offer_that_makes_no_sense_is_refused_and_no_vm_is_left() {
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);
     assert!(refused.to_string().contains("kit_tool"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_vm_without_host_tools_has_no_command_for_them() {
+    let world = World::new().await;
+    let vm = world.vm().await;
+    assert_eq!(sh(&vm, "agentos-tools list").await.exit_code(), 127);
+    assert!(!vm.exists("/opt/agentos/bin").await.unwrap());
+}
+
+#[tokio::test]
+async fn tools_end_with_the_program_that_offers_them_though_its_vm_goes_on() {
+    let world = World::new().await;
+    let options = world.options().tool_kit(weather(&Arc::default())).detached("kept");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.spawn(async move { AgentOs::create(options).await.map(drop) }).await.unwrap().unwrap();
+    let vm = world.sidecar.attach("kept").await.unwrap();
+    let call = r#"agentos-tools call weather_forecast '{"city":"Oslo"}'"#;
+    assert_eq!(sh(&vm, call).await.exit_code(), 0, "its handles are gone, its program is there");
+    runtime.shutdown_background();
+    eventually("nobody serves the tools", || async {
+        let called = sh(&vm, call).await;
+        called.exit_code() == 1 && text(&called.stderr).contains("the application that offers the host tools")
+    })
+    .await;
+    assert_eq!(sh(&vm, "agentos-tools list").await.exit_code(), 0);
+    vm.dispose().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_and_an_input_that_is_too_long_are_errors_and_the_next_call_works() {
+    let world = World::new().await;
+    let schema = json!({ "type": "object" });
+    let repeat = HostTool::new("Repeats x", schema, |input: Value| async move {
+        Ok::<_, String>("x".repeat(input["times"].as_u64().unwrap_or(1) as usize))
+    });
+    let kit = ToolKit::new("echo", "Says it again").tool("repeat", repeat);
+    let vm = vm(&world, world.options().tool_kit(kit)).await;
+    let long = sh(&vm, r#"agentos-tools call echo_repeat '{"times": 5000000}'"#).await;
+    assert_eq!(long.exit_code(), 1);
+    assert!(text(&long.stderr).contains("of at most 4194304"), "{}", text(&long.stderr));
+    let input = format!("{{\"x\": \"{}\"}}", "y".repeat(2 << 20));
+    let refused =
+        within("the refusal", vm.exec("agentos-tools call echo_repeat -").stdin(input)).await.unwrap();
+    assert_eq!(refused.exit_code(), 2, "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("too long"), "{}", text(&refused.stderr));
+    assert_eq!(text(&sh(&vm, "agentos-tools call echo_repeat").await.stdout), "x\n");
+}
+
+/// Many connections that say nothing, and what is no HTTP, no MCP, or not finished.
+const GARBAGE: &str = r#"exec python3 -c '
+import socket
+def say(text):
+    s = socket.create_connection(("127.0.0.1", 41415))
+    try: s.sendall(text)
+    except OSError: pass
+    return s
+post = b"POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" \
+    b"accept: application/json, text/event-stream\r\ncontent-length: "
+silent = [say(b"") for _ in range(150)]
+for s in silent: s.close()
+for text in [bytes(range(256)) * 400, b"GET / HTTP/1.1\r\n\r\n", post + b"1\r\n\r\n[", post + b"99999999999\r\n\r\n{",
+             post + b"2\r\n\r\n[]", post + b"7\r\n\r\n{\"a\":1}", b"X" * (1 << 20)]:
+    say(text).close()
+'"#;
+
+#[tokio::test]
+async fn garbage_at_the_servers_door_changes_nothing() {
+    let world = World::new().await;
+    let vm = vm(&world, world.options().tool_kit(weather(&Arc::default()))).await;
+    let called = sh(&vm, GARBAGE).await;
+    assert_eq!(called.exit_code(), 0, "{}", text(&called.stderr));
+    let called = sh(&vm, r#"agentos-tools call weather_forecast '{"city":"Oslo"}'"#).await;
+    assert_eq!(text(&called.stdout), "sunny in Oslo\n");
+}

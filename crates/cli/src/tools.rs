@@ -25,8 +25,8 @@ use crate::terminal::{harmless_line, print};
 /// The application that offers the tools can't be reached.
 const UNREACHABLE: u8 = 3;
 
-/// What the server takes of an input, and a little of what is around it.
-const MAX_INPUT_BYTES: u64 = 1 << 20;
+/// The server takes requests of so many bytes.
+const MAX_REQUEST_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -82,6 +82,8 @@ enum ToolsError {
     Unknown(String),
     #[error("the input is no JSON object: {0}")]
     Input(String),
+    #[error("the input is too long: a request has at most {MAX_REQUEST_BYTES} bytes")]
+    TooLong,
     #[error("cannot read standard input")]
     Stdin(#[source] std::io::Error),
     #[error("{0}")]
@@ -96,7 +98,7 @@ impl ToolsError {
     fn code(&self) -> u8 {
         match self {
             Self::Request(RequestError::Unreachable(_)) => UNREACHABLE,
-            Self::Unknown(_) | Self::Input(_) => USAGE,
+            Self::Unknown(_) | Self::Input(_) | Self::TooLong => USAGE,
             Self::Output(failure) => failure.code(),
             _ => OTHER,
         }
@@ -141,7 +143,7 @@ async fn carry_out(command: ToolsCommand) -> Result<(), ToolsError> {
             let arguments: Value =
                 serde_json::from_str(&input).map_err(|error| ToolsError::Input(error.to_string()))?;
             if !arguments.is_object() {
-                return Err(ToolsError::Input(input));
+                return Err(ToolsError::Input("it is another kind of JSON".to_owned()));
             }
             let result = call("tools/call", json!({ "name": name, "arguments": arguments })).await?;
             let text = text(&result);
@@ -182,6 +184,9 @@ fn text(result: &Value) -> String {
 
 fn whole_stdin() -> Result<String, ToolsError> {
     let mut input = String::new();
-    std::io::stdin().take(MAX_INPUT_BYTES + 1).read_to_string(&mut input).map_err(ToolsError::Stdin)?;
-    Ok(input)
+    let read = std::io::stdin().take(MAX_REQUEST_BYTES + 1).read_to_string(&mut input);
+    match read.map_err(ToolsError::Stdin)? as u64 {
+        ..=MAX_REQUEST_BYTES => Ok(input),
+        _ => Err(ToolsError::TooLong),
+    }
 }

@@ -6,12 +6,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
-use super::ToolsError;
 use super::request::{RequestError, post};
+use super::{MAX_REQUEST_BYTES, ToolsError};
 use crate::failure::Failure;
-
-/// Longer requests the server refuses.
-const MAX_LINE_BYTES: u64 = (1 << 20) + 4096;
 
 /// A code of JSON-RPC for what has gone wrong on the way.
 const INTERNAL_ERROR: i64 = -32_603;
@@ -62,9 +59,9 @@ async fn read_line<R>(input: &mut R, line: &mut Vec<u8>) -> Result<bool, ToolsEr
 where
     R: tokio::io::AsyncBufRead + Unpin,
 {
-    let room = MAX_LINE_BYTES.saturating_sub(line.len() as u64);
+    let room = MAX_REQUEST_BYTES.saturating_sub(line.len() as u64);
     if room == 0 {
-        return Err(ToolsError::Input("a line of standard input is too long".to_owned()));
+        return Err(ToolsError::TooLong);
     }
     input.take(room).read_until(b'\n', line).await.map_err(ToolsError::Stdin)?;
     Ok(line.ends_with(b"\n"))
