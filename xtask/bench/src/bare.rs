@@ -145,6 +145,7 @@ impl<'a> Bare<'a> {
             demo_base_url: &self.model.url,
             redirects: &[],
             mcp_servers: &[],
+            host_tools: None,
             permission_policy: PermissionPolicy::AllowAll,
         })?)
     }

@@ -154,8 +154,10 @@ pub(crate) fn info(vm: v1::VmInfo) -> Result<VmInfo, AnswerError> {
 mod tests {
     use std::path::PathBuf;
 
+    use serde_json::json;
+
     use super::*;
-    use crate::{EgressPolicy, Mount, ToolKit, ToolPermissions};
+    use crate::{EgressPolicy, HostTool, Mount, ToolKit, ToolPermissions};
 
     #[test]
     fn every_option_reaches_the_request() {
@@ -184,8 +186,6 @@ mod tests {
             .network(EgressPolicy::none())
             .dns_server("192.0.2.53:53".parse().unwrap())
             .storage(Storage::directory("/srv/state"))
-            .tool_kit(ToolKit::new("clock", "Time"))
-            .tool_permissions(ToolPermissions::deny_all().allow("clock_*"))
             .secret(Secret::new("KEY", "value").header("api.example", "x-key").placeholder_prefix("sk-"));
         let mut secret = v1::Secret::default();
         secret.name = "KEY".into();
@@ -234,17 +234,32 @@ mod tests {
             network: Some(v1::EgressPolicy { base: v1::EgressBase::None.into(), rules: Vec::new() }),
             dns_servers: vec!["192.0.2.53:53".into()],
             storage: Some(v1::Storage { kind: Some(v1::storage::Kind::Directory("/srv/state".into())) }),
-            tool_kits: vec![v1::ToolKit {
-                name: "clock".into(),
-                description: "Time".into(),
-                tools: Vec::new(),
-            }],
-            tool_permissions: Some(v1::ToolPermissions {
-                denied: true,
-                rules: vec![v1::ToolRule { denied: false, pattern: "clock_*".into() }],
-            }),
+            tool_kits: Vec::new(),
+            tool_permissions: Some(v1::ToolPermissions::default()),
         };
         assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn host_tools_reach_the_request() {
+        let tool =
+            HostTool::new("Says the time", json!({ "type": "object" }), |_| async { Ok::<_, String>(1) });
+        let tool = tool.example("Now", json!({})).timeout(std::time::Duration::from_secs(2));
+        let options = AgentOsOptions::default()
+            .tool_kit(ToolKit::new("clock", "Time").tool("now", tool))
+            .tool_permissions(ToolPermissions::deny_all().allow("clock_*"));
+        let request = create_request("lease", options).unwrap();
+        let tool = v1::HostTool {
+            name: "now".into(),
+            description: "Says the time".into(),
+            input_schema: r#"{"type":"object"}"#.into(),
+            examples: vec![v1::ToolExample { description: "Now".into(), input: "{}".into() }],
+            timeout_ms: Some(2000),
+        };
+        let kit = v1::ToolKit { name: "clock".into(), description: "Time".into(), tools: vec![tool] };
+        assert_eq!(request.tool_kits, [kit]);
+        let rules = vec![v1::ToolRule { denied: false, pattern: "clock_*".into() }];
+        assert_eq!(request.tool_permissions, Some(v1::ToolPermissions { denied: true, rules }));
     }
 
     #[test]

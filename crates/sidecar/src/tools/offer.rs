@@ -199,7 +199,7 @@ impl Tool {
     }
 }
 
-fn compile(schema: Value) -> Result<(Schemas, SchemaIndex), boon::CompileError> {
+fn compile(schema: Value) -> Result<(Schemas, SchemaIndex), Box<boon::CompileError>> {
     const PLACE: &str = "urn:agentos:tool";
     let mut compiler = Compiler::new();
     compiler.set_default_draft(Draft::V2020_12);
