@@ -49,6 +49,27 @@ async fn agents(vm: agentos::AgentOs) -> Result<(), Box<dyn std::error::Error>> 
     Ok(())
 }
 
+/// As above, for the README's third program.
+#[allow(dead_code, unused_variables, reason = "the README's words, and they need not lead anywhere")]
+fn host_tools() -> agentos::AgentOsOptions {
+    use agentos::{AgentOsOptions, HostTool, ToolKit, ToolPermissions};
+    use serde_json::{Value, json};
+    async fn weather_of(city: &Value) -> Result<String, String> {
+        Err(format!("no weather in {city}"))
+    }
+    // ----
+    let schema =
+        json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
+    let forecast = HostTool::new("The weather of tomorrow in a city", schema, |input: Value| async move {
+        weather_of(&input["city"]).await
+    });
+    let options = AgentOsOptions::default()
+        .tool_kit(ToolKit::new("weather", "What the sky does").tool("forecast", forecast))
+        .tool_permissions(ToolPermissions::allow_all().deny("weather_admin*"));
+    // ----
+    options
+}
+
 fn lines(text: &str) -> Vec<&str> {
     text.lines().map(str::trim).collect()
 }

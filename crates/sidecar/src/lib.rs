@@ -13,7 +13,7 @@
 //! main thread ── execs ──► launcher ──► VMs           (PDEATHSIG is the spawning thread's, hence the main thread)
 //! daemon thread: accept ─► services ─► host ─► agentos_vm, agentos_agents
 //! ```
-//! Nothing here makes a namespace, resolves a path of a guest or parses its bytes.
+//! Nothing here makes a namespace, resolves a path of a guest or parses its bytes; libraries read what it says as HTTP and MCP.
 
 mod client;
 mod convert;

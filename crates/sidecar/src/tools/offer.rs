@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agentos_agents::permission::name_fits;
 use agentos_proto::v1;
-use boon::{Compiler, Draft, SchemaIndex, Schemas, UrlLoader};
+use boon::{Compiler, Draft, SchemaIndex, Schemas, UrlLoader, ValidationError};
 use rmcp::model::JsonObject;
 use serde_json::Value;
 
@@ -23,6 +23,9 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_TOOLS: usize = 128;
 const MAX_DESCRIPTION_CHARS: usize = 1024;
 const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+
+/// What is wrong with an input, place by place: more of it helps no model.
+const MAX_COMPLAINTS: usize = 10;
 
 /// Models take names of up to 64 characters, of which agents use some to say whose tool it is:
 /// `mcp__agentos-tools__NAME`.
@@ -195,7 +198,22 @@ impl Tool {
 
     /// Whether an input fits the schema, or what is wrong with it.
     pub(crate) fn check(&self, input: &Value) -> Result<(), String> {
-        self.schemas.validate(input, self.root).map_err(|error| error.to_string())
+        self.schemas.validate(input, self.root).map_err(|error| {
+            let mut complaints = Vec::new();
+            complain(&error, &mut complaints);
+            complaints.join("; ")
+        })
+    }
+}
+
+/// Puts what is wrong in the end, place by place; what is around it only says that something in there is.
+fn complain(error: &ValidationError<'_, '_>, complaints: &mut Vec<String>) {
+    if complaints.len() == MAX_COMPLAINTS {
+        return;
+    }
+    match &error.causes[..] {
+        [] => complaints.push(format!("at '{}': {}", error.instance_location, error.kind)),
+        causes => causes.iter().for_each(|cause| complain(cause, complaints)),
     }
 }
 
