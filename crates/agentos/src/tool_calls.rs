@@ -5,18 +5,22 @@
 //!             │  └─ cancelled ──► the task is dropped
 //!             └─ the VM or the sidecar is gone ──► all tasks are dropped
 //! ```
+//! The task of the VM runs nothing of the user's and waits for nothing but the sidecar: a handler that panics or blocks is
+//! one call, and outcomes that wait for room never keep the sidecar's events waiting, which could keep it from reading them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::AssertUnwindSafe;
 
 use agentos_proto::v1;
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::connection::Connection;
 use crate::convert::tool::{self, Asked};
-use crate::tool::{Outcome, ToolKit};
+use crate::tool::{HostTool, Outcome, ToolKit};
 
 /// Outcomes on their way; whoever has one more waits.
 const WAITING_OUTCOMES: usize = 16;
@@ -30,15 +34,9 @@ pub(crate) struct Serving {
     outcomes: mpsc::Sender<v1::ServeToolsRequest>,
     // Keeps the socket open: a program that holds nothing else of a detached VM still serves it.
     _connection: Connection,
-    running: JoinSet<Outcome>,
-    calls: Calls,
-}
-
-/// The calls that are being carried out: by their tasks, and the tasks by them.
-#[derive(Default)]
-struct Calls {
-    ids: HashMap<Id, u64>,
-    tasks: HashMap<u64, AbortHandle>,
+    /// Each ends with the id of its call.
+    running: JoinSet<u64>,
+    calls: HashMap<u64, AbortHandle>,
 }
 
 impl Serving {
@@ -59,7 +57,7 @@ impl Serving {
             outcomes,
             _connection: connection.clone(),
             running: JoinSet::new(),
-            calls: Calls::default(),
+            calls: HashMap::new(),
         })
     }
 
@@ -68,62 +66,53 @@ impl Serving {
         loop {
             tokio::select! {
                 event = self.events.message() => match event {
-                    Ok(Some(event)) => self.handle(event).await,
+                    Ok(Some(event)) => self.handle(event),
                     Ok(None) => return,
                     Err(status) => {
                         tracing::debug!(%status, "host tools are not served any more");
                         return;
                     }
                 },
-                Some(done) = self.running.join_next_with_id() => {
-                    let (task, outcome) = match done {
-                        Ok((task, outcome)) => (task, outcome),
-                        Err(error) => (error.id(), Err(format!("the host tool's handler ended: {error}"))),
-                    };
-                    if let Some(call) = self.calls.done(task) {
-                        self.tell(call, outcome).await;
+                Some(done) = self.running.join_next() => {
+                    // A call that was cancelled is forgotten already.
+                    if let Ok(call) = done {
+                        self.calls.remove(&call);
                     }
                 }
             }
         }
     }
 
-    async fn handle(&mut self, event: v1::ToolEvent) {
+    fn handle(&mut self, event: v1::ToolEvent) {
         match tool::asked(event) {
             Some(Asked::Call { id, kit, tool, input }) => {
-                let found = self.kits.get(&kit).and_then(|kit| kit.tools.get(&tool));
-                match (found, serde_json::from_str(&input)) {
-                    (Some(found), Ok(input)) => {
-                        let task = self.running.spawn(found.call(input));
-                        self.calls.ids.insert(task.id(), id);
-                        self.calls.tasks.insert(id, task);
+                let found = self.kits.get(&kit).and_then(|kit| kit.tools.get(&tool)).cloned();
+                let outcomes = self.outcomes.clone();
+                let task = self.running.spawn(async move {
+                    let outcome = match found {
+                        Some(found) => carry_out(&found, &input).await,
+                        None => Err(format!("there is no host tool {kit}_{tool}")),
+                    };
+                    if outcomes.send(tool::outcome(id, outcome)).await.is_err() {
+                        tracing::debug!(call = id, "nobody hears the outcome of a host tool");
                     }
-                    (None, _) => self.tell(id, Err(format!("there is no host tool {kit}_{tool}"))).await,
-                    (_, Err(error)) => self.tell(id, Err(format!("the input is no JSON: {error}"))).await,
+                    id
+                });
+                self.calls.insert(id, task);
+            }
+            Some(Asked::Cancelled { id }) => {
+                if let Some(task) = self.calls.remove(&id) {
+                    task.abort();
                 }
             }
-            Some(Asked::Cancelled { id }) => self.calls.cancel(id),
             None => tracing::debug!("the sidecar tells of host tools what this client does not know"),
-        }
-    }
-
-    async fn tell(&self, call: u64, outcome: Outcome) {
-        if self.outcomes.send(tool::outcome(call, outcome)).await.is_err() {
-            tracing::debug!(call, "nobody hears the outcome of a host tool");
         }
     }
 }
 
-impl Calls {
-    /// The call of a task that has ended; none where it was cancelled.
-    fn done(&mut self, task: Id) -> Option<u64> {
-        let call = self.ids.remove(&task)?;
-        self.tasks.remove(&call).map(|_| call)
-    }
-
-    fn cancel(&mut self, call: u64) {
-        if let Some(task) = self.tasks.remove(&call) {
-            task.abort();
-        }
-    }
+async fn carry_out(tool: &HostTool, input: &str) -> Outcome {
+    let input = serde_json::from_str(input).map_err(|error| format!("the input is no JSON: {error}"))?;
+    // Also what the handler does before it gives its future.
+    let called = AssertUnwindSafe(async { tool.call(input).await });
+    called.catch_unwind().await.unwrap_or_else(|_| Err("the host tool's handler panicked".to_owned()))
 }

@@ -22,6 +22,7 @@ fn weather(calls: &Arc<AtomicUsize>) -> ToolKit {
     let calls = Arc::clone(calls);
     let forecast = HostTool::new("The weather of tomorrow", schema(), move |input: Value| {
         calls.fetch_add(1, Ordering::SeqCst);
+        assert_ne!(input["city"], "Sodom", "before there is a future");
         async move {
             match input["city"].as_str() {
                 Some("Atlantis") => Err("nobody knows"),
@@ -69,6 +70,7 @@ async fn whoever_calls_reads_what_went_wrong() {
     let vm = vm(&world, world.options().tool_kit(weather(&calls))).await;
     for (call, code, said) in [
         (r#"call weather_forecast '{"city":"Atlantis"}'"#, 1, "nobody knows"),
+        (r#"call weather_forecast '{"city":"Sodom"}'"#, 1, "panicked"),
         (r#"call weather_forecast '{"city":"Babel"}'"#, 1, "panicked"),
         (r#"call weather_forecast '{"city":7}'"#, 1, "schema: at '/city': want string"),
         ("call weather_forecast", 1, "missing properties 'city'"),
@@ -81,7 +83,7 @@ async fn whoever_calls_reads_what_went_wrong() {
         assert_eq!(failed.exit_code(), code, "{call}: {failed:?}");
         assert!(text(&failed.stderr).contains(said), "{call}: {}", text(&failed.stderr));
     }
-    assert_eq!(calls.load(Ordering::SeqCst), 2, "what doesn't fit never gets here");
+    assert_eq!(calls.load(Ordering::SeqCst), 3, "what doesn't fit never gets here");
 }
 
 #[tokio::test]
