@@ -41,8 +41,9 @@ pub struct HostTool {
 }
 
 impl HostTool {
-    /// A tool that does what `handler` does. `input_schema` is a JSON Schema of type `object`; input that does not fit it is
-    /// refused before it gets here. Models choose by the description, of at most 1,024 characters.
+    /// A tool that does what `handler` does. `input_schema` is a JSON Schema of type `object` that does not refer to
+    /// itself; input that does not fit it is refused before it gets here. Models choose by the description, of at most
+    /// 1,024 characters.
     ///
     /// The handler runs on the runtime that created the VM, several calls at once. What it returns as an error the caller
     /// reads as a text; a panic is an error, too. It is dropped in the middle when nobody waits for it any more.

@@ -169,6 +169,48 @@ async fn mcp_over_stdio_is_the_same_server() {
     assert_eq!(answers[2]["result"]["content"][0]["text"], "sunny in Oslo");
 }
 
+/// `echo_say`, which answers its `text`.
+fn echo() -> ToolKit {
+    let schema = json!({ "type": "object", "properties": { "text": { "type": "string" } } });
+    let say = HostTool::new("Says \x1b[31mit", schema, |mut input: Value| async move {
+        Ok::<_, String>(input["text"].take())
+    });
+    ToolKit::new("echo", "Says it again").tool("say", say)
+}
+
+/// Sends sixteen requests that are many times as large in memory as they are on the way, and prints the answers' codes.
+const INFLATED: &str = r#"exec python3 -c '
+import http.client, threading
+body = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"echo_say\",\"arguments\":{\"a\":[" \
+    + ",".join(["{\"\":0}"] * 140000) + "]}}}"
+def ask():
+    c = http.client.HTTPConnection("127.0.0.1", 41415)
+    c.request("POST", "/mcp", body, {"content-type": "application/json", "accept": "application/json, text/event-stream"})
+    print(c.getresponse().status)
+asking = [threading.Thread(target=ask) for _ in range(16)]
+for t in asking: t.start()
+for t in asking: t.join()
+'"#;
+
+#[tokio::test]
+async fn a_request_does_not_grow_in_the_sidecar() {
+    let world = World::new().await;
+    let vm = vm(&world, world.options().tool_kit(echo())).await;
+    let most_before = most_memory(&world);
+    let refused = sh(&vm, INFLATED).await;
+    assert_eq!(text(&refused.stdout), "413\n".repeat(16), "{}", text(&refused.stderr));
+    let grown = most_memory(&world) - most_before;
+    assert!(grown < 100 << 10, "the sidecar has grown by {grown} KiB");
+}
+
+/// The most memory that the sidecar has had so far, in KiB.
+fn most_memory(world: &World) -> usize {
+    let pid = support::world::sidecar_pid(world.runtime_dir());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    most.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn an_offer_that_makes_no_sense_is_refused_and_no_vm_is_left() {
     let world = World::new().await;

@@ -41,7 +41,10 @@ use std::io;
 use std::path::PathBuf;
 
 pub use options::{DEFAULT_LINGER, DEFAULT_POOL, Options};
-pub use tools::{ADDRESS as HOST_TOOLS_ADDRESS, COMMAND as HOST_TOOLS_COMMAND, PATH as HOST_TOOLS_PATH};
+pub use tools::{
+    ADDRESS as HOST_TOOLS_ADDRESS, COMMAND as HOST_TOOLS_COMMAND,
+    MAX_REQUEST_BYTES as HOST_TOOLS_MAX_REQUEST_BYTES, PATH as HOST_TOOLS_PATH,
+};
 
 /// This build; clients compare it with their own.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

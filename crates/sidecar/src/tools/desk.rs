@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
@@ -27,8 +28,8 @@ const CALLS_AT_ONCE: usize = 16;
 /// Each call that is with the client has at most two events waiting: itself and its end.
 const WAITING_EVENTS: usize = 2 * CALLS_AT_ONCE;
 
-/// Longer answers help no model.
-const MAX_OUTPUT_BYTES: usize = 4 << 20;
+/// Longer answers help no model, nor do longer reasons.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// What the client is told.
 #[derive(Debug, PartialEq)]
@@ -57,7 +58,7 @@ pub(crate) enum CallError {
     TimedOut(Duration),
     #[error("{0}")]
     Failed(String),
-    #[error("the host tool's answer has {0} bytes, of at most {MAX_OUTPUT_BYTES}")]
+    #[error("the host tool's answer has {0} bytes, of at most {MAX_ANSWER_BYTES}")]
     TooLong(usize),
     #[error("the host tool's answer is no JSON: {0}")]
     NoJson(String),
@@ -122,20 +123,24 @@ impl ToolDesk {
         *self.line() = Line { closed: true, ..Line::default() };
     }
 
-    /// Has the client carry out one call. Dropped, the client is told that nobody waits for it.
-    pub(crate) async fn call(&self, known_as: &str, input: Value) -> Result<Value, CallError> {
+    /// Has the client carry out one call, and gives its answer as models read it. Dropped, the client is told that nobody
+    /// waits for it.
+    pub(crate) async fn call(&self, known_as: &str, input: Value) -> Result<String, CallError> {
         let tool = self.offer.get(known_as).ok_or_else(|| CallError::Unknown(known_as.to_owned()))?;
         if !self.offer.allows(known_as) {
             return Err(CallError::Denied(known_as.to_owned()));
         }
         tool.check(&input).map_err(CallError::Input)?;
-        match timeout(tool.timeout, self.carried_out(tool, &input)).await {
-            Ok(answered) => parse(answered?),
+        // What waits for its turn takes many times less room as text.
+        let text = input.to_string();
+        drop(input);
+        match timeout(tool.timeout, self.carried_out(tool, text)).await {
+            Ok(answered) => read(answered?),
             Err(_) => Err(CallError::TimedOut(tool.timeout)),
         }
     }
 
-    async fn carried_out(&self, tool: &Tool, input: &Value) -> Result<String, CallError> {
+    async fn carried_out(&self, tool: &Tool, input: String) -> Result<Outcome, CallError> {
         // Nobody closes it.
         let _slot = self.slots.acquire().await;
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -148,11 +153,11 @@ impl ToolDesk {
         };
         let waiting = Waiting { desk: self, events: &events, id };
         let (kit, name) = (tool.kit.clone(), tool.name.clone());
-        let call = ToolEvent::Call { id, kit, tool: name, input: input.to_string() };
+        let call = ToolEvent::Call { id, kit, tool: name, input };
         events.send(call).await.map_err(|_| CallError::Gone)?;
         let outcome = answered.await.map_err(|_| CallError::Gone)?;
         drop(waiting);
-        outcome.map_err(CallError::Failed)
+        Ok(outcome)
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -196,11 +201,21 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn parse(output: String) -> Result<Value, CallError> {
-    if output.len() > MAX_OUTPUT_BYTES {
-        return Err(CallError::TooLong(output.len()));
+/// The text for a model: a string as it is, since quotes around it would be escaped a second time, and all else as JSON,
+/// which is looked at but not built up in memory.
+fn read(outcome: Outcome) -> Result<String, CallError> {
+    let (Ok(said) | Err(said)) = &outcome;
+    if said.len() > MAX_ANSWER_BYTES {
+        return Err(CallError::TooLong(said.len()));
     }
-    serde_json::from_str(&output).map_err(|error| CallError::NoJson(error.to_string()))
+    let output = outcome.map_err(CallError::Failed)?;
+    let is_text = output.trim_start().starts_with('"');
+    let read = if is_text {
+        serde_json::from_str(&output)
+    } else {
+        serde_json::from_str::<IgnoredAny>(&output).map(|_| output)
+    };
+    read.map_err(|error| CallError::NoJson(error.to_string()))
 }
 
 #[cfg(test)]
@@ -234,9 +249,11 @@ mod tests {
         let desk = desk();
         let (serving, mut events) = desk.serve().unwrap();
         for (outcome, expected) in [
-            (Ok("[1]".to_owned()), Ok(json!([1]))),
+            (Ok("[1]".to_owned()), Ok("[1]".to_owned())),
+            (Ok(r#""a \"b\"""#.to_owned()), Ok(r#"a "b""#.to_owned())),
             (Err("no clock".to_owned()), Err(CallError::Failed("no clock".to_owned()))),
-            (Ok("x".repeat(MAX_OUTPUT_BYTES + 1)), Err(CallError::TooLong(MAX_OUTPUT_BYTES + 1))),
+            (Err("x".repeat(MAX_ANSWER_BYTES + 1)), Err(CallError::TooLong(MAX_ANSWER_BYTES + 1))),
+            (Ok("x".repeat(MAX_ANSWER_BYTES + 1)), Err(CallError::TooLong(MAX_ANSWER_BYTES + 1))),
         ] {
             let (answer, ()) = tokio::join!(desk.call("clock_wait", wait_for("it")), async {
                 let id = called(&mut events).await;
@@ -245,6 +262,10 @@ mod tests {
             });
             assert_eq!(answer, expected);
         }
+        let (answer, ()) = tokio::join!(desk.call("clock_wait", wait_for("it")), async {
+            serving.settle(called(&mut events).await, Ok("[1".to_owned()));
+        });
+        assert!(matches!(answer, Err(CallError::NoJson(_))), "{answer:?}");
     }
 
     #[tokio::test]
@@ -311,6 +332,6 @@ mod tests {
             let id = called(&mut events).await;
             serving.settle(id, Ok("1".to_owned()));
         }
-        assert!(calls.join_all().await.into_iter().all(|answer| answer == Ok(json!(1))));
+        assert!(calls.join_all().await.into_iter().all(|answer| answer == Ok("1".to_owned())));
     }
 }

@@ -12,6 +12,8 @@
 
 mod desk;
 mod offer;
+mod request;
+mod schema;
 mod server;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -34,6 +36,9 @@ pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::L
 
 /// Where MCP is spoken there.
 pub const PATH: &str = "/mcp";
+
+/// Of one request. Arguments of a tool are written by models.
+pub const MAX_REQUEST_BYTES: usize = 1 << 20;
 
 /// The directory of the command in the VM, on PATH where there are tools.
 pub(crate) const COMMAND_DIR: &str = "/opt/agentos/bin";

@@ -1,17 +1,16 @@
 //! The host tools that a VM is offered: checked once, when the VM is made.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentos_agents::permission::name_fits;
 use agentos_proto::v1;
-use boon::{Compiler, Draft, SchemaIndex, Schemas, UrlLoader, ValidationError};
 use rmcp::model::JsonObject;
 use serde_json::Value;
 
+use super::schema::Schema;
 use crate::errors::Failure;
 
 /// From a call to its answer, where the tool says nothing else.
@@ -21,11 +20,12 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Every model's request carries them all.
 const MAX_TOOLS: usize = 128;
+/// Those without tools are in agents' instructions all the same.
+const MAX_KITS: usize = MAX_TOOLS;
 const MAX_DESCRIPTION_CHARS: usize = 1024;
+/// Of one tool, which are part of its description.
+const MAX_EXAMPLES_BYTES: usize = 16 * 1024;
 const MAX_SCHEMA_BYTES: usize = 64 * 1024;
-
-/// What is wrong with an input, place by place: more of it helps no model.
-const MAX_COMPLAINTS: usize = 10;
 
 /// Models take names of up to 64 characters, of which agents use some to say whose tool it is:
 /// `mcp__agentos-tools__NAME`.
@@ -53,22 +53,12 @@ pub(crate) struct Tool {
     pub(crate) description: String,
     pub(crate) input_schema: Arc<JsonObject>,
     pub(crate) timeout: Duration,
-    schemas: Schemas,
-    root: SchemaIndex,
+    schema: Schema,
 }
 
 impl fmt::Debug for Tool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tool").field("kit", &self.kit).field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// A schema is whole: what it refers to elsewhere is not fetched, neither from files nor from the network.
-struct NothingElsewhere;
-
-impl UrlLoader for NothingElsewhere {
-    fn load(&self, _: &str) -> Result<Value, Box<dyn Error>> {
-        Err("a tool's schema can't refer to other documents".into())
     }
 }
 
@@ -81,6 +71,15 @@ impl ToolOffer {
         if kits.is_empty() {
             return Ok(None);
         }
+        if kits.len() > MAX_KITS {
+            let message = format!("a VM has at most {MAX_KITS} tool kits, not {}", kits.len());
+            return Err(Failure::invalid("tool_kits", message));
+        }
+        let count: usize = kits.iter().map(|kit| kit.tools.len()).sum();
+        if count > MAX_TOOLS {
+            let message = format!("a VM has at most {MAX_TOOLS} host tools, not {count}");
+            return Err(Failure::invalid("tool_kits", message));
+        }
         let mut offer = Self { kits: Vec::new(), tools: BTreeMap::new(), permissions: Default::default() };
         let mut names = BTreeSet::new();
         for kit in kits {
@@ -92,10 +91,6 @@ impl ToolOffer {
                 offer.add(&kit.name, tool)?;
             }
             offer.kits.push(Kit { name: kit.name, description: kit.description });
-        }
-        if offer.tools.len() > MAX_TOOLS {
-            let message = format!("a VM has at most {MAX_TOOLS} host tools, not {}", offer.tools.len());
-            return Err(Failure::invalid("tool_kits", message));
         }
         offer.permissions = permissions.unwrap_or_default();
         Ok(Some(offer))
@@ -167,7 +162,7 @@ impl Tool {
             return Err(refused(known_as, "its input schema must be of type object"));
         }
         let input_schema = Arc::new(input_schema.clone());
-        let (schemas, root) = compile(schema)
+        let schema = Schema::compile(schema)
             .map_err(|error| refused(known_as, &format!("its input schema is no JSON Schema: {error}")))?;
         let mut made = Self {
             kit: kit.to_owned(),
@@ -175,9 +170,16 @@ impl Tool {
             description: tool.description,
             input_schema,
             timeout,
-            schemas,
-            root,
+            schema,
         };
+        let examples = tool.examples.iter();
+        let bytes: usize = examples.map(|example| example.description.len() + example.input.len()).sum();
+        if bytes > MAX_EXAMPLES_BYTES {
+            return Err(refused(
+                known_as,
+                &format!("its examples have more than {MAX_EXAMPLES_BYTES} bytes"),
+            ));
+        }
         for example in tool.examples {
             made.add_example(known_as, &example)?;
         }
@@ -198,34 +200,8 @@ impl Tool {
 
     /// Whether an input fits the schema, or what is wrong with it.
     pub(crate) fn check(&self, input: &Value) -> Result<(), String> {
-        self.schemas.validate(input, self.root).map_err(|error| {
-            let mut complaints = Vec::new();
-            complain(&error, &mut complaints);
-            complaints.join("; ")
-        })
+        self.schema.check(input)
     }
-}
-
-/// Puts what is wrong in the end, place by place; what is around it only says that something in there is.
-fn complain(error: &ValidationError<'_, '_>, complaints: &mut Vec<String>) {
-    if complaints.len() == MAX_COMPLAINTS {
-        return;
-    }
-    match &error.causes[..] {
-        [] => complaints.push(format!("at '{}': {}", error.instance_location, error.kind)),
-        causes => causes.iter().for_each(|cause| complain(cause, complaints)),
-    }
-}
-
-fn compile(schema: Value) -> Result<(Schemas, SchemaIndex), Box<boon::CompileError>> {
-    const PLACE: &str = "urn:agentos:tool";
-    let mut compiler = Compiler::new();
-    compiler.set_default_draft(Draft::V2020_12);
-    compiler.use_loader(Box::new(NothingElsewhere));
-    compiler.add_resource(PLACE, schema)?;
-    let mut schemas = Schemas::new();
-    let root = compiler.compile(PLACE, &mut schemas)?;
-    Ok((schemas, root))
 }
 
 fn check_kit(kit: &v1::ToolKit) -> Result<(), Failure> {
@@ -234,6 +210,10 @@ fn check_kit(kit: &v1::ToolKit) -> Result<(), Failure> {
     if !name.next().is_some_and(|c| c.is_ascii_lowercase()) || !name.all(word) {
         let reason = "a kit's name is made of lower-case letters, digits and '-', a letter first";
         return Err(refused(&kit.name, reason));
+    }
+    if kit.name.len() > MAX_NAME_CHARS {
+        let reason = format!("a kit's name has more than {MAX_NAME_CHARS} characters");
+        return Err(refused(&kit.name, &reason));
     }
     check_description(&kit.name, &kit.description)
 }
@@ -294,7 +274,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_wrong_with_an_offer_is_said_by_name() {
         type Spoil = fn(&mut v1::ToolKit);
-        let cases: [(Spoil, &str); 14] = [
+        let cases: [(Spoil, &str); 17] = [
             (|kit| kit.name = "Clock".into(), "lower-case"),
             (|kit| kit.name = String::new(), "lower-case"),
             (|kit| kit.name = "a_b".into(), "lower-case"),
@@ -315,6 +295,12 @@ pub(super) mod tests {
                 "no JSON Schema",
             ),
             (|kit| kit.tools[0].examples[0].input = r#"{"for":1}"#.into(), "its example"),
+            (
+                |kit| kit.tools[0].examples = vec![kit.tools[0].examples[0].clone(); 1_000],
+                "its examples have",
+            ),
+            (|kit| kit.name = "x".repeat(45), "a kit's name has more than 44"),
+            (|kit| kit.tools = vec![kit.tools[0].clone(); MAX_TOOLS + 1], "at most 128 host tools, not 129"),
         ];
         for (spoil, expected) in cases {
             let mut kit = kit();
@@ -324,6 +310,9 @@ pub(super) mod tests {
         }
         let twice = ToolOffer::validate(vec![kit(), kit()], None).unwrap_err();
         assert!(twice.message().contains("two tool kits"), "{}", twice.message());
+        let empty = v1::ToolKit { tools: Vec::new(), ..kit() };
+        let many = ToolOffer::validate(vec![empty; MAX_KITS + 1], None).unwrap_err();
+        assert!(many.message().contains("at most 128 tool kits, not 129"), "{}", many.message());
         assert!(ToolOffer::validate(Vec::new(), None).unwrap().is_none());
     }
 

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,7 +25,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::desk::CallError;
-use super::{COMMAND, ToolDesk};
+use super::{COMMAND, ToolDesk, request};
 use crate::guest_listener;
 
 /// Agents keep one or two each; calls of the command have one each.
@@ -33,17 +34,12 @@ const CONNECTIONS: usize = 64;
 /// A head comes at once from a program on the same machine. An idle connection is one that waits for a head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Arguments of a tool are written by models.
-const MAX_REQUEST_BYTES: usize = 1 << 20;
-
 type Service = StreamableHttpService<McpTools, NeverSessionManager>;
 
 /// Serves until the listener is dropped with this future.
 pub(super) async fn serve(listener: TcpListener, desk: &Arc<ToolDesk>) {
-    let config = StreamableHttpServerConfig::default()
-        .with_legacy_session_mode(false)
-        .with_json_response(true)
-        .with_max_request_body_bytes(MAX_REQUEST_BYTES);
+    let config =
+        StreamableHttpServerConfig::default().with_legacy_session_mode(false).with_json_response(true);
     let tools = McpTools(Arc::clone(desk));
     let service: Service = StreamableHttpService::new(
         move || Ok(tools.clone()),
@@ -57,7 +53,12 @@ pub(super) async fn serve(listener: TcpListener, desk: &Arc<ToolDesk>) {
 async fn connection(stream: TcpStream, service: Service) -> Result<(), hyper::Error> {
     let answer = service_fn(move |request| {
         let service = service.clone();
-        async move { Ok::<_, Infallible>(service.handle(request).await) }
+        async move {
+            Ok::<_, Infallible>(match request::whole(request).await {
+                Ok(request) => service.handle(request).await,
+                Err(refusal) => refusal.response().map(BodyExt::boxed),
+            })
+        }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -101,9 +102,7 @@ impl ServerHandler for McpTools {
             }
         };
         let result = match called {
-            // A text as it is: models read it, and quotes around it would be escaped a second time.
-            Ok(Value::String(text)) => CallToolResult::success(vec![ContentBlock::text(text)]),
-            Ok(value) => CallToolResult::success(vec![ContentBlock::text(value.to_string())]),
+            Ok(text) => CallToolResult::success(vec![ContentBlock::text(text)]),
             Err(CallError::Unknown(name)) => {
                 let message = CallError::Unknown(name).to_string();
                 return Err(ErrorData::invalid_params(message, None));
