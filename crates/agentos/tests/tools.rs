@@ -169,6 +169,12 @@ async fn mcp_over_stdio_is_the_same_server() {
     assert_eq!(answers[2]["result"]["content"][0]["text"], "sunny in Oslo");
 }
 
+/// A call of `echo_say` with so many bytes.
+fn long_call(id: u64, bytes: usize) -> String {
+    let params = json!({ "name": "echo_say", "arguments": { "text": "x".repeat(bytes) } });
+    json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }).to_string() + "\n"
+}
+
 /// `echo_say`, which answers its `text`.
 fn echo() -> ToolKit {
     let schema = json!({ "type": "object", "properties": { "text": { "type": "string" } } });
@@ -176,6 +182,36 @@ fn echo() -> ToolKit {
         Ok::<_, String>(input["text"].take())
     });
     ToolKit::new("echo", "Says it again").tool("say", say)
+}
+
+#[tokio::test]
+async fn what_is_no_request_on_stdio_is_answered_and_what_is_too_long_is_an_error() {
+    let world = World::new().await;
+    let vm = vm(&world, world.options().tool_kit(echo())).await;
+    let said = "garbage\n".to_owned() + &long_call(1, 3);
+    let answered = within("the answers", vm.exec("agentos-tools mcp").stdin(said)).await.unwrap();
+    let answers = text(&answered.stdout);
+    assert!(answers.contains("-32700") && answers.contains(r#""id":null"#), "{answers}");
+    assert!(answers.contains(r#""text":"xxx""#), "{answers}");
+    let refused = within("the end", vm.exec("agentos-tools mcp").stdin(long_call(1, 2 << 20))).await.unwrap();
+    assert_eq!(refused.exit_code(), 2, "{refused:?}");
+    assert!(text(&refused.stderr).contains("too long"), "{}", text(&refused.stderr));
+}
+
+#[tokio::test]
+async fn nothing_that_is_said_controls_a_terminal() {
+    let world = World::new().await;
+    let vm = vm(&world, world.options().tool_kit(echo())).await;
+    let say = r#"agentos-tools call echo_say '{"text": "\u001b[2Jit"}'"#;
+    assert_eq!(text(&sh(&vm, say).await.stdout), "\x1b[2Jit\n", "programs get it as it is");
+    for shown in [say, "agentos-tools describe echo_say", "agentos-tools list"] {
+        const TERMINAL: &str =
+            r#"exec python3 -c 'import os, pty; pty.spawn(["sh", "-c", os.environ["SHOWN"]])'"#;
+        let shown = within("what is shown", vm.exec(TERMINAL).env("SHOWN", shown)).await.unwrap();
+        let shown = text(&shown.stdout);
+        assert!(shown.contains("^[["), "{shown:?}");
+        assert!(!shown.contains('\x1b'), "{shown:?}");
+    }
 }
 
 /// Sends sixteen requests that are many times as large in memory as they are on the way, and prints the answers' codes.

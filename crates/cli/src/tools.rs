@@ -10,23 +10,23 @@ mod bridge;
 mod request;
 
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
-use agentos_sidecar::HOST_TOOLS_COMMAND;
+use agentos_sidecar::{HOST_TOOLS_COMMAND, HOST_TOOLS_MAX_REQUEST_BYTES};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use self::request::{RequestError, call};
 use crate::failure::{self, Failure, OTHER, USAGE};
-use crate::terminal::{harmless_line, print};
+use crate::terminal::{harmless, harmless_line, json_line, print};
 
 /// The application that offers the tools can't be reached.
 const UNREACHABLE: u8 = 3;
 
 /// The server takes requests of so many bytes.
-const MAX_REQUEST_BYTES: u64 = 1 << 20;
+const MAX_REQUEST_BYTES: u64 = HOST_TOOLS_MAX_REQUEST_BYTES as u64;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -130,7 +130,7 @@ async fn carry_out(command: ToolsCommand) -> Result<(), ToolsError> {
     match command {
         ToolsCommand::List { json } => {
             let tools = tools().await?;
-            let lines = tools.iter().map(|tool| if json { format!("{tool}\n") } else { line(tool) });
+            let lines = tools.iter().map(|tool| if json { json_line(tool) } else { line(tool) });
             Ok(print(&lines.collect::<String>())?)
         }
         ToolsCommand::Describe { name } => {
@@ -150,6 +150,8 @@ async fn carry_out(command: ToolsCommand) -> Result<(), ToolsError> {
             if result["isError"] == true {
                 Err(ToolsError::Tool(text))
             } else {
+                // Programs get it as it is. It may be anybody's text, which must not control a terminal.
+                let text = if std::io::stdout().is_terminal() { harmless(&text) } else { text };
                 Ok(print(&format!("{text}\n"))?)
             }
         }
@@ -173,7 +175,7 @@ fn line(tool: &Value) -> String {
 
 fn described(tool: &Value) -> String {
     let description = tool["description"].as_str().unwrap_or_default();
-    format!("{}\n\nInput:\n{:#}\n", description, tool["inputSchema"])
+    harmless(&format!("{description}\n\nInput:\n{:#}\n", tool["inputSchema"]))
 }
 
 /// The texts of an answer: a tool of ours has no other parts.

@@ -6,11 +6,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
-use super::request::{RequestError, post};
+use super::request::post;
 use super::{MAX_REQUEST_BYTES, ToolsError};
 use crate::failure::Failure;
 
-/// A code of JSON-RPC for what has gone wrong on the way.
+/// A code of JSON-RPC for what is no JSON.
+const PARSE_ERROR: i64 = -32_700;
+
+/// Another one for what has gone wrong on the way.
 const INTERNAL_ERROR: i64 = -32_603;
 
 /// Requests that wait for their answers.
@@ -59,17 +62,25 @@ async fn read_line<R>(input: &mut R, line: &mut Vec<u8>) -> Result<bool, ToolsEr
 where
     R: tokio::io::AsyncBufRead + Unpin,
 {
-    let room = MAX_REQUEST_BYTES.saturating_sub(line.len() as u64);
-    if room == 0 {
+    // One more than there may be tells a line that is too long from the last one.
+    let room = (MAX_REQUEST_BYTES + 1).saturating_sub(line.len() as u64);
+    input.take(room).read_until(b'\n', line).await.map_err(ToolsError::Stdin)?;
+    if line.len() as u64 > MAX_REQUEST_BYTES {
         return Err(ToolsError::TooLong);
     }
-    input.take(room).read_until(b'\n', line).await.map_err(ToolsError::Stdin)?;
     Ok(line.ends_with(b"\n"))
 }
 
 impl Waiting {
     fn take(&mut self, answers: &mut JoinSet<Option<Value>>, text: String) {
-        let message: Value = serde_json::from_str(&text).unwrap_or_default();
+        let message: Value = match serde_json::from_str(&text) {
+            Ok(message) => message,
+            Err(error) => {
+                let answer = refusal(&Value::Null, PARSE_ERROR, &error.to_string());
+                answers.spawn(std::future::ready(Some(answer)));
+                return;
+            }
+        };
         if message["method"] == "notifications/cancelled"
             && let Some(task) = self.tasks.remove(&message["params"]["requestId"].to_string())
         {
@@ -81,7 +92,7 @@ impl Waiting {
         let task = answers.spawn(async move {
             match post(text).await {
                 Ok(answer) => answer,
-                Err(error) => asked.map(|id| failed(&id, &error)),
+                Err(error) => asked.map(|id| refusal(&id, INTERNAL_ERROR, &error.to_string())),
             }
         });
         if let Some(id) = id {
@@ -97,7 +108,6 @@ impl Waiting {
     }
 }
 
-fn failed(id: &Value, error: &RequestError) -> Value {
-    let error = json!({ "code": INTERNAL_ERROR, "message": error.to_string() });
-    json!({ "jsonrpc": "2.0", "id": id, "error": error })
+fn refusal(id: &Value, code: i64, message: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } })
 }
