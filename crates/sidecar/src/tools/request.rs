@@ -20,23 +20,23 @@ const MAX_VALUES: usize = 10_000;
 /// A body comes at once from a program on the same machine.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Why a request does not get to the library.
+/// The bound that a request has passed; it does not get to the library.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("a request has at most {MAX_REQUEST_BYTES} bytes")]
-    TooLong,
+    Bytes,
     #[error("a request has at most {MAX_VALUES} values")]
-    TooManyValues,
+    Values,
     #[error("the request did not come within {} s", BODY_DEADLINE.as_secs())]
-    TooSlow,
+    Deadline,
 }
 
 impl Refusal {
     pub(super) fn response(&self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.to_string()));
         *response.status_mut() = match self {
-            Self::TooLong | Self::TooManyValues => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::Bytes | Self::Values => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Deadline => StatusCode::REQUEST_TIMEOUT,
         };
         response
     }
@@ -50,9 +50,9 @@ where
     let (head, body) = request.into_parts();
     let collected = timeout(BODY_DEADLINE, Limited::new(body, MAX_REQUEST_BYTES).collect()).await;
     // A connection that breaks in the middle of a body hears nothing of this.
-    let body = collected.map_err(|_| Refusal::TooSlow)?.map_err(|_| Refusal::TooLong)?.to_bytes();
+    let body = collected.map_err(|_| Refusal::Deadline)?.map_err(|_| Refusal::Bytes)?.to_bytes();
     if has_too_many_values(&body) {
-        return Err(Refusal::TooManyValues);
+        return Err(Refusal::Values);
     }
     Ok(Request::from_parts(head, Full::new(body)))
 }
@@ -74,7 +74,7 @@ impl<'de> DeserializeSeed<'de> for Counted<'_> {
         *self.0 = self.0.and_then(|left| left.checked_sub(1));
         match self.0 {
             Some(_) => deserializer.deserialize_any(self),
-            None => Err(D::Error::custom(Refusal::TooManyValues)),
+            None => Err(D::Error::custom(Refusal::Values)),
         }
     }
 }
@@ -139,15 +139,15 @@ mod tests {
         let members = |count| format!("{{{}}}", vec![r#""a":"""#; count].join(","));
         for (body, expected) in [
             (zeros(MAX_VALUES - 1), None),
-            (zeros(MAX_VALUES), Some(Refusal::TooManyValues)),
+            (zeros(MAX_VALUES), Some(Refusal::Values)),
             (members(MAX_VALUES - 1), None),
-            (members(MAX_VALUES), Some(Refusal::TooManyValues)),
+            (members(MAX_VALUES), Some(Refusal::Values)),
             (format!("[{}", "[0,".repeat(MAX_VALUES / 2)), None),
-            (format!("{}, and no JSON", zeros(MAX_VALUES)), Some(Refusal::TooManyValues)),
+            (format!("{}, and no JSON", zeros(MAX_VALUES)), Some(Refusal::Values)),
             ("[-1, 1.5, null, true, {\"a\": [\"\\n\"]}]".to_owned(), None),
             ("no JSON".to_owned(), None),
             ("x".repeat(MAX_REQUEST_BYTES), None),
-            ("x".repeat(MAX_REQUEST_BYTES + 1), Some(Refusal::TooLong)),
+            ("x".repeat(MAX_REQUEST_BYTES + 1), Some(Refusal::Bytes)),
         ] {
             let start = body[..body.len().min(20)].to_owned();
             assert_eq!(refusal(body).await, expected, "{start}");
@@ -158,6 +158,6 @@ mod tests {
     async fn a_body_that_does_not_end_is_not_waited_for() {
         let never = futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::io::Error>>();
         let refused = whole(Request::new(StreamBody::new(never))).await.unwrap_err();
-        assert_eq!((refused.response().status(), refused), (StatusCode::REQUEST_TIMEOUT, Refusal::TooSlow));
+        assert_eq!((refused.response().status(), refused), (StatusCode::REQUEST_TIMEOUT, Refusal::Deadline));
     }
 }
