@@ -218,6 +218,16 @@ impl SessionService for AgentSessions {
         }))
     }
 
+    async fn read_instructions(
+        &self,
+        request: Request<v1::ReadInstructionsRequest>,
+    ) -> Result<Response<v1::ReadInstructionsResponse>, Status> {
+        let request = request.into_inner();
+        let hosted = self.0.vm(&request.vm_id)?;
+        let text = hosted.instructions(request.skip_os_instructions, &request.additional_instructions);
+        Ok(Response::new(v1::ReadInstructionsResponse { text }))
+    }
+
     async fn list_agents(
         &self,
         request: Request<v1::ListAgentsRequest>,

@@ -40,7 +40,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
-pub(crate) use create::CreateSession;
+pub(crate) use create::{CreateSession, PreparedInstructions};
 pub(crate) use creation::Creation;
 pub(crate) use guest::VmSessions;
 
