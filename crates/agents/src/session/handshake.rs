@@ -19,7 +19,7 @@ use super::Former;
 use super::driver::Driver;
 use super::error::{AgentFault, StartError};
 use crate::plan::{AcpSetup, LaunchPlan};
-use crate::transcript::{SessionDetails, Transcripts, context};
+use crate::transcript::{RESTORED, SessionDetails, Transcripts, context};
 use crate::wire::acp;
 use crate::wire::message::{Message, RpcError};
 
@@ -63,24 +63,31 @@ impl Driver {
         details.agent_version = self.state.initialize["agentInfo"]["version"].as_str().map(str::to_owned);
         details.model_reason = Some(self.shared.model.reason.clone());
         let id = self.shared.id.to_string();
-        transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error)?;
-        let Some(former) = former else { return Ok(()) };
+        let Some(former) = former else {
+            return transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error);
+        };
+        let former_id = former.stored.details.agent_session_id.as_deref();
         let since = match (opened, former.known_through) {
             (Opened::New, _) | (_, None) => 1,
             (_, Some(known)) => known + 1,
         };
         // Events of this beginning say nothing that an agent has to know.
-        let context = context::of(transcripts, &id, since).await.map_err(failed).map_err(&start_error)?;
+        let context =
+            context::of(transcripts, &id, since, former_id).await.map_err(failed).map_err(&start_error)?;
         let how = match opened {
             Opened::New => "transcript",
             Opened::Resumed => "resume",
             Opened::Loaded => "load",
         };
-        let mut params = json!({ "how": how, "lostCwd": former.lost_cwd, "lost": former.lost });
+        let mut params = json!({
+            "how": how, "lostCwd": former.lost_cwd, "lost": former.lost, "formerAgentSessionId": former_id,
+        });
         if let Some(reason) = former.forgotten {
             params["forgotten"] = json!(reason);
         }
-        self.publish(vec![acp::notification("_agentos/restored", &params)]).await.map_err(&start_error)?;
+        self.publish(vec![acp::notification(RESTORED, &params)]).await.map_err(&start_error)?;
+        // Not before the event says by which id the agent has known it so far: the new one replaces that.
+        transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error)?;
         self.preface = match (context, former.lost_cwd) {
             (context, Some(cwd)) => Some(format!(
                 "{}The former working directory {cwd} does not exist any more; you work in {} now.",
