@@ -6,9 +6,11 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
-use agentos_agents::wire::MAX_LINE_BYTES;
 use agentos_agents::wire::lines::{Line, Lines};
+use agentos_agents::wire::message::Message;
+use agentos_agents::wire::pi::PiWire;
 use agentos_agents::wire::pi_rpc::{Command, MessageEnd, Output, Translator, Turn};
+use agentos_agents::wire::{MAX_LINE_BYTES, Wire};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -262,6 +264,22 @@ proptest! {
     #[test]
     fn no_damage_to_real_traffic_breaks_the_translator(
         start in 0usize..RECORDING.len(), damage in prop::collection::vec((0usize..4000, any::<u8>()), 0..8),
+#[test]
+fn an_answer_to_nothing_is_told_from_one_that_is_waited_for() {
+    let mut wire = Wire::Pi(Box::new(PiWire::new("/work", None)));
+    let mut understood = |record: Value| wire.line(&Line::Whole(record.to_string().into())).messages;
+    for id in [json!("prompt-7"), Value::Null] {
+        let answer = json!({ "type": "response", "id": id, "success": true });
+        assert_eq!(understood(answer), [Message::Unasked]);
+    }
+    assert_eq!(
+        understood(json!({ "type": "response", "id": "abort", "success": true })),
+        [],
+        "we say that ourselves"
+    );
+    assert_eq!(understood(json!({ "type": "agent_start" })), []);
+}
+
     ) {
         // The recording's lines hold the records one level down; as lines of their own they are what pi sent.
         let records: Vec<String> = RECORDING[..]

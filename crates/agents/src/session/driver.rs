@@ -182,7 +182,7 @@ impl Driver {
                     }
                 }
                 // The link has dealt with them.
-                Message::Garbage | Message::TooLong { .. } => {}
+                Message::Unasked | Message::Garbage | Message::TooLong { .. } => {}
             }
         }
         if std::mem::take(&mut self.unseen) {
@@ -227,7 +227,6 @@ impl Driver {
             return Ok(());
         }
         self.settling.take_if(|settling| settling.number == id);
-        // An answer to nothing we asked, or a second one, says nothing.
         let Some(running) = self.running.take_if(|running| running.number == id) else { return Ok(()) };
         self.settled(running, outcome).await
     }

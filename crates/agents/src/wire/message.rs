@@ -104,6 +104,8 @@ pub enum Message {
         /// What was asked.
         title: String,
     },
+    /// It answers nothing that was asked.
+    Unasked,
     /// The line is no record.
     Garbage,
     /// The record is too long to be read.

@@ -46,11 +46,13 @@ async fn a_prompt_that_is_never_answered_ends_by_silence() {
 #[tokio::test]
 async fn noise_is_no_answer() {
     let place = Place::new();
-    let (session, _agent) = place.ready(&[]).await;
-    let idle_timeout = Some(Duration::from_millis(500));
-    let prompt = Prompt { idle_timeout, ..Prompt::text("[[flood 100 30 kind=garbage]]") };
-    let error = soon("the noise", session.prompt(prompt)).await.unwrap_err();
-    assert!(matches!(error, PromptError::IdleTimeout { .. }), "{error}");
+    for kind in ["garbage", "orphan"] {
+        let (session, _agent) = place.ready(&[]).await;
+        let idle_timeout = Some(Duration::from_millis(500));
+        let prompt = Prompt { idle_timeout, ..Prompt::text(&format!("[[flood 100 30 kind={kind}]]")) };
+        let error = soon("the noise", session.prompt(prompt)).await.unwrap_err();
+        assert!(matches!(error, PromptError::IdleTimeout { .. }), "{kind}: {error}");
+    }
 }
 
 #[tokio::test]
