@@ -1,0 +1,61 @@
+//! Agents that do what no agent should, in VMs of the real sidecar: what their callers are told, and that neither the
+//! sidecar nor the session beside them pays for it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where it stands")]
+
+mod support;
+
+use agentos::{AgentConfig, AgentOs, Error, ErrorKind, PermissionReply, Session};
+use support::world::{World, sidecar_pid};
+use support::{eventually, within};
+
+/// A sidecar with a home of its own, and a VM in which each of these agents is the scripted one, with its flags.
+struct Place {
+    home: tempfile::TempDir,
+    world: World,
+    vm: AgentOs,
+}
+
+impl Place {
+    async fn new(agents: &[(&str, &[&str])]) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let world = World::with_env("AGENTOS_HOME", home.path()).await;
+        let mut options = support::scripted_agent(world.options());
+        for (name, flags) in agents {
+            let command = [&[support::SCRIPTED_AGENT][..], flags].concat();
+            options = options.agent(*name, AgentConfig::command(command));
+        }
+        let vm = world.vm_with(options).await;
+        Self { home, world, vm }
+    }
+
+    async fn session(&self, agent: &str) -> Session {
+        within("a session", self.vm.create_session(agent)).await.unwrap()
+    }
+
+    /// The directories for what agents keep.
+    fn kept(&self) -> usize {
+        std::fs::read_dir(self.home.path().join("sessions")).map_or(0, Iterator::count)
+    }
+}
+
+async fn turn(session: &Session, script: &str) -> Result<String, Error> {
+    within(script, session.prompt(script)).await.map(|reply| reply.text)
+}
+
+#[tokio::test]
+async fn a_session_that_keeps_nothing_leaves_no_directory() {
+    let stillborn: &[&str] = &["--on", "initialize", "[[exit 3]]"];
+    let place = Place::new(&[("fake", &[]), ("stillborn", stillborn)]).await;
+    let error = within("the start", place.vm.create_session("stillborn")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AgentFailed, "{error:?}");
+    eventually("nothing of it stays", || async { place.kept() == 0 }).await;
+    let session = place.session("fake").await;
+    turn(&session, "hello").await.unwrap();
+    assert_eq!(place.kept(), 1, "locked while it lives");
+    place.vm.destroy_session(session.id()).await.unwrap();
+    eventually("nothing of it stays", || async { place.kept() == 0 }).await;
+    // It is there all the same.
+    let restored = within("the session is back", place.vm.restore_session(session.id())).await.unwrap();
+    assert!(turn(&restored, "still there?").await.unwrap().ends_with("still there?"));
+}
