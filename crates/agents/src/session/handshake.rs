@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Former;
 use super::driver::Driver;
 use super::error::{AgentFault, StartError};
+use super::state;
 use crate::plan::{AcpSetup, LaunchPlan};
 use crate::transcript::{RESTORED, SessionDetails, Transcripts, context};
 use crate::wire::acp;
@@ -106,12 +107,15 @@ impl Driver {
         setup: &AcpSetup,
         former: Option<&str>,
     ) -> Result<Opened, StartError> {
-        let initialize = self.step_of("initialize", &self.introduction(setup)).await?;
+        let mut initialize = self.step_of("initialize", &self.introduction(setup)).await?;
         if initialize["protocolVersion"] != acp::PROTOCOL_VERSION {
             let version: String = initialize["protocolVersion"].to_string().chars().take(40).collect();
             return Err(StartError::Version { agent: self.shared.agent_type.clone(), version });
         }
-        self.state.initialize = initialize;
+        if setup.never_asks {
+            state::declare_no_permissions(&mut initialize);
+        }
+        self.state.initialize = initialize.into();
         let mut params = setup.session.clone();
         params.insert("cwd".to_owned(), json!(cwd));
         params.insert("mcpServers".to_owned(), json!(setup.mcp_servers));

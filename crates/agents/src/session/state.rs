@@ -156,6 +156,18 @@ mod tests {
         assert_eq!(state.session["models"]["currentModelId"], "m2");
         let effort = json!({ "configId": "effort", "value": "high" });
         assert!(state.agreed("session/set_config_option", &effort, &json!({})));
+/// Makes an agent's answer to `initialize` say that it never asks for permission, unless it says something of that itself.
+pub(super) fn declare_no_permissions(initialize: &mut Value) {
+    let Value::Object(fields) = initialize else { return };
+    let capabilities = fields.entry("agentCapabilities").or_insert_with(|| json!({}));
+    if capabilities.is_null() {
+        *capabilities = json!({});
+    }
+    if let Value::Object(capabilities) = capabilities {
+        capabilities.entry("permissions").or_insert(Value::Bool(false));
+    }
+}
+
         assert_eq!(state.session["configOptions"][1]["currentValue"], "high");
         let all = json!({ "configOptions": [{ "id": "effort", "currentValue": "max" }] });
         assert!(state.agreed("session/set_config_option", &effort, &all));
@@ -197,3 +209,16 @@ mod tests {
         }
     }
 }
+    #[test]
+    fn an_agent_that_never_asks_says_so() {
+        let declared = |mut initialize: Value| {
+            declare_no_permissions(&mut initialize);
+            initialize["agentCapabilities"].clone()
+        };
+        assert_eq!(declared(json!({ "protocolVersion": 1 })), json!({ "permissions": false }));
+        assert_eq!(declared(json!({ "agentCapabilities": null })), json!({ "permissions": false }));
+        let said = json!({ "permissions": true, "loadSession": true });
+        assert_eq!(declared(json!({ "agentCapabilities": said })), said, "its own word counts");
+        assert_eq!(declared(json!({ "agentCapabilities": [7] })), json!([7]));
+    }
+
