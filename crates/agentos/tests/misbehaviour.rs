@@ -59,3 +59,32 @@ async fn a_session_that_keeps_nothing_leaves_no_directory() {
     let restored = within("the session is back", place.vm.restore_session(session.id())).await.unwrap();
     assert!(turn(&restored, "still there?").await.unwrap().ends_with("still there?"));
 }
+
+#[tokio::test]
+async fn a_reply_that_the_agent_does_not_offer_leaves_the_request_to_another_one() {
+    let place = Place::new(&[("fake", &[])]).await;
+    let session = place.session("fake").await;
+    let mut requests = session.permission_requests();
+    let asking = |what: &str| {
+        tokio::spawn(session.prompt(format!("[[ask {what} options=allow_always:x]]")).into_future())
+    };
+    let asked = asking("edit /home/user/a");
+    let request = within("the question", requests.next()).await.unwrap();
+    let id = request.permission_id().to_owned();
+    let error = within("the reply", request.reply(PermissionReply::Once)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+    assert!(error.to_string().contains("it offers allow_always"), "{error}");
+    within("by its id", session.respond_permission(&id, PermissionReply::Always)).await.unwrap();
+    within("the turn", asked).await.unwrap().unwrap();
+    assert!(place.vm.exists("/home/user/a").await.unwrap());
+
+    let asked = asking("execute touch /home/user/b");
+    let mut request = within("the question", requests.next()).await.unwrap();
+    within("the reply", request.try_reply(PermissionReply::Once)).await.unwrap_err();
+    // Given up, it is rejected like any other.
+    drop(request);
+    within("the turn", asked).await.unwrap().unwrap();
+    assert!(!place.vm.exists("/home/user/b").await.unwrap());
+    let gone = session.respond_permission(&id, PermissionReply::Always).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound, "an id works once");
+}
