@@ -44,6 +44,23 @@ async fn turn(session: &Session, script: &str) -> Result<String, Error> {
 }
 
 #[tokio::test]
+async fn a_session_whose_agent_has_died_is_not_listed_and_says_why_until_it_is_closed() {
+    let place = Place::new(&[("fake", &[])]).await;
+    let (dead, alive) = (place.session("fake").await, place.session("fake").await);
+    let why = turn(&dead, "[[signal 9]]").await.unwrap_err().to_string();
+    assert!(why.contains("was ended by signal 9"), "{why}");
+    eventually("it is not listed", || async {
+        let listed = place.vm.list_sessions().await.unwrap();
+        listed.iter().map(|listed| listed.session_id.as_str()).eq([alive.id()])
+    })
+    .await;
+    let again = turn(&dead, "again").await.unwrap_err();
+    assert_eq!((again.kind(), again.to_string()), (ErrorKind::AgentFailed, why));
+    within("the end", dead.close()).await.unwrap();
+    assert_eq!(turn(&alive, "all well?").await.unwrap(), "heard: all well?");
+}
+
+#[tokio::test]
 async fn a_session_that_keeps_nothing_leaves_no_directory() {
     let stillborn: &[&str] = &["--on", "initialize", "[[exit 3]]"];
     let place = Place::new(&[("fake", &[]), ("stillborn", stillborn)]).await;
