@@ -147,8 +147,8 @@ impl Driver {
             let reason = "its answer names no session".to_owned();
             return Err(StartError::Refused { agent, method: "session/new", reason });
         };
-        self.state.agent_session_id = id.to_owned();
-        self.state.session = session;
+        let id = id.to_owned();
+        self.state.open(&id, session);
         Ok(Opened::New)
     }
 
@@ -176,8 +176,7 @@ impl Driver {
             self.replaying = false;
             match answer {
                 Ok(session) => {
-                    self.state.agent_session_id = former.to_owned();
-                    self.state.session = session;
+                    self.state.open(former, session);
                     return Ok(Some(opened));
                 }
                 Err(Failed::Refused(error)) => {

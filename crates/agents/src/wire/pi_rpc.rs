@@ -147,8 +147,8 @@ pub enum MessageEnd {
 /// What a turn has brought so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// All text of the agent.
-    pub text: String,
+    /// Whether the agent has said something.
+    pub spoke: bool,
     /// How many tool calls there were.
     pub tool_calls: u64,
     /// How the last assistant message ended.
@@ -318,13 +318,9 @@ impl Translator {
             *self.passed_on.entry(index).or_default() += delta.len();
         }
         // A message after a tool call begins on a line of its own; the wire has nothing else to part them.
-        let parted: Cow<'_, str> = if !self.speaking && !self.turn.text.is_empty() {
-            format!("\n\n{delta}").into()
-        } else {
-            delta.into()
-        };
-        self.speaking = true;
-        self.turn.text.push_str(&parted);
+        let parted: Cow<'_, str> =
+            if !self.speaking && self.turn.spoke { format!("\n\n{delta}").into() } else { delta.into() };
+        (self.speaking, self.turn.spoke) = (true, true);
         vec![Output::Event(acp::session_update(
             &self.session_id,
             &acp::chunk("agent_message_chunk", &parted),

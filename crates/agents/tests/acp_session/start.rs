@@ -128,7 +128,7 @@ async fn what_the_agent_is_told_at_its_start_is_what_was_set_up() {
         ..AcpSetup::default()
     };
     let (session, _agent) = place.ready_with(&[], With { acp, ..With::default() }).await;
-    assert_eq!(session.state().session["modes"]["currentModeId"], "plan");
+    assert_eq!(session.state().session()["modes"]["currentModeId"], "plan");
     let told = told(&session, "[[echo session]][[echo client]][[echo initialize]]").await;
     assert_eq!(told[0], json!({ "cwd": "/work", "mcpServers": [server] }));
     assert_eq!(told[1]["terminal"], true);
