@@ -37,10 +37,51 @@ impl Place {
     fn kept(&self) -> usize {
         std::fs::read_dir(self.home.path().join("sessions")).map_or(0, Iterator::count)
     }
+
+    /// A figure of the sidecar's memory, by its name in /proc.
+    fn memory_kib(&self, name: &str) -> u64 {
+        let pid = sidecar_pid(self.world.runtime_dir());
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
 }
 
 async fn turn(session: &Session, script: &str) -> Result<String, Error> {
     within(script, session.prompt(script)).await.map(|reply| reply.text)
+}
+
+/// What one agent may cost the sidecar: the longest record that is read is 32 MiB.
+const MAX_GROWTH_KIB: u64 = 64 << 10;
+
+#[tokio::test]
+async fn a_flood_ends_in_an_error_and_costs_the_sidecar_little() {
+    let place = Place::new(&[("fake", &[])]).await;
+    let sentinel = place.session("fake").await;
+    assert_eq!(turn(&sentinel, "all well?").await.unwrap(), "heard: all well?");
+    let before = place.memory_kib("VmRSS");
+    for (script, reason) in [
+        ("[[line 1G]]", "the agent sent more than 536870912 bytes in one turn"),
+        ("[[half 1G]]", "the agent sent more than 536870912 bytes in one turn"),
+        ("[[line 100M]]", "a record of 104857600 bytes; at most 33554432 are read"),
+        ("[[flood 0 40 pad=1M]]", "more than 16777216 bytes of text in one turn"),
+    ] {
+        let session = place.session("fake").await;
+        let failed = tokio::spawn({
+            let prompt = session.prompt(script).into_future();
+            async move { prompt.await.unwrap_err() }
+        });
+        assert_eq!(turn(&sentinel, "all well?").await.unwrap(), "heard: all well?", "{script}");
+        let error = within(script, failed).await.unwrap();
+        assert_eq!(error.kind(), ErrorKind::AgentFailed, "{script}: {error:?}");
+        assert!(error.to_string().contains(reason), "{script}: {error}");
+    }
+    // Updates without a bound of their own are as many as their transcript holds.
+    let session = place.session("fake").await;
+    assert_eq!(turn(&session, "[[say kept]] [[flood 0 48 kind=unknown pad=1M]]").await.unwrap(), "kept");
+    let peak = place.memory_kib("VmHWM");
+    assert!(peak < before + MAX_GROWTH_KIB, "from {before} KiB to {peak} KiB");
+    assert_eq!(turn(&sentinel, "all well?").await.unwrap(), "heard: all well?");
 }
 
 #[tokio::test]
