@@ -159,7 +159,7 @@ pub(crate) fn session_created(session: &Session) -> v1::SessionCreated {
         model: model_kind(model.kind).into(),
         model_reason: model.reason.clone(),
         initialize_json: state.initialize.to_string(),
-        session_json: state.session.to_string(),
+        session_json: state.session().to_string(),
         agent_type: session.agent_type().to_owned(),
     }
 }

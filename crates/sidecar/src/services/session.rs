@@ -129,7 +129,7 @@ impl SessionService for AgentSessions {
             model: convert::model_kind(reply.model).into(),
             rejected_permissions: reply.rejected_permissions,
             response_json: reply.response.to_string(),
-            session_json: session.state().session.to_string(),
+            session_json: session.state().session().to_string(),
         }))
     }
 
@@ -214,7 +214,7 @@ impl SessionService for AgentSessions {
         let response = session.raw_send(&request.method, params).await.map_err(Failure::from)?;
         Ok(Response::new(v1::RawSendResponse {
             response_json: response.to_string(),
-            session_json: session.state().session.to_string(),
+            session_json: session.state().session().to_string(),
         }))
     }
 

@@ -85,7 +85,7 @@ impl Host {
         if sessions.is_live(&session_id) {
             return Err(live(&session_id));
         }
-        // One whose agent has died was listed for its reason alone.
+        // One whose agent has died was there for its reason alone.
         sessions.live.remove(&session_id);
         let creation = Creation::of_stored(&self, &stored)?;
         // From here on no other sidecar writes into the transcript either.
