@@ -49,6 +49,7 @@
 #![warn(missing_docs)]
 
 mod agent;
+mod agent_config;
 mod builder;
 mod bytes_in;
 mod connection;
@@ -93,6 +94,7 @@ pub mod fuzz {
 }
 
 pub use agent::{AgentProvider, AgentRegistryEntry, InstallAgent};
+pub use agent_config::{AgentConfig, AgentInstructions, PreparedInstructions};
 pub use bytes_in::{Content, GuestPath};
 pub use egress::{
     DestinationStats, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkLimit, NetworkRefusal,
@@ -107,8 +109,8 @@ pub use forward::{ForwardPort, HostAddr, PortForward};
 pub use mount::{Mount, Unmounted};
 pub use network::Body;
 pub use options::{
-    AgentConfig, AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions,
-    AgentOsSidecarConfig, Base, Limits, ModelChoice, Storage,
+    AgentOsCreateSidecarOptions, AgentOsOptions, AgentOsSharedSidecarOptions, AgentOsSidecarConfig, Base,
+    Limits, ModelChoice, Storage,
 };
 pub use output::OutputStream;
 pub use policy::{EgressPolicy, EgressProtocol, EgressRule};

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::agent_config::AgentConfig;
 use crate::mount::Mount;
 use crate::policy::EgressPolicy;
 use crate::secret::Secret;
@@ -350,56 +351,6 @@ impl Storage {
     #[must_use]
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Self::Directory(path.into())
-    }
-}
-
-/// An agent described by the caller.
-#[derive(Clone, Default)]
-pub struct AgentConfig {
-    pub(crate) acp_adapter: String,
-    pub(crate) agent_package: String,
-    pub(crate) launch_args: Vec<String>,
-    pub(crate) default_env: BTreeMap<String, String>,
-    pub(crate) command: Vec<String>,
-}
-
-impl AgentConfig {
-    /// An agent whose ACP adapter and own package have these names.
-    #[must_use]
-    pub fn new(acp_adapter: impl Into<String>, agent_package: impl Into<String>) -> Self {
-        Self { acp_adapter: acp_adapter.into(), agent_package: agent_package.into(), ..Self::default() }
-    }
-
-    /// An agent that is a command in the VM: a program and its arguments that speak ACP over their stdio.
-    #[must_use]
-    pub fn command(argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { command: argv.into_iter().map(Into::into).collect(), ..Self::default() }
-    }
-
-    /// Adds an argument to the adapter's command line.
-    #[must_use]
-    pub fn launch_arg(mut self, argument: impl Into<String>) -> Self {
-        self.launch_args.push(argument.into());
-        self
-    }
-
-    /// Sets a variable of the agent's process unless the session sets it.
-    #[must_use]
-    pub fn default_env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.default_env.insert(name.into(), value.into());
-        self
-    }
-}
-
-impl fmt::Debug for AgentConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AgentConfig")
-            .field("acp_adapter", &self.acp_adapter)
-            .field("agent_package", &self.agent_package)
-            .field("command", &self.command)
-            .field("launch_args", &self.launch_args)
-            .field("default_env", &self.default_env.keys())
-            .finish()
     }
 }
 

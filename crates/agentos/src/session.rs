@@ -359,7 +359,9 @@ impl Session {
         self.data.state().agent_info.clone()
     }
 
-    /// Sends any ACP request to the agent; the agent's own session id is filled in.
+    /// Sends any ACP request to the agent. Methods that begin with `session/` get the agent's own id of this session where
+    /// `params` name none or this one's [`id`](Self::id), but for `session/new` and `session/list`, which are about none;
+    /// any other method gets it in the place of this one's id alone.
     ///
     /// # Errors
     ///

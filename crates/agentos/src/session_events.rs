@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::convert;
 use crate::convert::error::CallError;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::feed::{Feed, FeedError, Opening};
 use crate::vm::AgentOs;
 
@@ -210,12 +210,30 @@ impl PermissionRequest {
     ///
     /// # Errors
     ///
-    /// `NotFound` when it is no longer waiting: it timed out, was cancelled, or somebody else answered.
+    /// `NotFound` when it is no longer waiting: it timed out, was cancelled, or somebody else answered. `Unsupported` when
+    /// the agent offers nothing that means no more than the reply: it goes on waiting then, and can be answered by its id
+    /// ([`Session::respond_permission`](crate::Session::respond_permission)).
     pub async fn reply(mut self, reply: PermissionReply) -> Result<(), Error> {
         self.vm.live()?;
         // Only when the call is under way: a future dropped before it leaves the rejection to `drop`.
         self.answered = true;
         respond(&self.vm, &self.session_id, &self.permission_id, reply).await
+    }
+
+    /// As [`reply`](Self::reply), but a reply that the agent doesn't offer leaves the request here: another one can be
+    /// given, and dropped without one it is rejected.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`reply`](Self::reply).
+    pub async fn try_reply(&mut self, reply: PermissionReply) -> Result<(), Error> {
+        self.vm.live()?;
+        self.answered = true;
+        let replied = respond(&self.vm, &self.session_id, &self.permission_id, reply).await;
+        if let Err(error) = &replied {
+            self.answered = error.kind() != ErrorKind::Unsupported;
+        }
+        replied
     }
 
     /// Leaves it to be answered by its id, with

@@ -6,6 +6,7 @@ use std::fmt;
 use agentos_proto::v1;
 use tokio::sync::oneshot;
 
+use crate::agent_config::{AgentInstructions, PreparedInstructions};
 use crate::builder::into_future;
 use crate::convert;
 use crate::convert::error::CallError;
@@ -289,16 +290,21 @@ impl CreateSession {
 
     async fn run(self) -> Result<Session, Error> {
         self.vm.live()?;
+        let prepared = prepared(&self.vm, &self.wish).await?;
         let (reply, answer) = tokio::sync::oneshot::channel();
         // A task of its own: when the caller goes away while the sidecar answers, somebody must be left to undo.
-        tokio::spawn(self.make_for(reply));
+        tokio::spawn(self.make_for(prepared, reply));
         answer.await.map_err(|_| CallError::Incomplete { call: CALL })?
     }
 
     /// Makes the session for a caller that may leave at any moment.
-    async fn make_for(self, mut caller: oneshot::Sender<Result<Session, Error>>) {
+    async fn make_for(
+        self,
+        prepared: Option<PreparedInstructions>,
+        mut caller: oneshot::Sender<Result<Session, Error>>,
+    ) {
         let vm = self.vm.clone();
-        let mut making = match self.begin().await {
+        let mut making = match self.begin(prepared).await {
             Ok(making) => making,
             // Whoever has left doesn't miss it.
             Err(error) => return drop(caller.send(Err(error))),
@@ -321,16 +327,19 @@ impl CreateSession {
     }
 
     /// Asks for the session and waits for its id, which the sidecar tells before it does anything.
-    async fn begin(self) -> Result<Making, Error> {
+    async fn begin(self, prepared: Option<PreparedInstructions>) -> Result<Making, Error> {
         let Self { vm, wish, on_install_progress } = self;
         let connection = vm.live()?;
+        let prepared = prepared.map(convert::session::prepared);
         let reply = match wish.restored.clone() {
             Some(session_id) => {
-                let request = v1::RestoreSessionRequest { vm_id: vm.id().to_owned(), session_id };
+                let vm_id = vm.id().to_owned();
+                let request = v1::RestoreSessionRequest { vm_id, session_id, prepared };
                 connection.session_store().restore_session(request).await
             }
             None => {
-                let request = convert::session::create_request(vm.id(), wish);
+                let request =
+                    v1::CreateSessionRequest { prepared, ..convert::session::create_request(vm.id(), wish) };
                 connection.session().create_session(request).await
             }
         };
@@ -342,6 +351,38 @@ impl CreateSession {
         }
         Ok(making)
     }
+}
+
+/// Has the caller's own agent be told what it should know. A part of the caller's future: it ends with that.
+async fn prepared(vm: &AgentOs, wish: &SessionWish) -> Result<Option<PreparedInstructions>, Error> {
+    if vm.prepare().is_empty() {
+        return Ok(None);
+    }
+    let (agent, cwd, skip, additional) = match &wish.restored {
+        Some(id) => match vm.stored_session(id).await? {
+            Some(stored) => {
+                let additional = stored.options["additionalInstructions"].as_str().map(str::to_owned);
+                let skip = stored.options["skipOsInstructions"] == true;
+                (stored.agent_type, stored.cwd, skip, additional)
+            }
+            // The sidecar says so in its own words.
+            None => return Ok(None),
+        },
+        None => {
+            let additional = wish.additional_instructions.clone();
+            (wish.agent_type.clone(), wish.cwd.clone(), wish.skip_os_instructions, additional)
+        }
+    };
+    let Some(prepare) = vm.prepare().get(&agent) else { return Ok(None) };
+    let request = v1::ReadInstructionsRequest {
+        vm_id: vm.id().to_owned(),
+        skip_os_instructions: skip,
+        additional_instructions: additional.unwrap_or_default(),
+    };
+    let reply = vm.live()?.session().read_instructions(request).await;
+    let text = reply.map_err(|status| vm.failed(status))?.into_inner().text;
+    let prepared = prepare(AgentInstructions { vm: vm.clone(), cwd, text }).await;
+    Ok(Some(prepared.map_err(|source| CallError::Preparation { agent, source })?))
 }
 
 /// The call that makes a session.

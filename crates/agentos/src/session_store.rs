@@ -125,6 +125,14 @@ impl AgentOs {
     }
 }
 
+impl AgentOs {
+    /// What is kept of a session, where anything is.
+    pub(crate) async fn stored_session(&self, session_id: &str) -> Result<Option<StoredSession>, Error> {
+        let page = self.sidecar().stored_sessions().id_prefix(session_id).limit(1).await?;
+        Ok(page.sessions.into_iter().find(|stored| stored.session_id == session_id))
+    }
+}
+
 async fn delete(place: &Place, session_id: &str) -> Result<(), Error> {
     let request = v1::DeleteSessionRequest { session_id: session_id.to_owned() };
     let reply = place.connection()?.session_store().delete_session(request).await;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use agentos_proto::v1;
 
+use crate::agent_config::{AgentConfig, Prepare};
 use crate::connection::Connection;
 use crate::convert;
 use crate::convert::error::CallError;
@@ -42,6 +43,8 @@ struct Inner {
     disposed: AtomicBool,
     /// Sessions made through this handle, by id; locked for single map operations only.
     sessions: Mutex<HashMap<String, Arc<SessionData>>>,
+    /// How agents of the caller's own get their instructions, by agent.
+    prepare: HashMap<String, Prepare>,
 }
 
 /// One VM of a sidecar.
@@ -118,6 +121,8 @@ impl AgentOs {
         sidecar.check_ready()?;
         let detached = options.detached.is_some();
         let kits = options.tool_kits.clone();
+        let prepares = |(id, agent): (&String, &AgentConfig)| Some((id.clone(), agent.prepare.clone()?));
+        let prepare: HashMap<_, _> = options.agents.iter().filter_map(prepares).collect();
         let request = convert::vm::create_request(sidecar.lease_id(), options)?;
         // A task of its own: when the caller goes away while the sidecar answers, the handle is dropped in there and
         // so the VM disposed, detached or not.
@@ -128,7 +133,7 @@ impl AgentOs {
                 .create_vm(request)
                 .await
                 .map_err(|status| sidecar.failed(status))?;
-            let vm = Self::over(sidecar, reply.into_inner().vm_id, detached);
+            let vm = Self::over(sidecar, reply.into_inner().vm_id, detached, prepare);
             if !kits.is_empty() {
                 let serving = Serving::begin(vm.live()?, vm.id(), kits).await;
                 tokio::spawn(serving.map_err(|status| vm.failed(status))?.run());
@@ -234,12 +239,17 @@ impl AgentOs {
         &self.inner.id
     }
 
-    fn over(sidecar: AgentOsSidecar, id: String, detached: bool) -> Self {
+    fn over(sidecar: AgentOsSidecar, id: String, detached: bool, prepare: HashMap<String, Prepare>) -> Self {
         if !detached {
             sidecar.count_vm();
         }
         let (kept, disposed, sessions) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
-        Self { inner: Arc::new(Inner { id, sidecar, detached, kept, disposed, sessions }) }
+        Self { inner: Arc::new(Inner { id, sidecar, detached, kept, disposed, sessions, prepare }) }
+    }
+
+    /// How agents of the caller's own get their instructions.
+    pub(crate) fn prepare(&self) -> &HashMap<String, Prepare> {
+        &self.inner.prepare
     }
 
     /// The connection, as long as this VM has not been disposed through this handle.
@@ -283,7 +293,7 @@ impl AgentOsSidecar {
         self.check_ready()?;
         let request = v1::AttachVmRequest { name: name.to_owned() };
         let reply = self.connection().vm().attach_vm(request).await.map_err(|status| self.failed(status))?;
-        let vm = AgentOs::over(self.clone(), reply.into_inner().vm_id, true);
+        let vm = AgentOs::over(self.clone(), reply.into_inner().vm_id, true, HashMap::new());
         vm.inner.kept.store(true, Ordering::Release);
         Ok(vm)
     }

@@ -23,6 +23,7 @@ async fn an_agent_writes_the_file_it_was_asked_for_and_every_event_is_there() {
     let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
     let session = session(&vm).await;
     assert_eq!((session.model(), session.agent_type()), (ModelKind::Demo, "pi"));
+    assert_eq!(session.capabilities().permissions, Some(false), "it never asks");
     let name = format!("{}.ts", uuid::Uuid::new_v4().simple());
     let reply = within("the turn", session.prompt(format!("Write a hello world in TypeScript to {name}")))
         .await

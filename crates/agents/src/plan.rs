@@ -97,6 +97,8 @@ pub struct AcpSetup {
     /// The mode that the session is put into by `session/set_mode` before anything is prompted, also when it was loaded:
     /// agents go on in the mode of the former session otherwise.
     pub mode: Option<String>,
+    /// Whether it never asks for permission, which its capabilities say then: no agent says so by itself.
+    pub never_asks: bool,
     /// The way to authenticate where the agent wants one: one of the ids it offers.
     pub auth_method: Option<String>,
     /// Whether the agent has to be offered the client's files; agents in a VM work on its files directly.
@@ -266,7 +268,8 @@ pub fn plan_session(request: &PlanRequest<'_>) -> Result<LaunchPlan, PlanError> 
     if request.former.is_some() {
         made.add(&data.resume)?;
     }
-    let mut acp = AcpSetup { auth_method: agent.auth_method.clone(), ..AcpSetup::default() };
+    let auth_method = agent.auth_method.clone();
+    let mut acp = AcpSetup { auth_method, never_asks: !agent.asks, ..AcpSetup::default() };
     match agent.tool_servers {
         _ if request.mcp_servers.is_empty() && request.host_tools.is_none() => {}
         ToolServers::Acp => {

@@ -44,6 +44,8 @@ pub const MAX_SESSION_BYTES: u64 = 512 << 20;
 /// The event of a prompt: `{content}`, ACP's blocks. ACP has no notification for what the user says, and none for how a
 /// turn ends; without them a transcript would be half a conversation.
 pub(crate) const PROMPT: &str = "_agentos/prompt";
+/// The event of a session that was brought back: `{how, lostCwd, lost, formerAgentSessionId, forgotten}`.
+pub(crate) const RESTORED: &str = "_agentos/restored";
 /// The event of a turn that is over: `{stopReason, rejectedPermissions}`, or `{error: {kind, message}}`.
 pub(crate) const TURN_END: &str = "_agentos/turn_end";
 

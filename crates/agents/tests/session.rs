@@ -33,7 +33,7 @@ fn prompting(
 async fn a_session_begins_with_its_model_and_answers_a_prompt() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;
-    assert_eq!(session.state().session["sessionId"], "pi-1");
+    assert_eq!(session.state().session()["sessionId"], "pi-1");
     assert_eq!(session.state().initialize["protocolVersion"], 1);
 
     let reply = prompting(&session, "hello");

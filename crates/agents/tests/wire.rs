@@ -6,9 +6,11 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
-use agentos_agents::wire::MAX_LINE_BYTES;
 use agentos_agents::wire::lines::{Line, Lines};
+use agentos_agents::wire::message::Message;
+use agentos_agents::wire::pi::PiWire;
 use agentos_agents::wire::pi_rpc::{Command, MessageEnd, Output, Translator, Turn};
+use agentos_agents::wire::{MAX_LINE_BYTES, Wire};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -85,7 +87,7 @@ fn a_plain_answer_is_a_thought_and_chunks_of_text() {
     assert!(kinds[1..].iter().all(|kind| *kind == "agent_message_chunk"), "{kinds:?}");
     let text: String = replayed.updates[1..].iter().map(|u| u["content"]["text"].as_str().unwrap()).collect();
     assert_eq!(text, "[demo model] You said: hello there");
-    assert_eq!(replayed.turn, Turn { text, tool_calls: 0, end: MessageEnd::Stop });
+    assert_eq!(replayed.turn, Turn { spoke: true, tool_calls: 0, end: MessageEnd::Stop });
     assert_eq!(replayed.settled, Some(false));
     assert!(matches!(&replayed.others[..], [Output::Response { outcome: Ok(_), .. }]));
 }
@@ -157,13 +159,22 @@ fn text_that_its_deltas_left_out_is_made_up_for_once() {
     let mut translator = translator();
     let event = |event: Value| json!({ "type": "message_update", "assistantMessageEvent": event });
     feed(&mut translator, &json!({ "type": "message_start", "message": { "role": "assistant" } }));
-    feed(&mut translator, &event(json!({ "type": "text_delta", "contentIndex": 0, "delta": "he" })));
-    feed(&mut translator, &event(json!({ "type": "text_end", "contentIndex": 0, "content": "hello" })));
-    feed(&mut translator, &event(json!({ "type": "text_end", "contentIndex": 1, "content": " you" })));
-    assert_eq!(translator.turn().text, "hello you");
+    let mut said = String::new();
+    let mut hear = |translator: &mut Translator, record: Value| {
+        for output in feed(translator, &event(record)) {
+            let Output::Event(text) = output else { panic!("{output:?}") };
+            let update: Value = serde_json::from_str(&text).unwrap();
+            said.push_str(update["params"]["update"]["content"]["text"].as_str().unwrap());
+        }
+        said.clone()
+    };
+    hear(&mut translator, json!({ "type": "text_delta", "contentIndex": 0, "delta": "he" }));
+    hear(&mut translator, json!({ "type": "text_end", "contentIndex": 0, "content": "hello" }));
+    let first = hear(&mut translator, json!({ "type": "text_end", "contentIndex": 1, "content": " you" }));
+    assert_eq!(first, "hello you");
     feed(&mut translator, &json!({ "type": "message_start", "message": { "role": "assistant" } }));
-    feed(&mut translator, &event(json!({ "type": "text_delta", "contentIndex": 0, "delta": "next" })));
-    assert_eq!(translator.turn().text, "hello you\n\nnext", "a second message begins on a line of its own");
+    let both = hear(&mut translator, json!({ "type": "text_delta", "contentIndex": 0, "delta": "next" }));
+    assert_eq!(both, "hello you\n\nnext", "a second message begins on a line of its own");
 }
 
 #[test]
@@ -251,6 +262,22 @@ fn any_json() -> impl Strategy<Value = Value> {
             .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
+}
+
+#[test]
+fn an_answer_to_nothing_is_told_from_one_that_is_waited_for() {
+    let mut wire = Wire::Pi(Box::new(PiWire::new("/work", None)));
+    let mut understood = |record: Value| wire.line(&Line::Whole(record.to_string().into())).messages;
+    for id in [json!("prompt-7"), Value::Null] {
+        let answer = json!({ "type": "response", "id": id, "success": true });
+        assert_eq!(understood(answer), [Message::Unasked]);
+    }
+    assert_eq!(
+        understood(json!({ "type": "response", "id": "abort", "success": true })),
+        [],
+        "we say that ourselves"
+    );
+    assert_eq!(understood(json!({ "type": "agent_start" })), []);
 }
 
 proptest! {

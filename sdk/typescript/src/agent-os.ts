@@ -205,7 +205,11 @@ export class AgentOs {
     return this.#state(sessionId).agentInfo ?? null;
   }
 
-  /** Sends any ACP request to the agent, its own session id filled in. As `setSessionMode`. */
+  /**
+   * Sends any ACP request to the agent. Methods that begin with `session/` get the agent's own id of this session where
+   * `params` name none or this one's, but for `session/new` and `session/list`; any other method gets it in the place of
+   * this one's id alone. As `setSessionMode`.
+   */
   async rawSend(sessionId: string, method: string, params: Record<string, unknown> = {}): Promise<JsonRpcResponse> {
     return answer(await traced(this.#vm.rawSend(sessionId, method, JSON.stringify(params))));
   }

@@ -58,6 +58,15 @@ pub(crate) enum CallError {
     PromptTimeout { session_id: String, limit: std::time::Duration },
     #[error("the agent has no option of category {category}; it has {}", list(.supported))]
     NoSuchOption { category: &'static str, supported: Vec<String> },
+    #[error("an entry of the registry of ACP agents is an object with an id and a distribution: {0}")]
+    RegistryEntry(#[source] serde_json::Error),
+    #[error(
+        "the registry has {id} as archives alone, which are not fetched: unpack the one for Linux, mount its directory and use \
+         AgentConfig::command with its command there"
+    )]
+    ArchivedAgent { id: String },
+    #[error("the instructions of agent {agent} could not be prepared: {source}")]
+    Preparation { agent: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the agent answered {method} with error {}: {}", .error.code, .error.message)]
     Rpc { method: String, error: JsonRpcError },
 }
@@ -209,6 +218,11 @@ impl From<CallError> for Error {
             }
             CallError::RequestBody { source } => new(ErrorKind::Cancelled).with_source(source),
             CallError::PromptTimeout { session_id, .. } => new(ErrorKind::Timeout).with_object(session_id),
+            CallError::RegistryEntry(source) => new(ErrorKind::InvalidInput).with_source(source),
+            CallError::ArchivedAgent { id } => new(ErrorKind::Unsupported).with_object(id),
+            CallError::Preparation { agent, source } => {
+                new(ErrorKind::AgentFailed).with_object(agent).with_source(source)
+            }
             // As an agent would answer that has no such method.
             CallError::NoSuchOption { category, supported } => {
                 let message = format!("the agent has no option of category {category}");

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::AnswerError;
 use crate::agent::{AgentProvider, AgentRegistryEntry};
+use crate::agent_config::PreparedInstructions;
 use crate::error::JsonRpcError;
 use crate::prompt::PromptResult;
 use crate::session::{JsonRpcResponse, ModelKind, SessionData, SessionInfo};
@@ -46,7 +47,12 @@ pub(crate) fn create_request(vm_id: &str, wish: SessionWish) -> v1::CreateSessio
         agent_install: agent_install.into(),
         provider_required: variable_is("AGENTOS_MODEL", "provider"),
         permission_rules: wish.permission_rules.into_iter().map(permission_rule).collect(),
+        prepared: None,
     }
+}
+
+pub(crate) fn prepared(prepared: PreparedInstructions) -> v1::PreparedInstructions {
+    v1::PreparedInstructions { args: prepared.args, env: prepared.env.into_iter().collect() }
 }
 
 /// What whoever runs this program asks for, whatever the program itself does.

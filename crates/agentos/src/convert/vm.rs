@@ -6,7 +6,8 @@ use agentos_proto::v1;
 
 use super::AnswerError;
 use super::error::RequestError;
-use crate::options::{AgentConfig, AgentOsOptions, Base, Limits, ModelChoice, Storage, absolute};
+use crate::agent_config::AgentConfig;
+use crate::options::{AgentOsOptions, Base, Limits, ModelChoice, Storage, absolute};
 use crate::secret::Secret;
 use crate::vm::{VmInfo, VmState};
 
@@ -108,7 +109,7 @@ fn storage(storage: Storage) -> Result<Option<v1::Storage>, RequestError> {
 }
 
 fn agent(id: String, config: AgentConfig) -> v1::AgentConfig {
-    let AgentConfig { acp_adapter, agent_package, launch_args, default_env, command } = config;
+    let AgentConfig { acp_adapter, agent_package, launch_args, default_env, command, .. } = config;
     v1::AgentConfig {
         id,
         acp_adapter,

@@ -11,8 +11,11 @@ mod model;
 mod support;
 mod table;
 
+use std::sync::{Arc, Mutex};
+
 use agentos::{
     AgentConfig, AgentOs, ErrorKind, McpServer, ModelChoice, ModelKind, PermissionPolicy, PermissionReply,
+    PreparedInstructions,
 };
 use support::within;
 use support::world::World;
@@ -206,10 +209,59 @@ async fn a_command_of_the_vm_is_an_agent() {
 }
 
 #[tokio::test]
+async fn an_agent_of_ones_own_gets_its_instructions_as_its_caller_prepares_them() {
+    let world = World::new().await;
+    let texts = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&texts);
+    let config = AgentConfig::command(["sh", "-c", ECHO_AGENT, "sh"]).default_env("GREETING", "hello");
+    let config = config.prepare_instructions(move |instructions| {
+        let heard = Arc::clone(&heard);
+        async move {
+            heard.lock().unwrap().push((instructions.cwd, instructions.text.clone()));
+            instructions.vm.write_file("/home/user/AGENT.md", instructions.text).await?;
+            Ok::<_, agentos::Error>(
+                PreparedInstructions::default().arg("prepared").env("GREETING", "well met"),
+            )
+        }
+    });
+    let broken = AgentConfig::command(["sh", "-c", ECHO_AGENT])
+        .prepare_instructions(|_| async { Err::<PreparedInstructions, _>("no paper") });
+    let options = world.options().agent("mine", config).agent("broken", broken);
+    let vm = world.vm_with(options.additional_instructions("Knit.")).await;
+
+    let session = vm.create_session("mine").cwd("/tmp").additional_instructions("Then purl.").await.unwrap();
+    assert_eq!(within("the turn", session.prompt("hello")).await.unwrap().text, "prepared well met");
+    let text = String::from_utf8(vm.read_file("/home/user/AGENT.md").await.unwrap()).unwrap();
+    assert!(text.ends_with("\n\nKnit.\n\nThen purl."), "{text}");
+
+    within("the end", session.close()).await.unwrap();
+    let restored = within("the session is back", vm.restore_session(session.id())).await.unwrap();
+    let reply = within("the turn", restored.prompt("hello")).await.unwrap();
+    assert_eq!(reply.text, "prepared well met");
+    let told = (Some("/tmp".to_owned()), text);
+    assert_eq!(*texts.lock().unwrap(), [told.clone(), told]);
+
+    let creating = vm.create_session("mine").env("GREETING", "oh").skip_os_instructions();
+    let session = creating.await.unwrap();
+    assert_eq!(within("the turn", session.prompt("hello")).await.unwrap().text, "prepared oh");
+    assert_eq!(texts.lock().unwrap().pop(), Some((None, "Knit.".to_owned())));
+
+    let error = vm.create_session("broken").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AgentFailed, "{error:?}");
+    assert!(error.to_string().contains("no paper"), "{error}");
+}
+
+#[tokio::test]
 async fn an_adapter_in_the_vms_own_modules_is_an_agent_and_one_that_is_not_there_says_how_to_bring_it() {
     let world = World::new().await;
     let config = AgentConfig::new("@me/my-acp", "@me/my-agent").default_env("GREETING", "hello");
-    let vm = world.vm_with(world.options().agent("mine", config)).await;
+    let entry = r#"{
+        "id": "my-acp", "name": "Mine", "version": "1.2.3", "description": "An agent",
+        "distribution": { "npx": { "package": "@me/my-acp@1.2.3", "env": { "GREETING": "from the registry" } } }
+    }"#;
+    let registered = AgentConfig::from_registry_entry(entry).unwrap();
+    let options = world.options().agent("mine", config).agent("registered", registered);
+    let vm = world.vm_with(options).await;
     let error = vm.create_session("mine").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AgentNotInstalled, "{error:?}");
     assert!(error.to_string().contains("npm install @me/my-acp"), "{error}");
@@ -224,4 +276,7 @@ async fn an_adapter_in_the_vms_own_modules_is_an_agent_and_one_that_is_not_there
     let session = vm.create_session("mine").await.unwrap();
     let reply = within("the turn", session.prompt("hello")).await.unwrap();
     assert_eq!(reply.text, "from-node hello");
+    let session = vm.create_session("registered").await.unwrap();
+    let reply = within("the turn", session.prompt("hello")).await.unwrap();
+    assert_eq!(reply.text, "from-node from the registry");
 }

@@ -371,6 +371,13 @@ impl SessionService for Services {
         Ok(Response::new(v1::CloseSessionResponse {}))
     }
 
+    async fn read_instructions(
+        &self,
+        _: Request<v1::ReadInstructionsRequest>,
+    ) -> Result<Response<v1::ReadInstructionsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     async fn list_agents(
         &self,
         _: Request<v1::ListAgentsRequest>,

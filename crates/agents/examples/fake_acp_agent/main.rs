@@ -60,7 +60,7 @@
 //!
 //! | directive | |
 //! |---|---|
-//! | `flood RATE [SECONDS] [kind=K] [pad=BYTES]` | numbered updates, RATE a second; rate 0: SECONDS is their number, and they come as fast as they can. Kinds: message (the number and a space), stamp (as below), thought, unknown, notification, garbage, request, log |
+//! | `flood RATE [SECONDS] [kind=K] [pad=BYTES]` | numbered updates, RATE a second; rate 0: SECONDS is their number, and they come as fast as they can. Kinds: message (the number and a space), stamp (as below), thought, unknown, notification, garbage, orphan (an answer nobody asked for), request, log |
 //! | `stamp N [every=MS]` | chunks `NUMBER NANOSECONDS\n`, with CLOCK_MONOTONIC at the time of writing |
 //! | `line BYTES [json]` | one line of that many bytes, as text or as one update |
 //! | `half BYTES` | the same as an update whose end never comes |

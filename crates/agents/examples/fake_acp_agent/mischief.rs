@@ -98,6 +98,7 @@ fn drop_of(turn: &mut Turn, kind: &str, number: u64, pad: &str) -> Result<(), St
         "thought" => turn.chunk("agent_thought_chunk", &format!("{number} {pad}")),
         "unknown" => turn.update(&json!({ "sessionUpdate": "news_of_tomorrow", "n": number, "pad": pad })),
         "notification" => turn.agent.wire.notify("_fake/news", &json!({ "n": number, "pad": pad })),
+        "orphan" => turn.agent.wire.message(json!({ "id": 987_654_321 + number, "result": { "pad": pad } })),
         "garbage" => turn.agent.wire.bytes(format!("garbage {number} {pad}\n").as_bytes()),
         "request" => {
             let request = json!({ "id": number, "method": "_fake/question", "params": { "pad": pad } });

@@ -286,6 +286,13 @@ fn the_policy_decides_how_an_agent_is_started_and_instructions_travel_with_the_s
 }
 
 #[test]
+fn only_pi_never_asks_whichever_way_it_is_spoken_to() {
+    for (id, never_asks) in [("pi", true), ("pi-cli", true), ("claude", false), ("gemini", false)] {
+        assert_eq!(Case::new(id).plan(ModelKind::Demo, |_| {}).acp.never_asks, never_asks, "{id}");
+    }
+}
+
+#[test]
 fn every_agent_has_a_plan_for_every_kind_of_session() {
     for agent in Registry::built_in().agents() {
         let case = Case::of(agent.clone());

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::error::{AgentFault, PermissionError, PromptError};
 use super::link::Link;
@@ -34,6 +34,8 @@ use crate::wire::message::{Message, Notification, RpcError};
 const SETTLE_GRACE: Duration = Duration::from_secs(10);
 /// How long an agent may take to answer anything but a prompt.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long an agent may take to close its session before its input ends.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
 /// How long a polite end may take.
 const EXIT_GRACE: Duration = Duration::from_secs(3);
 /// How long a killed process may take to be gone before it is given up.
@@ -182,7 +184,7 @@ impl Driver {
                     }
                 }
                 // The link has dealt with them.
-                Message::Garbage | Message::TooLong { .. } => {}
+                Message::Unasked | Message::Garbage | Message::TooLong { .. } => {}
             }
         }
         if std::mem::take(&mut self.unseen) {
@@ -227,7 +229,6 @@ impl Driver {
             return Ok(());
         }
         self.settling.take_if(|settling| settling.number == id);
-        // An answer to nothing we asked, or a second one, says nothing.
         let Some(running) = self.running.take_if(|running| running.number == id) else { return Ok(()) };
         self.settled(running, outcome).await
     }
@@ -358,7 +359,9 @@ impl Driver {
         Ok(())
     }
 
-    /// Callers know the session by our id; the agent has one of its own.
+    /// Callers know the session by our id, or don't name it; the agent has one of its own. Of methods that aren't about
+    /// one session, and of an agent's own ones, nobody knows whether they want it: it is there only where the caller
+    /// has put ours.
     fn with_session_id(&self, method: &str, params: Value) -> Value {
         let of_a_session =
             method.starts_with("session/") && !matches!(method, "session/new" | "session/list");
@@ -522,21 +525,41 @@ impl Driver {
         self.shared.log.end(&fault).await;
     }
 
-    /// The polite end: the turn is cancelled, the input ends, what the agent still says is kept.
+    /// The polite end: the turn is cancelled, the agent closes its session where it can do that, the input ends, what the
+    /// agent still says is kept.
     async fn part(&mut self) {
         if let Some(running) = self.running.take() {
             let _ = self.tell_cancel();
             let _ = self.conclude(running, Ok(json!({ "stopReason": "cancelled" }))).await;
         }
-        self.link.hang_up();
-        let farewell = async {
-            while let Ok(messages) = self.link.read().await {
-                if self.on_messages(messages).await.is_err() {
-                    break;
-                }
+        if self.state.initialize["agentCapabilities"]["sessionCapabilities"]["close"].is_object() {
+            // Some leave commands running otherwise.
+            let (reply, answer) = oneshot::channel();
+            match self.raw("session/close".to_owned(), Value::Null, reply).await {
+                Ok(()) => self.hear_out(CLOSE_GRACE, answer).await,
+                Err(fault) => tracing::debug!(%fault, "an agent is not told that its session is closed"),
             }
-        };
+        }
+        self.link.hang_up();
         // Beyond the grace the agent is killed like any other.
-        let _ = timeout(EXIT_GRACE, farewell).await;
+        self.hear_out(EXIT_GRACE, std::future::pending::<()>()).await;
+    }
+
+    /// Keeps what the agent says until its output ends, `enough` is there or the time is over.
+    async fn hear_out(&mut self, at_most: Duration, enough: impl Future) {
+        let until = Instant::now() + at_most;
+        let mut enough = std::pin::pin!(enough);
+        loop {
+            let messages = tokio::select! {
+                _ = &mut enough => return,
+                () = sleep_until(until) => return,
+                messages = self.link.read() => messages,
+            };
+            // Not within the time: an event that is given up half-way may be kept or not.
+            let Ok(messages) = messages else { return };
+            if self.on_messages(messages).await.is_err() {
+                return;
+            }
+        }
     }
 }

@@ -18,8 +18,9 @@ use tokio::time::{Instant, timeout_at};
 use super::Former;
 use super::driver::Driver;
 use super::error::{AgentFault, StartError};
+use super::state;
 use crate::plan::{AcpSetup, LaunchPlan};
-use crate::transcript::{SessionDetails, Transcripts, context};
+use crate::transcript::{RESTORED, SessionDetails, Transcripts, context};
 use crate::wire::acp;
 use crate::wire::message::{Message, RpcError};
 
@@ -63,24 +64,31 @@ impl Driver {
         details.agent_version = self.state.initialize["agentInfo"]["version"].as_str().map(str::to_owned);
         details.model_reason = Some(self.shared.model.reason.clone());
         let id = self.shared.id.to_string();
-        transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error)?;
-        let Some(former) = former else { return Ok(()) };
+        let Some(former) = former else {
+            return transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error);
+        };
+        let former_id = former.stored.details.agent_session_id.as_deref();
         let since = match (opened, former.known_through) {
             (Opened::New, _) | (_, None) => 1,
             (_, Some(known)) => known + 1,
         };
         // Events of this beginning say nothing that an agent has to know.
-        let context = context::of(transcripts, &id, since).await.map_err(failed).map_err(&start_error)?;
+        let context =
+            context::of(transcripts, &id, since, former_id).await.map_err(failed).map_err(&start_error)?;
         let how = match opened {
             Opened::New => "transcript",
             Opened::Resumed => "resume",
             Opened::Loaded => "load",
         };
-        let mut params = json!({ "how": how, "lostCwd": former.lost_cwd, "lost": former.lost });
+        let mut params = json!({
+            "how": how, "lostCwd": former.lost_cwd, "lost": former.lost, "formerAgentSessionId": former_id,
+        });
         if let Some(reason) = former.forgotten {
             params["forgotten"] = json!(reason);
         }
-        self.publish(vec![acp::notification("_agentos/restored", &params)]).await.map_err(&start_error)?;
+        self.publish(vec![acp::notification(RESTORED, &params)]).await.map_err(&start_error)?;
+        // Not before the event says by which id the agent has known it so far: the new one replaces that.
+        transcripts.describe(&id, details).await.map_err(failed).map_err(&start_error)?;
         self.preface = match (context, former.lost_cwd) {
             (context, Some(cwd)) => Some(format!(
                 "{}The former working directory {cwd} does not exist any more; you work in {} now.",
@@ -99,12 +107,15 @@ impl Driver {
         setup: &AcpSetup,
         former: Option<&str>,
     ) -> Result<Opened, StartError> {
-        let initialize = self.step_of("initialize", &self.introduction(setup)).await?;
+        let mut initialize = self.step_of("initialize", &self.introduction(setup)).await?;
         if initialize["protocolVersion"] != acp::PROTOCOL_VERSION {
             let version: String = initialize["protocolVersion"].to_string().chars().take(40).collect();
             return Err(StartError::Version { agent: self.shared.agent_type.clone(), version });
         }
-        self.state.initialize = initialize;
+        if setup.never_asks {
+            state::declare_no_permissions(&mut initialize);
+        }
+        self.state.initialize = initialize.into();
         let mut params = setup.session.clone();
         params.insert("cwd".to_owned(), json!(cwd));
         params.insert("mcpServers".to_owned(), json!(self.tool_servers(setup)?));
@@ -136,8 +147,8 @@ impl Driver {
             let reason = "its answer names no session".to_owned();
             return Err(StartError::Refused { agent, method: "session/new", reason });
         };
-        self.state.agent_session_id = id.to_owned();
-        self.state.session = session;
+        let id = id.to_owned();
+        self.state.open(&id, session);
         Ok(Opened::New)
     }
 
@@ -165,8 +176,7 @@ impl Driver {
             self.replaying = false;
             match answer {
                 Ok(session) => {
-                    self.state.agent_session_id = former.to_owned();
-                    self.state.session = session;
+                    self.state.open(former, session);
                     return Ok(Some(opened));
                 }
                 Err(Failed::Refused(error)) => {

@@ -1,5 +1,6 @@
 //! The way to one agent: its pipes, the lines they carry, what the lines mean, and what all of it may cost.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -27,6 +28,8 @@ const READ_BYTES: usize = 64 << 10;
 /// The way to one agent.
 pub(super) struct Link {
     wire: Wire,
+    /// Our requests that wait for an answer.
+    asked: HashSet<u64>,
     /// What the wire had to say by itself.
     understood: Vec<Message>,
     /// What comes after that.
@@ -41,7 +44,7 @@ pub(super) struct Link {
     garbage_bytes: u64,
     /// How long the agent's log was when the turn began.
     log_before: u64,
-    /// When the last record came; garbage is no sign of work.
+    /// When the last record came; garbage is no sign of work, nor is an answer that nobody waits for.
     heard: Instant,
 }
 
@@ -49,6 +52,7 @@ impl Link {
     pub(super) fn new(process: AgentProcess, wire: Wire) -> Self {
         Self {
             wire,
+            asked: HashSet::new(),
             understood: Vec::new(),
             fault: None,
             pipes: Pipes::new(process),
@@ -65,6 +69,7 @@ impl Link {
 
     /// Sends a request to the agent.
     pub(super) fn request(&mut self, id: u64, method: &str, params: &Value) -> Result<(), AgentFault> {
+        self.asked.insert(id);
         let step = self.wire.request(id, method, params);
         self.take(step)
     }
@@ -99,8 +104,18 @@ impl Link {
         self.wire.repeats_cancel()
     }
 
+    /// Does what the wire wants done. Answers to nothing, or to what is answered already, go no further.
     fn take(&mut self, step: Step) -> Result<(), AgentFault> {
-        self.understood.extend(step.messages);
+        for message in step.messages {
+            let is_wanted = match &message {
+                Message::Response { id, .. } => self.asked.remove(id),
+                Message::Garbage | Message::Unasked => false,
+                _ => true,
+            };
+            if is_wanted {
+                self.understood.push(message);
+            }
+        }
         step.lines.into_iter().try_for_each(|line| self.pipes.send(line, None))
     }
 
@@ -185,12 +200,15 @@ impl Link {
             if matches!(&line, Line::Whole(line) if line.is_empty()) {
                 continue;
             }
-            let mut step = self.wire.line(&line);
-            let messages = step.messages.len();
-            step.messages.retain(|message| *message != Message::Garbage);
-            if step.messages.len() < messages {
+            let step = self.wire.line(&line);
+            let is_answer = |message: &Message| match message {
+                Message::Response { id, .. } => self.asked.contains(id),
+                Message::Unasked => false,
+                _ => true,
+            };
+            if step.messages.contains(&Message::Garbage) {
                 self.garbage(&line)?;
-            } else {
+            } else if step.messages.is_empty() || step.messages.iter().any(is_answer) {
                 self.heard = Instant::now();
             }
             if let Some(Message::TooLong { length }) =

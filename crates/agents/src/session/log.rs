@@ -8,7 +8,8 @@
 //! The sequence of a session that is brought back goes on where it ended ([`EventLog::resume`]).
 //!
 //! The transcript is bounded. What would exceed it is not kept, so it isn't shown either: one last event says that the
-//! transcript is full, and the publisher is told, who ends the session.
+//! transcript is full, and the publisher is told, who ends the session. Nothing comes behind that event, but where the
+//! session is brought back nevertheless and has a little room left.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,8 @@ const RING_EVENTS: usize = 1024;
 const RING_BYTES: usize = 8 << 20;
 /// What an event costs beside its text; a flood of empty ones must find an end too.
 const EVENT_BYTES: usize = 64;
+/// The event of a transcript that takes no more: `{limitBytes}`.
+const FULL: &str = "_agentos/transcript_full";
 /// Events read from the database at once.
 const PAGE_EVENTS: usize = 256;
 
@@ -35,6 +38,8 @@ struct Ring {
     bytes: usize,
     /// Of all events there were, in the database.
     kept_bytes: u64,
+    /// Whether something was refused for its size.
+    full: bool,
 }
 
 /// Where the sequence ends, and whether it has ended for good.
@@ -75,15 +80,33 @@ impl EventLog {
         }
         let new_bytes: usize = notifications.iter().map(|text| text.len() + EVENT_BYTES).sum();
         let kept_bytes = self.ring().kept_bytes.saturating_add(new_bytes as u64);
-        if kept_bytes > self.max_bytes {
-            let limit_bytes = self.max_bytes;
-            let params = serde_json::json!({ "limitBytes": limit_bytes });
-            self.keep(vec![acp::notification("_agentos/transcript_full", &params)]).await?;
+        let limit_bytes = self.max_bytes;
+        let was_full = self.ring().full;
+        if was_full {
+            return Err(TranscriptError::Full { limit_bytes });
+        }
+        if kept_bytes > limit_bytes {
+            if !self.says_full().await? {
+                let params = serde_json::json!({ "limitBytes": limit_bytes });
+                self.keep(vec![acp::notification(FULL, &params)]).await?;
+            }
+            self.ring().full = true;
             return Err(TranscriptError::Full { limit_bytes });
         }
         self.keep(notifications).await?;
         self.ring().kept_bytes = kept_bytes;
         Ok(())
+    }
+
+    /// Whether the last event says that the transcript is full: it may be a former life's.
+    async fn says_full(&self) -> Result<bool, TranscriptError> {
+        let newest = match (self.newest(), self.last()) {
+            (None, last) if last > 0 => self.transcripts.history(self.session.as_str(), last, 1).await?.pop(),
+            (newest, _) => newest,
+        };
+        // No agent can say that: what it says under names of ours is kept under another one.
+        let said = format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{FULL}\",");
+        Ok(newest.is_some_and(|event| event.notification.starts_with(&said)))
     }
 
     async fn keep(&self, notifications: Vec<String>) -> Result<(), TranscriptError> {

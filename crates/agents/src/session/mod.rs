@@ -369,7 +369,9 @@ impl Session {
         answer.await.unwrap_or(false)
     }
 
-    /// An ACP request to the agent; the answer is the whole JSON-RPC response, its `error` included.
+    /// An ACP request to the agent; the answer is the whole JSON-RPC response, its `error` included. Where `params` name no
+    /// session, or this one by our id, methods that begin with `session/` get the agent's own id of it, but for
+    /// `session/new` and `session/list`; any other method gets that in the place of our id alone.
     pub async fn raw_send(&self, method: &str, params: Value) -> Result<Value, PromptError> {
         let method = method.to_owned();
         self.ask(|reply| Request::Raw { method, params, reply }).await

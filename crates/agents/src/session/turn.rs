@@ -58,7 +58,7 @@ impl Turn {
             Update::Failing => self.failing = Some(self.text.len()),
             Update::Failed(reason) => self.failed = Some(bounded(reason)),
             Update::Trouble(reason) => self.trouble = Some(bounded(reason)),
-            Update::Mode(_) | Update::Options(_) | Update::Title(_) | Update::Other => {}
+            Update::Mode(_) | Update::Options(_) | Update::Other => {}
         }
         Ok(())
     }

@@ -2,10 +2,15 @@
 //!
 //! Only what was said and which tools ran: thoughts and results of tools would fill any model's window. Of a long
 //! conversation the end is told, and that something is missing before it.
+//!
+//! An agent may speak of other sessions of its own, whose talk is none of this one's. By which ids it has known this one
+//! is what is kept of the session, for its last life, and what the event of each restoration says for the life before.
+
+use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::{EventFilter, PROMPT, TranscriptError, Transcripts, is_worth_reading};
+use super::{EventFilter, PROMPT, RESTORED, TranscriptError, Transcripts, is_worth_reading};
 
 /// What an agent is told at most; some twenty thousand words.
 const MAX_BYTES: usize = 128 << 10;
@@ -26,9 +31,15 @@ struct Conversation {
     text: String,
     speaker: Speaker,
     cut: bool,
+    /// The agent's ids of the session; where one is unknown, any may be its own.
+    own: Option<HashSet<String>>,
 }
 
 impl Conversation {
+    fn new(own: Option<HashSet<String>>) -> Self {
+        Self { text: String::new(), speaker: Speaker::Nobody, cut: false, own }
+    }
+
     fn say(&mut self, speaker: Speaker, text: &str) {
         let goes_on = speaker == Speaker::Agent && self.speaker == speaker;
         if !goes_on {
@@ -60,6 +71,12 @@ impl Conversation {
 
     /// Takes in one event.
     fn hear(&mut self, event: &Value) {
+        let named = event["params"]["sessionId"].as_str();
+        if let (Some(own), Some(id)) = (&self.own, named)
+            && !own.contains(id)
+        {
+            return;
+        }
         let update = &event["params"]["update"];
         match (event["method"].as_str(), update["sessionUpdate"].as_str()) {
             (Some(PROMPT), _) => {
@@ -81,13 +98,41 @@ impl Conversation {
     }
 }
 
-/// What a session's events from this number on say, as an agent may be told; `None` where they say nothing.
+/// The ids by which the agent has known the session since this event, where `last` is the last one; `None` where it is
+/// not known of every life.
+async fn own_ids(
+    transcripts: &Transcripts,
+    session: &str,
+    since: u64,
+    last: Option<&str>,
+) -> Result<Option<HashSet<String>>, TranscriptError> {
+    let Some(last) = last else { return Ok(None) };
+    let mut ids = HashSet::from([last.to_owned()]);
+    let mut next = Some(since);
+    while let Some(since) = next {
+        let filter = EventFilter { since, limit: PAGE, method: Some(RESTORED.to_owned()) };
+        let page = transcripts.page(session, filter).await?;
+        for event in &page.events {
+            let restored: Value = serde_json::from_str(&event.notification).unwrap_or_default();
+            match restored["params"]["formerAgentSessionId"].as_str() {
+                Some(id) => ids.insert(id.to_owned()),
+                None => return Ok(None),
+            };
+        }
+        next = page.next;
+    }
+    Ok(Some(ids))
+}
+
+/// What a session's events from this number on say, as an agent may be told that knew the session by `last`; `None` where
+/// they say nothing.
 pub(crate) async fn of(
     transcripts: &Transcripts,
     session: &str,
     since: u64,
+    last: Option<&str>,
 ) -> Result<Option<String>, TranscriptError> {
-    let mut conversation = Conversation { text: String::new(), speaker: Speaker::Nobody, cut: false };
+    let mut conversation = Conversation::new(own_ids(transcripts, session, since, last).await?);
     let mut next = Some(since);
     while let Some(since) = next {
         let page = transcripts.page(session, EventFilter { since, limit: PAGE, method: None }).await?;
@@ -119,7 +164,7 @@ mod tests {
     use serde_json::json;
 
     fn told(events: &[Value]) -> Conversation {
-        let mut conversation = Conversation { text: String::new(), speaker: Speaker::Nobody, cut: false };
+        let mut conversation = Conversation::new(Some(HashSet::from(["s".to_owned()])));
         events.iter().for_each(|event| conversation.hear(event));
         conversation
     }

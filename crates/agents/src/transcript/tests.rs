@@ -111,7 +111,7 @@ async fn what_is_known_of_a_session_is_kept_and_counted() {
     };
     let titled = |title: &str| {
         let update = json!({ "sessionUpdate": "session_info_update", "title": title });
-        crate::wire::acp::session_update("s", &update)
+        crate::wire::acp::session_update("theirs", &update)
     };
     let texts = [prompt("Fix it"), prompt("And this"), titled("Repairs")];
     let events: Vec<Event> = texts

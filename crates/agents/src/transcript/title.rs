@@ -17,8 +17,9 @@ pub(super) enum Title {
     Prompt(String),
 }
 
-/// The title in an event. Almost no event has one, so that most are not parsed for it.
-pub(super) fn of(notification: &str) -> Option<Title> {
+/// The title in an event. Almost no event has one, so that most are not parsed for it. What the agent says of a session
+/// that it knows by another id than `own` is not about this one.
+pub(super) fn of(notification: &str, own: Option<&str>) -> Option<Title> {
     #[derive(Deserialize)]
     struct Notification {
         method: String,
@@ -37,7 +38,8 @@ pub(super) fn of(notification: &str) -> Option<Title> {
         return texts.filter_map(one_line).map(Title::Prompt).next();
     }
     let update = &params["update"];
-    let names = method == "session/update" && update["sessionUpdate"] == "session_info_update";
+    let other = own.is_some_and(|own| params["sessionId"].as_str().is_some_and(|id| id != own));
+    let names = !other && method == "session/update" && update["sessionUpdate"] == "session_info_update";
     names.then(|| one_line(update["title"].as_str()?)).flatten().map(Title::Agent)
 }
 
@@ -68,6 +70,10 @@ mod tests {
     use super::*;
     use crate::wire::acp;
 
+    fn title(notification: &str) -> Option<Title> {
+        of(notification, Some("s"))
+    }
+
     fn prompt(content: &[Value]) -> String {
         acp::notification(PROMPT, &json!({ "content": content }))
     }
@@ -80,16 +86,16 @@ mod tests {
     fn what_is_too_large_is_not_read_unless_the_user_said_it() {
         let large = "x".repeat(super::super::MAX_READ_BYTES);
         let image = json!({ "type": "image", "data": large });
-        assert_eq!(of(&prompt(&[image, text("Look")])), Some(Title::Prompt("Look".into())));
+        assert_eq!(title(&prompt(&[image, text("Look")])), Some(Title::Prompt("Look".into())));
         let update = json!({ "sessionUpdate": "session_info_update", "title": "mine", "more": large });
-        assert_eq!(of(&acp::session_update("s", &update)), None);
+        assert_eq!(title(&acp::session_update("s", &update)), None);
         let forged = json!({ "content": [text("mine")], "more": large });
-        assert_eq!(of(&acp::notification("_agent/_agentos/prompt", &forged)), None);
+        assert_eq!(title(&acp::notification("_agent/_agentos/prompt", &forged)), None);
     }
 
     #[test]
     fn a_prompt_names_its_session_by_its_first_line() {
-        let named = |content: &[Value]| of(&prompt(content));
+        let named = |content: &[Value]| title(&prompt(content));
         let image = json!({ "type": "image", "data": "x" });
         let content = [image.clone(), text("\n  Fix   the\ttest \nplease")];
         assert_eq!(named(&content), Some(Title::Prompt("Fix the test".into())));
@@ -103,12 +109,28 @@ mod tests {
     fn an_agent_names_its_session_and_nothing_else_does() {
         let update = |update: Value| acp::session_update("s", &update);
         let info = json!({ "sessionUpdate": "session_info_update", "title": "Tests" });
-        assert_eq!(of(&update(info)), Some(Title::Agent("Tests".into())));
+        assert_eq!(title(&update(info)), Some(Title::Agent("Tests".into())));
         let unnamed = json!({ "sessionUpdate": "session_info_update", "title": null });
-        assert_eq!(of(&update(unnamed)), None);
+        assert_eq!(title(&update(unnamed)), None);
         let said = json!({ "sessionUpdate": "agent_message_chunk", "content": text("session_info_update _agentos/prompt"),
             "title": "x" });
-        assert_eq!(of(&update(said)), None);
-        assert_eq!(of("session_info_update, not JSON"), None);
+        assert_eq!(title(&update(said)), None);
+        assert_eq!(title("session_info_update, not JSON"), None);
+    }
+
+    #[test]
+    fn the_name_of_another_session_is_not_this_ones() {
+        let info = json!({ "sessionUpdate": "session_info_update", "title": "Tests" });
+        let (theirs, nobodys) = (
+            acp::session_update("t", &info),
+            acp::notification("session/update", &json!({ "update": info })),
+        );
+        assert_eq!(title(&theirs), None);
+        assert_eq!(title(&nobodys), Some(Title::Agent("Tests".into())), "an agent may have only one");
+        assert_eq!(
+            of(&theirs, None),
+            Some(Title::Agent("Tests".into())),
+            "nobody knows yet how it calls this one"
+        );
     }
 }

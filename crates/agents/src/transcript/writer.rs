@@ -132,10 +132,12 @@ fn describe(connection: &Connection, session: &str, details: &SessionDetails) ->
 }
 
 fn append(connection: &Connection, session: &str, events: &[Event]) -> Result<(), Refusal> {
-    let sql = "SELECT key, (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key) FROM sessions
-               WHERE id = ?1";
-    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
-    let Some((key, kept)): Option<(i64, u64)> =
+    let sql =
+        "SELECT key, (SELECT coalesce(max(sequence), 0) FROM events WHERE session = key), agent_session_id
+               FROM sessions WHERE id = ?1";
+    let read =
+        |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned(), row.get(2)?));
+    let Some((key, kept, own)): Option<(i64, u64, Option<String>)> =
         connection.prepare_cached(sql)?.query_row(params![session], read).optional()?
     else {
         return Err(Refusal::UnknownSession { session: session.to_owned() });
@@ -150,7 +152,7 @@ fn append(connection: &Connection, session: &str, events: &[Event]) -> Result<()
         let at = event.at_ms.cast_signed();
         insert.execute(params![key, expected.cast_signed(), at, &*event.notification])?;
         bytes += event.notification.len() as u64;
-        match title::of(&event.notification) {
+        match title::of(&event.notification, own.as_deref()) {
             Some(Title::Agent(title)) => by_agent = Some(title),
             Some(Title::Prompt(title)) => by_prompt = by_prompt.or(Some(title)),
             None => {}

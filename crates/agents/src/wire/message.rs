@@ -104,6 +104,8 @@ pub enum Message {
         /// What was asked.
         title: String,
     },
+    /// It answers nothing that was asked.
+    Unasked,
     /// The line is no record.
     Garbage,
     /// The record is too long to be read.
@@ -142,8 +144,6 @@ pub enum Update {
     Mode(String),
     /// All configuration options, anew.
     Options(Value),
-    /// The session's title.
-    Title(String),
     /// The turn fails, although it will end like any other: the text that follows is the reason.
     Failing,
     /// The turn fails, although it will end like any other, for this reason.
@@ -232,10 +232,7 @@ fn update_of(text: &str) -> (Option<String>, Update) {
         }
         "current_mode_update" => owned(update.current_mode_id).map(Update::Mode),
         "config_option_update" => parsed(update.config_options).ok().map(Update::Options),
-        "session_info_update" => {
-            let failing = update.meta.and_then(|meta| Meta::read(meta)?.of_session());
-            failing.or_else(|| owned(update.title).map(Update::Title))
-        }
+        "session_info_update" => update.meta.and_then(|meta| Meta::read(meta)?.of_session()),
         _ => None,
     };
     (session_id, understood.unwrap_or(Update::Other))
@@ -286,8 +283,6 @@ struct UpdateFields<'a> {
     current_mode_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
     config_options: Option<&'a RawValue>,
-    #[serde(borrow)]
-    title: Option<Cow<'a, str>>,
     #[serde(rename = "_meta", borrow)]
     meta: Option<&'a RawValue>,
 }
@@ -395,7 +390,7 @@ mod tests {
         let failing = json!({ "sessionUpdate": "session_info_update", "_meta": status });
         assert_eq!(update(failing), Update::Failing);
         let named = json!({ "sessionUpdate": "session_info_update", "title": "t", "_meta": { "codex": {} } });
-        assert_eq!(update(named), Update::Title("t".to_owned()));
+        assert_eq!(update(named), Update::Other);
         let options = json!({ "sessionUpdate": "config_option_update", "configOptions": [] });
         assert_eq!(update(options), Update::Options(json!([])));
         for odd in [

@@ -178,7 +178,7 @@ impl PiWire {
             return self.on_answer(at, outcome);
         }
         let Some(mut running) = self.running.take_if(|running| running.command == id) else {
-            return Step::default();
+            return if id == ABORT { Step::default() } else { Step::message(Message::Unasked) };
         };
         running.taken = true;
         match outcome {

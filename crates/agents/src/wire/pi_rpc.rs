@@ -98,7 +98,7 @@ impl Command {
 pub enum Output {
     /// The answer to a command.
     Response {
-        /// The command's id.
+        /// The command's id; empty where it answers none.
         id: String,
         /// What it brought, or why it failed.
         outcome: Result<Value, String>,
@@ -147,8 +147,8 @@ pub enum MessageEnd {
 /// What a turn has brought so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// All text of the agent.
-    pub text: String,
+    /// Whether the agent has said something.
+    pub spoke: bool,
     /// How many tool calls there were.
     pub tool_calls: u64,
     /// How the last assistant message ended.
@@ -232,7 +232,7 @@ impl Translator {
 
     fn record(&mut self, kind: &str, record: &[u8]) -> serde_json::Result<Vec<Output>> {
         Ok(match kind {
-            "response" => response(serde_json::from_slice(record)?).into_iter().collect(),
+            "response" => vec![response(serde_json::from_slice(record)?)],
             "message_update" => self.message_update(&serde_json::from_slice(record)?),
             "message_end" => self.message_end(&serde_json::from_slice(record)?),
             "tool_execution_start" => {
@@ -318,13 +318,9 @@ impl Translator {
             *self.passed_on.entry(index).or_default() += delta.len();
         }
         // A message after a tool call begins on a line of its own; the wire has nothing else to part them.
-        let parted: Cow<'_, str> = if !self.speaking && !self.turn.text.is_empty() {
-            format!("\n\n{delta}").into()
-        } else {
-            delta.into()
-        };
-        self.speaking = true;
-        self.turn.text.push_str(&parted);
+        let parted: Cow<'_, str> =
+            if !self.speaking && self.turn.spoke { format!("\n\n{delta}").into() } else { delta.into() };
+        (self.speaking, self.turn.spoke) = (true, true);
         vec![Output::Event(acp::session_update(
             &self.session_id,
             &acp::chunk("agent_message_chunk", &parted),
@@ -373,16 +369,16 @@ fn is_of(head: &[u8], kind: &str) -> bool {
     head.starts_with(&expected)
 }
 
-fn response(response: Response<'_>) -> Option<Output> {
+fn response(response: Response<'_>) -> Output {
     // Without an id it answers nothing we asked; pi sends such to lines that it could not parse.
-    let id = response.id?.into_owned();
+    let id = response.id.map(Cow::into_owned).unwrap_or_default();
     let outcome = if response.success {
         let data = response.data.map(RawValue::get).filter(|data| data.len() <= MAX_PARSED_BYTES);
         Ok(data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or(Value::Null))
     } else {
         Err(response.error.map_or_else(|| "no reason given".to_owned(), Cow::into_owned))
     };
-    Some(Output::Response { id, outcome })
+    Output::Response { id, outcome }
 }
 
 fn dialog(request: DialogRequest<'_>) -> Vec<Output> {

@@ -141,7 +141,7 @@ async fn replay(name: &str) {
             Err(error) => assert!(answer["error"].is_object(), "{name} {id}: {error}"),
         }
     }
-    let modes = session.state().session["modes"]["availableModes"].as_array().map_or(0, Vec::len);
+    let modes = session.state().session()["modes"]["availableModes"].as_array().map_or(0, Vec::len);
     let offered = recorded.iter().find(|(_, message)| message["result"]["sessionId"].is_string()).unwrap();
     let offered = offered.1["result"]["modes"]["availableModes"].as_array().map_or(0, Vec::len);
     assert_eq!(modes, offered, "{name}");

@@ -59,9 +59,13 @@ async fn an_agent_that_remembers_is_asked_for_it() {
     for (flag, how) in [("--acp", "resume"), (NO_RESUME, "load")] {
         let id = over(&place, &memory).await;
         let with = former(&place, &id, None).await;
+        let theirs = with.former.as_ref().unwrap().stored.details.agent_session_id.clone().unwrap();
         let (session, _agent) = place.ready_with(&[&memory, flag], with).await;
         let restored = restored(&place, &session).await;
-        assert_eq!(restored, json!({ "how": how, "lostCwd": null, "lost": [] }));
+        assert_eq!(
+            restored,
+            json!({ "how": how, "lostCwd": null, "lost": [], "formerAgentSessionId": theirs })
+        );
         assert_eq!(turn(&session, "[[recall]]").await.unwrap().text, "remember the teapot\n");
     }
 }
@@ -111,5 +115,32 @@ async fn one_that_says_what_it_lacks_is_not_tried_without_its_memory() {
         let (_agent, starting) = place.start(flags, With::default());
         let error = soon("the start", starting).await.expect_err("no session");
         assert!(!error.may_be_memory(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_agent_says_of_another_session_is_kept_and_is_no_part_of_this_one() {
+    const OTHERS: &str = "[[title Mine]] [[say the teapot]] \
+        [[update-for other {\"sessionUpdate\":\"session_info_update\",\"title\":\"Theirs\"}]] \
+        [[update-for other {\"sessionUpdate\":\"agent_message_chunk\",\"content\":{\"type\":\"text\",\"text\":\"a secret\"}}]]";
+    let place = Place::new();
+    let (session, _agent) = place.ready(&["--on", "session/prompt", OTHERS]).await;
+    assert_eq!(turn(&session, "hello").await.unwrap().text, "the teapot");
+    session.close(true).await;
+    let id = session.id().to_string();
+    // Each life knows the session by another id; what was said in all of them is told.
+    for life in 1..=2 {
+        let with = former(&place, &id, None).await;
+        assert_eq!(with.former.as_ref().unwrap().stored.title.as_deref(), Some("Mine"));
+        let (session, _agent) = place.ready_with(&[], with).await;
+        assert_eq!(restored(&place, &session).await["how"], "transcript");
+        let told = &told(&session, "[[echo prompt]]").await[0];
+        let preface = told[0]["text"].as_str().unwrap();
+        assert!(preface.contains("You: the teapot"), "{life}: {preface}");
+        assert!(!preface.contains("a secret"), "{life}: {preface}");
+        let kept = events(&place, &session).await;
+        let others = kept.iter().filter(|event| event["params"]["sessionId"] == "other");
+        assert_eq!(others.count(), 2, "as they came");
+        session.close(true).await;
     }
 }

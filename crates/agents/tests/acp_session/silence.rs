@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use agentos_agents::session::{AgentFault, FaultKind, Prompt, PromptError, StartError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fake_acp;
-use crate::place::{Place, With, prompting, soon, turn};
+use crate::place::{Place, With, events, prompting, soon, turn};
 
 #[tokio::test]
 async fn an_agent_that_never_answers_the_beginning_is_given_up() {
@@ -46,11 +46,13 @@ async fn a_prompt_that_is_never_answered_ends_by_silence() {
 #[tokio::test]
 async fn noise_is_no_answer() {
     let place = Place::new();
-    let (session, _agent) = place.ready(&[]).await;
-    let idle_timeout = Some(Duration::from_millis(500));
-    let prompt = Prompt { idle_timeout, ..Prompt::text("[[flood 100 30 kind=garbage]]") };
-    let error = soon("the noise", session.prompt(prompt)).await.unwrap_err();
-    assert!(matches!(error, PromptError::IdleTimeout { .. }), "{error}");
+    for kind in ["garbage", "orphan"] {
+        let (session, _agent) = place.ready(&[]).await;
+        let idle_timeout = Some(Duration::from_millis(500));
+        let prompt = Prompt { idle_timeout, ..Prompt::text(&format!("[[flood 100 30 kind={kind}]]")) };
+        let error = soon("the noise", session.prompt(prompt)).await.unwrap_err();
+        assert!(matches!(error, PromptError::IdleTimeout { .. }), "{kind}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -146,7 +148,11 @@ async fn an_agent_that_never_answers_a_raw_request_is_told_apart_from_a_refusal(
         matches!(&error, PromptError::Unanswered { method, .. } if method == "session/set_model"),
         "{error}"
     );
-    assert_eq!(session.state().session["models"]["currentModelId"], "fake/small", "nobody has agreed to it");
+    assert_eq!(
+        session.state().session()["models"]["currentModelId"],
+        "fake/small",
+        "nobody has agreed to it"
+    );
     assert_eq!(turn(&session, "hi").await.unwrap().text, "heard: hi");
 }
 
@@ -182,4 +188,68 @@ async fn a_daemon_that_holds_the_output_does_not_hold_the_session() {
     let pid = rustix::process::Pid::from_raw(daemon.parse().unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     fake_acp::wait_until_gone(daemon).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_can_closes_its_session_itself() {
+    let place = Place::new();
+    let (session, mut agent) =
+        place.ready(&["--on", "session/close", "[[say bye]] [[log asked for ${session}]]"]).await;
+    let theirs = session.state().agent_session_id.clone();
+    soon("the polite end", session.close(true)).await;
+    agent.logged(&format!("asked for {theirs}")).await;
+    agent.gone().await;
+    let kept = events(&place, &session).await;
+    assert!(kept.last().unwrap().to_string().contains("bye"), "what it says meanwhile is kept: {kept:?}");
+    // At once is at once.
+    let (session, agent) = place.ready(&["--on", "session/close", "[[never]]", "--ignore-eof"]).await;
+    soon("the end", session.close(false)).await;
+    agent.gone().await;
+}
+
+#[tokio::test]
+async fn one_that_never_closes_it_holds_nobody_up() {
+    let place = Place::new();
+    let flags = ["--on", "session/close", "[[log asked]] [[never]]"];
+    let (session, mut agent) = place.ready(&flags).await;
+    let closing = tokio::spawn(async move { session.close(true).await });
+    agent.logged("asked").await;
+    tokio::time::pause();
+    let asked = tokio::time::Instant::now();
+    closing.await.unwrap();
+    let waited = asked.elapsed();
+    tokio::time::resume();
+    assert!(waited < Duration::from_millis(5600), "half a second beyond what any agent has: {waited:?}");
+    agent.gone().await;
+    let no_close =
+        [r#"--capabilities={"sessionCapabilities":{"close":null}}"#, "--on", "session/close", "[[hang]]"];
+    let (session, agent) = place.ready(&no_close).await;
+    soon("the end of one without it", session.close(true)).await;
+    agent.gone().await;
+}
+
+#[tokio::test]
+async fn a_raw_request_names_the_session_where_it_is_about_one() {
+    let place = Place::new();
+    let named = "[[result {\"named\":\"${session}\"}]]";
+    let flags = ["session/list", "session/close", "session/set_mode"].map(|method| ["--on", method, named]);
+    let (session, _agent) = place.ready(flags.as_flattened()).await;
+    let theirs = session.state().agent_session_id.clone();
+    let (ours, theirs) = (session.id().as_str(), json!(theirs));
+    let ask = async |method: &str, params: Value| {
+        soon(method, session.raw_send(method, params.clone())).await.unwrap()
+    };
+    for (method, params, expected) in [
+        ("session/list", json!(null), json!("")),
+        ("session/list", json!({ "cwd": "/work" }), json!("")),
+        ("session/set_mode", json!({ "modeId": "code" }), theirs.clone()),
+        ("session/set_mode", json!({ "modeId": "code", "sessionId": ours }), theirs.clone()),
+    ] {
+        let answer = ask(method, params.clone()).await;
+        assert_eq!(answer["result"]["named"], expected, "{method} {params}: {answer}");
+    }
+    assert_ne!(ask("session/fork", json!({ "cwd": "/" })).await["result"]["sessionId"], theirs);
+    let other = ask("session/close", json!({ "sessionId": "another" })).await;
+    assert_eq!(other["error"]["message"], "no such session", "what the caller names stays");
+    assert_eq!(ask("session/close", json!(null)).await["result"]["named"], theirs);
 }

@@ -153,10 +153,21 @@ async fn what_the_agent_is_told_at_its_start_is_what_was_set_up() {
         ..AcpSetup::default()
     };
     let (session, _agent) = place.ready_with(&[], With { acp, ..With::default() }).await;
-    assert_eq!(session.state().session["modes"]["currentModeId"], "plan");
+    assert_eq!(session.state().session()["modes"]["currentModeId"], "plan");
     let told = told(&session, "[[echo session]][[echo client]][[echo initialize]]").await;
     assert_eq!(told[0], json!({ "cwd": "/work", "mcpServers": [server] }));
     assert_eq!(told[1]["terminal"], true);
     assert_eq!(told[1]["fs"], json!({ "readTextFile": false, "writeTextFile": false }));
     assert_eq!(told[2]["protocolVersion"], 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_never_asks_is_known_by_its_capabilities() {
+    let place = Place::new();
+    for (never_asks, known) in [(true, json!(false)), (false, json!(null))] {
+        let acp = AcpSetup { never_asks, ..AcpSetup::default() };
+        let (session, _agent) = place.ready_with(&[], With { acp, ..With::default() }).await;
+        let capabilities = &session.state().initialize["agentCapabilities"];
+        assert_eq!((&capabilities["permissions"], &capabilities["loadSession"]), (&known, &json!(true)));
+    }
 }

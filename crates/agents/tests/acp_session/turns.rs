@@ -162,8 +162,8 @@ async fn modes_and_options_follow_the_agent_and_the_caller() {
     let (session, _agent) = place.ready(&[]).await;
     turn(&session, "[[say x]] [[mode plan]] [[option effort high]]").await.unwrap();
     let state = session.state();
-    assert_eq!(state.session["modes"]["currentModeId"], "plan");
-    assert_eq!(state.session["configOptions"][2]["currentValue"], "high");
+    assert_eq!(state.session()["modes"]["currentModeId"], "plan");
+    assert_eq!(state.session()["configOptions"][2]["currentValue"], "high");
     for (method, params) in [
         ("session/set_mode", json!({ "modeId": "code" })),
         ("session/set_model", json!({ "modelId": "fake/large" })),
@@ -173,12 +173,12 @@ async fn modes_and_options_follow_the_agent_and_the_caller() {
         assert!(answer["error"].is_null(), "{answer}");
     }
     let state = session.state();
-    assert_eq!(state.session["modes"]["currentModeId"], "code");
-    assert_eq!(state.session["models"]["currentModelId"], "fake/large");
-    assert_eq!(state.session["configOptions"][2]["currentValue"], "low");
+    assert_eq!(state.session()["modes"]["currentModeId"], "code");
+    assert_eq!(state.session()["models"]["currentModelId"], "fake/large");
+    assert_eq!(state.session()["configOptions"][2]["currentValue"], "low");
     let refused = session.raw_send("session/set_mode", json!({ "modeId": "warp" })).await.unwrap();
     assert_eq!(refused["error"]["code"], -32602);
-    assert_eq!(session.state().session["modes"]["currentModeId"], "code");
+    assert_eq!(session.state().session()["modes"]["currentModeId"], "code");
 }
 
 #[tokio::test]
@@ -189,5 +189,5 @@ async fn what_an_agent_says_of_another_session_is_not_this_ones() {
                  [[update-for other {\"sessionUpdate\":\"current_mode_update\",\"currentModeId\":\"code\"}]]";
     let reply = turn(&session, &format!("[[say right]] {other}")).await.unwrap();
     assert_eq!(reply.text, "right");
-    assert_eq!(session.state().session["modes"]["currentModeId"], "ask");
+    assert_eq!(session.state().session()["modes"]["currentModeId"], "ask");
 }

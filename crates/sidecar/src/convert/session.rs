@@ -11,7 +11,7 @@ use agentos_agents::{AgentConfig, AgentEntry, PermissionPolicy, Registry, Sessio
 use agentos_proto::v1::{self, mcp_server};
 
 use crate::errors::Failure;
-use crate::sessions::{self, CreateSession};
+use crate::sessions::{self, CreateSession, PreparedInstructions};
 
 impl TryFrom<v1::CreateSessionRequest> for CreateSession {
     type Error = Failure;
@@ -42,9 +42,15 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
             model,
             may_install: install && sessions::may_install(),
             provider_required: request.provider_required || sessions::provider_required(),
+            prepared: request.prepared.map(prepared).unwrap_or_default(),
             restored: None,
         })
     }
+}
+
+/// How the caller hands the instructions to its agent.
+pub(crate) fn prepared(prepared: v1::PreparedInstructions) -> PreparedInstructions {
+    PreparedInstructions { args: prepared.args, env: prepared.env.into_iter().collect() }
 }
 
 fn permission_rule(rule: v1::PermissionRule) -> Result<PermissionRule, Failure> {
@@ -153,7 +159,7 @@ pub(crate) fn session_created(session: &Session) -> v1::SessionCreated {
         model: model_kind(model.kind).into(),
         model_reason: model.reason.clone(),
         initialize_json: state.initialize.to_string(),
-        session_json: state.session.to_string(),
+        session_json: state.session().to_string(),
         agent_type: session.agent_type().to_owned(),
     }
 }

@@ -129,7 +129,7 @@ impl SessionService for AgentSessions {
             model: convert::model_kind(reply.model).into(),
             rejected_permissions: reply.rejected_permissions,
             response_json: reply.response.to_string(),
-            session_json: session.state().session.to_string(),
+            session_json: session.state().session().to_string(),
         }))
     }
 
@@ -214,8 +214,18 @@ impl SessionService for AgentSessions {
         let response = session.raw_send(&request.method, params).await.map_err(Failure::from)?;
         Ok(Response::new(v1::RawSendResponse {
             response_json: response.to_string(),
-            session_json: session.state().session.to_string(),
+            session_json: session.state().session().to_string(),
         }))
+    }
+
+    async fn read_instructions(
+        &self,
+        request: Request<v1::ReadInstructionsRequest>,
+    ) -> Result<Response<v1::ReadInstructionsResponse>, Status> {
+        let request = request.into_inner();
+        let hosted = self.0.vm(&request.vm_id)?;
+        let text = hosted.instructions(request.skip_os_instructions, &request.additional_instructions);
+        Ok(Response::new(v1::ReadInstructionsResponse { text }))
     }
 
     async fn list_agents(

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::Streamed;
 use super::session::{PROGRESS_QUEUED, creating};
-use crate::convert::session::{session_event, stored_session};
+use crate::convert::session::{prepared, session_event, stored_session};
 use crate::errors::Failure;
 use crate::host::Host;
 
@@ -89,10 +89,11 @@ impl SessionStoreService for StoredSessions {
         &self,
         request: Request<v1::RestoreSessionRequest>,
     ) -> Result<Response<Self::RestoreSessionStream>, Status> {
-        let v1::RestoreSessionRequest { vm_id, session_id } = request.into_inner();
+        let v1::RestoreSessionRequest { vm_id, session_id, prepared: instructions } = request.into_inner();
+        let prepared = instructions.map(prepared).unwrap_or_default();
         let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
         let (host, id) = (Arc::clone(&self.0), session_id.clone());
-        let work = async move { host.restore_session(vm_id, session_id, sender).await };
+        let work = async move { host.restore_session(vm_id, session_id, prepared, sender).await };
         Ok(Response::new(creating(id, progress, work)))
     }
 

@@ -17,7 +17,6 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::details;
-use super::instructions;
 use super::kept::{Archive, KeptFiles};
 use super::launch::{self, Launched};
 use super::modules::{self, own_modules};
@@ -27,7 +26,7 @@ use super::{Creation, McpServers, NODE_MODULES, SessionHost, blocking};
 use crate::errors::{self, Failure};
 use crate::host::{Host, HostedVm};
 use crate::secrets::ProviderKey;
-use crate::tools::{self, ToolOffer};
+use crate::tools;
 
 /// Running an agent once so that it leaves compiled code behind; sessions work without it, only slower.
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(20);
@@ -48,8 +47,16 @@ pub(crate) struct CreateSession {
     pub(crate) model: Option<ModelWish>,
     pub(crate) may_install: bool,
     pub(crate) provider_required: bool,
+    pub(crate) prepared: PreparedInstructions,
     /// The session that is brought back.
     pub(crate) restored: Option<Box<Restored>>,
+}
+
+/// How the caller hands the instructions to an agent of its own.
+#[derive(Debug, Default)]
+pub(crate) struct PreparedInstructions {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: BTreeMap<String, String>,
 }
 
 /// All that is decided before an agent is launched.
@@ -74,7 +81,10 @@ impl Host {
         let hosted = self.vm(&wish.vm_id)?;
         let sessions = self.sessions();
         let registry = SessionHost::registry(&hosted.sessions.defaults);
-        let agent = registry.find(&wish.agent_type)?;
+        let mut agent = registry.find(&wish.agent_type)?.clone();
+        agent.extra_args.extend(wish.prepared.args.iter().cloned());
+        agent.env.extend(wish.prepared.env.clone());
+        let agent = &agent;
         if wish.permissions.policy == PermissionPolicy::RejectAll && !agent.asks {
             return Err(unkept_promise(agent));
         }
@@ -98,12 +108,7 @@ impl Host {
             ModelKind::Provider => String::new(),
         };
         let offer = hosted.tools.as_ref().map(|tools| tools.desk().offer());
-        let instructions = instructions::text(
-            &hosted.sessions.defaults,
-            &offer.map(ToolOffer::instructions).unwrap_or_default(),
-            wish.skip_os_instructions,
-            &wish.additional_instructions,
-        );
+        let instructions = hosted.instructions(wish.skip_os_instructions, &wish.additional_instructions);
         let host_tools = offer.map(|_| tools::server());
         let request = PlanRequest {
             agent,

@@ -80,6 +80,7 @@ mod tests {
     use agentos_agents::permission::{PathPattern, RuleAction};
     use agentos_agents::session::PermissionSetup;
 
+    use super::super::PreparedInstructions;
     use super::*;
 
     #[test]
@@ -115,6 +116,7 @@ mod tests {
             model: Some(ModelWish::Demo),
             may_install: true,
             provider_required: false,
+            prepared: PreparedInstructions::default(),
             restored: None,
         };
         let kept = options(&wish);

@@ -23,8 +23,10 @@ use agentos_vm::Vm;
 use super::launch::mount_plan;
 use super::{SessionDefaults, blocking};
 use crate::errors::Failure;
+use crate::host::HostedVm;
 use crate::leftovers;
 use crate::socket::LockFile;
+use crate::tools::ToolOffer;
 
 /// Where the VM sees its directory.
 const GUEST_DIRECTORY: &str = "/etc/agentos";
@@ -33,8 +35,17 @@ const FILE: &str = "instructions.md";
 /// What every agent is told about where it runs.
 const OS_INSTRUCTIONS: &str = include_str!("instructions.md");
 
+impl HostedVm {
+    /// What the agent of a session is told of where it works.
+    pub(crate) fn instructions(&self, skip_base: bool, additional: &str) -> String {
+        let offer = self.tools.as_ref().map(|tools| tools.desk().offer());
+        let tools = offer.map(ToolOffer::instructions).unwrap_or_default();
+        text(&self.sessions.defaults, &tools, skip_base, additional)
+    }
+}
+
 /// The whole text for one session.
-pub(super) fn text(defaults: &SessionDefaults, tools: &str, skip_base: bool, additional: &str) -> String {
+fn text(defaults: &SessionDefaults, tools: &str, skip_base: bool, additional: &str) -> String {
     let base = if skip_base { "" } else { OS_INSTRUCTIONS };
     let parts = [base, tools, &defaults.instructions, additional];
     parts.map(str::trim).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")

@@ -6,7 +6,7 @@
 //! The archive is bytes to the host: it is made in a VM and unpacked in a VM, by that VM's user, and no name in it ever
 //! becomes one of the host. It is bounded, written aside and renamed. Whatever a guest has put into it, only what the
 //! agent's data names is unpacked. Beside it stands the number of the last event that it knows of. The directory is locked while its session
-//! lives, so that no two of them write into it.
+//! lives, so that no two of them write into it. One in which nothing is kept goes with its session.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
@@ -43,7 +43,8 @@ const PACK: &str = r#"cd / || exit; n=$#; while [ "$n" -gt 0 ]; do p=$1; shift; 
 #[derive(Debug)]
 pub(crate) struct KeptFiles {
     directory: PathBuf,
-    _lock: LockFile,
+    /// There until the end.
+    lock: Option<LockFile>,
 }
 
 /// An agent's own files, from a former VM.
@@ -65,10 +66,14 @@ impl KeptFiles {
             let taken = blocking(move || {
                 let failed = |error: io::Error| failure(&path, &error);
                 DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-                LockFile::try_take(&path.join("lock")).map_err(failed)
+                match LockFile::try_take(&path.join("lock")) {
+                    // Its former holder has just removed it, empty.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    taken => taken.map_err(failed),
+                }
             });
             match taken.await? {
-                Some(lock) => return Ok(Self { directory, _lock: lock }),
+                Some(lock) => return Ok(Self { directory, lock: Some(lock) }),
                 None if Instant::now() >= deadline => return Err(live(id.as_str())),
                 None => sleep(UNDO_PAUSE).await,
             }
@@ -158,6 +163,21 @@ impl KeptFiles {
         // 1: a file has changed while it was read; what came of that is better than what was kept before.
         succeeded(&process, &[0, 1]).await?;
         if archive.is_empty() { Ok(()) } else { self.write(archive, through).await }
+    }
+}
+
+impl Drop for KeptFiles {
+    fn drop(&mut self) {
+        // The lock's own file is the last one in it.
+        self.lock = None;
+        match fs::remove_dir(&self.directory) {
+            Err(error)
+                if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) =>
+            {
+                tracing::debug!(directory = %self.directory.display(), %error, "an empty directory stays");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -183,7 +183,8 @@ fn pairs(env: BTreeMap<String, String>) -> Vec<(Vec<u8>, Vec<u8>)> {
     env.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect()
 }
 
-/// Keeps a launch until its session is over, then undoes it. What the agent keeps of the session is kept meanwhile.
+/// Keeps a launch until its session is over, then undoes it. What the agent keeps of the session is kept meanwhile. The
+/// session stays locked until the launch is undone: one that is restored in the same VM has the same directories there.
 pub(super) async fn watch(
     session: agentos_agents::Session,
     launched: Launched,
@@ -193,6 +194,7 @@ pub(super) async fn watch(
     kept.follow(&hosted.vm, &session, &paths).await;
     launched.undo().await;
     hosted.sessions.hide_instructions(session.id()).await;
+    drop(kept);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!                                                              └────► undone ◄─────────────┘
 //! ```
 //! Undoing a launch kills every process of the session, daemons included, and removes its state directory. A session
-//! whose agent has died stays listed, so that its calls say why, until it is closed or its VM goes.
+//! whose agent has died is no longer listed; its calls say why, until it is closed or its VM goes.
 //!
 //! A session has its id before it stands ([`creation`]), so that it can be closed at any moment: by its caller, or with
 //! its VM. What the sessions of one VM share belongs to the VM ([`guest`]).
@@ -40,7 +40,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
-pub(crate) use create::CreateSession;
+pub(crate) use create::{CreateSession, PreparedInstructions};
 pub(crate) use creation::Creation;
 pub(crate) use guest::VmSessions;
 
@@ -147,8 +147,11 @@ impl SessionHost {
         Ok(self.live.get(id)?)
     }
 
+    /// The sessions of a VM that go on.
     pub(crate) fn list(&self, vm_id: &str) -> Vec<Session> {
-        self.live.list(vm_id)
+        let mut sessions = self.live.list(vm_id);
+        sessions.retain(|session| session.fate().is_none());
+        sessions
     }
 
     /// Ends a session, also one that is still being made.

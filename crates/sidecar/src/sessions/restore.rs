@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::kept::KeptFiles;
-use super::{CreateSession, Creation};
+use super::{CreateSession, Creation, PreparedInstructions};
 use crate::errors::Failure;
 use crate::host::Host;
 
@@ -76,6 +76,7 @@ impl Host {
         self: Arc<Self>,
         vm_id: String,
         session_id: String,
+        prepared: PreparedInstructions,
         progress: mpsc::Sender<agentos_agents::store::Progress>,
     ) -> Result<Session, Failure> {
         let hosted = self.vm(&vm_id)?;
@@ -84,14 +85,14 @@ impl Host {
         if sessions.is_live(&session_id) {
             return Err(live(&session_id));
         }
-        // One whose agent has died was listed for its reason alone.
+        // One whose agent has died was there for its reason alone.
         sessions.live.remove(&session_id);
         let creation = Creation::of_stored(&self, &stored)?;
         // From here on no other sidecar writes into the transcript either.
         let kept = KeptFiles::take(sessions, creation.id()).await?;
         let stored = transcripts.reopen(&session_id).await?;
         let restored = async {
-            let wish = wish_of(&hosted.vm, vm_id, stored, kept).await?;
+            let wish = CreateSession { prepared, ..wish_of(&hosted.vm, vm_id, stored, kept).await? };
             Arc::clone(&self).create_session(creation, wish, progress).await
         };
         let restored = restored.await;
@@ -146,6 +147,7 @@ async fn wish_of(
             .map(|(wish, _)| *wish),
         may_install: super::may_install(),
         provider_required: super::provider_required(),
+        prepared: PreparedInstructions::default(),
         restored: Some(Box::new(Restored { kept, stored, lost_cwd, lost })),
     })
 }

@@ -80,6 +80,9 @@ async fn a_full_transcript_says_so_and_takes_no_more() {
     let (number, error) = refused.expect("a bound");
     assert!(matches!(error, TranscriptError::Full { limit_bytes: 1000 }) && error.is_no_space(), "{error}");
     assert_eq!(number, 1000 / (EVENT_BYTES as u64 + 2) + 1, "empty events count too");
+    // What ends its turn is refused as well, and nothing is said of it a second time.
+    let again = log.publish(vec!["x".to_owned()]).await;
+    assert!(matches!(again, Err(TranscriptError::Full { .. })), "{again:?}");
     log.close();
     let mut events = Events::new(Arc::clone(&log), number - 1);
     assert_eq!(&*events.next().await.unwrap().unwrap().notification, format!("e{}", number - 1));
@@ -128,4 +131,11 @@ async fn a_session_that_is_brought_back_goes_on_where_it_ended() {
         numbers.push(event.unwrap().sequence);
     }
     assert_eq!(numbers, (1..=1503).collect::<Vec<_>>(), "the last one says that it is full");
+
+    let kept = all.log.transcripts.reopen(all.log.session.as_str()).await.unwrap();
+    let (id, transcripts) = (all.log.session.clone(), all.log.transcripts.clone());
+    let third = EventLog { max_bytes, ..EventLog::resume(id, transcripts, kept.events, kept.bytes) };
+    let full = third.publish(vec!["e1504".into()]).await;
+    assert!(matches!(full, Err(TranscriptError::Full { .. })), "{full:?}");
+    assert_eq!(third.last(), 1503, "which the last life has said already");
 }
