@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agentos::{AgentOs, AgentOsOptions, ErrorKind, ExecResult, HostTool, ToolKit, ToolPermissions};
+use agentos::{AgentOs, AgentOsOptions, ErrorKind, ExecResult, HostTool, Mount, ToolKit, ToolPermissions};
 use serde_json::{Value, json};
 use support::world::World;
 use support::{eventually, within};
@@ -300,7 +300,7 @@ async fn an_answer_that_is_too_long_and_an_input_that_is_too_long_are_errors_and
     let vm = vm(&world, world.options().tool_kit(kit)).await;
     let long = sh(&vm, r#"agentos-tools call echo_repeat '{"times": 5000000}'"#).await;
     assert_eq!(long.exit_code(), 1);
-    assert!(text(&long.stderr).contains("of at most 4194304"), "{}", text(&long.stderr));
+    assert!(text(&long.stderr).contains("of at most 1048576"), "{}", text(&long.stderr));
     let input = format!("{{\"x\": \"{}\"}}", "y".repeat(2 << 20));
     let refused =
         within("the refusal", vm.exec("agentos-tools call echo_repeat -").stdin(input)).await.unwrap();
@@ -334,4 +334,30 @@ async fn garbage_at_the_servers_door_changes_nothing() {
     assert_eq!(called.exit_code(), 0, "{}", text(&called.stderr));
     let called = sh(&vm, r#"agentos-tools call weather_forecast '{"city":"Oslo"}'"#).await;
     assert_eq!(text(&called.stdout), "sunny in Oslo\n");
+}
+
+#[tokio::test]
+async fn the_tools_of_a_vm_are_reached_from_nowhere_else() {
+    let world = World::new().await;
+    let calls = Arc::default();
+    let _with_tools = vm(&world, world.options().tool_kit(weather(&calls))).await;
+    let other = vm(&world, world.options().loopback_exempt_port(41_415)).await;
+    let connect =
+        "exec python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 41415), timeout=5)'";
+    assert_ne!(sh(&other, connect).await.exit_code(), 0, "from another VM, not by way of the host either");
+    let from_the_host = tokio::net::TcpStream::connect(("127.0.0.1", 41_415)).await;
+    assert_eq!(from_the_host.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn the_command_needs_its_place_below_opt() {
+    let world = World::new().await;
+    let host = tempfile::tempdir().unwrap();
+    let options = |mount: Mount| world.options().mount("/opt", mount).tool_kit(weather(&Arc::default()));
+    let refused = AgentOs::create(options(Mount::host_dir(host.path()))).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly);
+    assert!(refused.to_string().contains("/opt/agentos/bin/agentos-tools"), "{refused}");
+    assert_eq!(world.sidecar.list_vms().await.unwrap(), []);
+    let vm = vm(&world, options(Mount::host_dir(host.path()).read_write())).await;
+    assert_eq!(sh(&vm, "agentos-tools list").await.exit_code(), 0);
 }

@@ -42,13 +42,21 @@ pub(crate) fn permissions(permissions: ToolPermissions) -> v1::ToolPermissions {
     }
 }
 
+/// The sidecar takes no more, and need not get it to say so.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
 pub(crate) fn begin(vm_id: &str) -> v1::ServeToolsRequest {
     v1::ServeToolsRequest { part: Some(Part::VmId(vm_id.to_owned())) }
 }
 
 pub(crate) fn outcome(call_id: u64, outcome: Outcome) -> v1::ServeToolsRequest {
+    let outcome = outcome.map(|output| output.to_string());
+    let bytes = outcome.as_ref().map_or_else(String::len, String::len);
     let outcome = match outcome {
-        Ok(output) => tool_outcome::Outcome::Output(output.to_string()),
+        _ if bytes > MAX_ANSWER_BYTES => tool_outcome::Outcome::Error(format!(
+            "the host tool's answer has {bytes} bytes, of at most {MAX_ANSWER_BYTES}"
+        )),
+        Ok(output) => tool_outcome::Outcome::Output(output),
         Err(error) => tool_outcome::Outcome::Error(error),
     };
     v1::ServeToolsRequest { part: Some(Part::Outcome(v1::ToolOutcome { call_id, outcome: Some(outcome) })) }

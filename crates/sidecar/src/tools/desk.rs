@@ -29,7 +29,7 @@ const CALLS_AT_ONCE: usize = 16;
 const WAITING_EVENTS: usize = 2 * CALLS_AT_ONCE;
 
 /// Longer answers help no model, nor do longer reasons.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
+const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// What the client is told.
 #[derive(Debug, PartialEq)]

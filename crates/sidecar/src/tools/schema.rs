@@ -13,6 +13,9 @@ use serde_json::Value;
 /// What is wrong with an input, place by place: more of it helps no model.
 const MAX_COMPLAINTS: usize = 10;
 
+/// References are followed one inside the other, here and where an input is checked.
+const MAX_REFERENCES: usize = 32;
+
 /// Why a schema can't be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SchemaError {
@@ -20,6 +23,8 @@ pub(super) enum SchemaError {
     Compile(#[from] Box<CompileError>),
     #[error("it refers to itself at {0}, so that an input could be checked for ever")]
     Recursive(String),
+    #[error("its references lead from one to the next more than {MAX_REFERENCES} times")]
+    Deep,
     #[error("it refers to {0}: a reference has to be a place in the schema, such as #/$defs/NAME")]
     Reference(String),
 }
@@ -101,6 +106,9 @@ impl<'a> References<'a> {
         if self.done.iter().any(|place| place == to) {
             return Ok(());
         }
+        if self.way.len() > MAX_REFERENCES {
+            return Err(SchemaError::Deep);
+        }
         let pointer = to.strip_prefix('#').map(|pointer| percent_decode_str(pointer).decode_utf8_lossy());
         let part = pointer.and_then(|pointer| self.schema.pointer(&pointer));
         let part = part.ok_or_else(|| SchemaError::Reference(to.to_owned()))?;
@@ -138,6 +146,10 @@ mod tests {
             let refused = Schema::compile(schema).err().unwrap();
             assert!(matches!(refused, SchemaError::Recursive(_)), "{refused}");
         }
+        let chain = (0..2000).map(|at| (format!("{at}"), json!({ "$ref": format!("#/$defs/{}", at + 1) })));
+        let mut deep = object(json!({ "a": { "$ref": "#/$defs/0" } }));
+        deep["$defs"] = Value::Object(chain.collect());
+        assert!(matches!(Schema::compile(deep).err(), Some(SchemaError::Deep)));
         for reference in ["#there", "file:///etc/x", "#/nowhere"] {
             let refused = Schema::compile(object(json!({ "a": { "$ref": reference } }))).err().unwrap();
             assert!(matches!(refused, SchemaError::Reference(_)), "{refused}");
