@@ -18,7 +18,7 @@ test("what an agent says of itself is known, and its options are set", PATIENT, 
   const { sessionId } = await vm.createSession("pi");
   assert.deepEqual({ ...vm.getSessionAgentInfo(sessionId), version: "" }, { name: "pi", title: "Pi", version: "" });
   const promptCapabilities = { audio: false, embeddedContext: true, image: false };
-  assert.deepEqual(vm.getSessionCapabilities(sessionId), { promptCapabilities });
+  assert.deepEqual(vm.getSessionCapabilities(sessionId), { promptCapabilities, permissions: false });
   const value = (category: string): string => option(vm, sessionId, category).allowedValues?.[0]?.id ?? "";
   const level = value("thought_level");
   const answer = await vm.setSessionThoughtLevel(sessionId, level);
