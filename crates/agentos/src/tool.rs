@@ -41,12 +41,14 @@ pub struct HostTool {
 }
 
 impl HostTool {
-    /// A tool that does what `handler` does. `input_schema` is a JSON Schema of type `object` that does not refer to
-    /// itself; input that does not fit it is refused before it gets here. Models choose by the description, of at most
-    /// 1,024 characters.
+    /// A tool that does what `handler` does. `input_schema` is a JSON Schema of type `object`, of at most 64 KiB, formats
+    /// included; its references are places in it (`#/$defs/NAME`), never lead in a circle and go 32 deep. Input that does not
+    /// fit is refused before it gets here, and so is one whose values, times those of the schema, are more than 250,000. Models
+    /// choose by the description, which is needed and has at most 1,024 characters. `AgentOs::create` checks all of it.
     ///
-    /// The handler runs on the runtime that created the VM, several calls at once. What it returns as an error the caller
-    /// reads as a text; a panic is an error, too. It is dropped in the middle when nobody waits for it any more.
+    /// The handler runs on the runtime that created the VM, several calls at once, and must not block that: what blocks
+    /// belongs into `tokio::task::spawn_blocking`. What it returns as an error the caller reads as a text; a panic is an error,
+    /// too. Answers have at most 1 MiB. It is dropped in the middle when nobody waits for it any more.
     pub fn new<F, Fut, T, E>(description: impl Into<String>, input_schema: Value, handler: F) -> Self
     where
         F: Fn(Value) -> Fut + Send + Sync + 'static,
@@ -62,7 +64,8 @@ impl HostTool {
         Self { description, input_schema, examples, timeout, handler }
     }
 
-    /// Adds an example of an input, which has to fit the schema; models are shown it.
+    /// Adds an example of an input, which has to fit the schema; models are shown it. A tool's examples have at most 16 KiB
+    /// together, and each needs its description.
     #[must_use]
     pub fn example(mut self, description: impl Into<String>, input: Value) -> Self {
         self.examples.push((description.into(), input));
@@ -100,7 +103,8 @@ pub struct ToolKit {
 }
 
 impl ToolKit {
-    /// A kit without tools. Its name is made of lower-case letters, digits and hyphens, a letter first.
+    /// A kit without tools. Its name is made of lower-case letters, digits and hyphens, a letter first; its description, of
+    /// at most 1,024 characters, agents are told.
     pub fn new(name: impl Into<String>, description: impl Into<String>) -> Self {
         Self { name: name.into(), description: description.into(), tools: BTreeMap::new() }
     }

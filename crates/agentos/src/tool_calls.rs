@@ -5,8 +5,8 @@
 //!             │  └─ cancelled ──► the task is dropped
 //!             └─ the VM or the sidecar is gone ──► all tasks are dropped
 //! ```
-//! The task of the VM runs nothing of the user's and waits for nothing but the sidecar: a handler that panics or blocks is
-//! one call, and outcomes that wait for room never keep the sidecar's events waiting, which could keep it from reading them.
+//! The task of the VM runs nothing of the user's and waits for nothing but the sidecar: a handler that panics is one
+//! call, and outcomes that wait for room never keep the sidecar's events waiting, which could keep it from reading them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;

@@ -111,7 +111,8 @@ impl AgentOs {
     ///
     /// `SidecarNotFound` and `SidecarVersion` from finding the sidecar, `HostUnsupported` where this host cannot run
     /// VMs (the message names the cure), `AlreadyExists` for a detached name that is taken, `Closed` for a sidecar
-    /// handle that is disposed, and what the mounts and options are refused with.
+    /// handle that is disposed, `InvalidInput` for host tools that can't be offered as they are, and what the mounts and
+    /// options are refused with.
     pub async fn create(options: AgentOsOptions) -> Result<Self, Error> {
         crate::sidecar::runtime()?;
         let sidecar = match options.sidecar.clone() {

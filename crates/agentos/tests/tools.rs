@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agentos::{AgentOs, AgentOsOptions, ErrorKind, ExecResult, HostTool, Mount, ToolKit, ToolPermissions};
+use agentos::{
+    AgentOs, AgentOsOptions, ErrorKind, ExecResult, HostTool, Mount, Storage, ToolKit, ToolPermissions,
+};
 use serde_json::{Value, json};
 use support::world::World;
 use support::{eventually, within};
@@ -358,6 +360,37 @@ async fn the_command_needs_its_place_below_opt() {
     assert_eq!(refused.kind(), ErrorKind::ReadOnly);
     assert!(refused.to_string().contains("/opt/agentos/bin/agentos-tools"), "{refused}");
     assert_eq!(world.sidecar.list_vms().await.unwrap(), []);
+    // The VM that was refused has given back all that it had: its storage, for one.
+    let state = tempfile::tempdir().unwrap();
+    let options = |mount: Mount| options(mount).storage(Storage::directory(state.path().join("kept")));
+    for _ in 0..3 {
+        let refused = AgentOs::create(options(Mount::host_dir(host.path()))).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ReadOnly, "{refused}");
+    }
     let vm = vm(&world, options(Mount::host_dir(host.path()).read_write())).await;
     assert_eq!(sh(&vm, "agentos-tools list").await.exit_code(), 0);
+}
+
+/// Asks ten times for a tool whose name is half a megabyte long, and as often as a host with such a name.
+const LONG_NAMES: &str = r#"exec python3 -c '
+import http.client
+body = "{\"jsonrpc\":\"2.0\",\"id\":\"" + "i" * 400000 + "\",\"method\":\"tools/call\",\"params\":{\"name\":\"" + "n" * 500000 + "\"}}"
+for host in ["localhost", "h" * 50000] * 10:
+    c = http.client.HTTPConnection("127.0.0.1", 41415)
+    c.request("POST", "/mcp", body, {"host": host, "content-type": "application/json",
+        "accept": "application/json, text/event-stream"})
+    print(c.getresponse().status)
+'"#;
+
+#[tokio::test]
+async fn what_a_guest_says_does_not_fill_the_sidecars_log() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().tool_kit(weather(&Arc::default()))).await;
+    let asked = sh(&vm, LONG_NAMES).await;
+    assert_eq!(text(&asked.stdout), "200\n403\n".repeat(10), "{}", text(&asked.stderr));
+    let files = std::fs::read_dir(world.runtime_dir()).unwrap().flatten();
+    let logs: Vec<_> = files.filter(|file| file.path().extension().is_some_and(|end| end == "log")).collect();
+    assert_eq!(logs.len(), 1);
+    let bytes = logs[0].metadata().unwrap().len();
+    assert!(bytes < 64 << 10, "the log has {bytes} bytes");
 }

@@ -187,7 +187,10 @@ fn announce(path: &Path) -> Result<(), SidecarError> {
 }
 
 fn start_log() {
-    let filter = EnvFilter::try_from_env("AGENTOS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    // The library of the host tools' server repeats what guests say, at length and as a warning.
+    let quiet = |filter: &str| EnvFilter::try_new(format!("{filter},rmcp=off"));
+    let wanted = std::env::var("AGENTOS_LOG").ok().and_then(|filter| quiet(&filter).ok());
+    let filter = wanted.unwrap_or_else(|| EnvFilter::new("warn,rmcp=off"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
     if log.try_init().is_err() {
         tracing::debug!("somebody else keeps the log");

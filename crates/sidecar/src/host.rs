@@ -149,7 +149,14 @@ impl Host {
         let spec = VmSpec::validate(wish.options, &agentos_vm::Host::of(&launcher))?;
         let vm = Vm::create(&launcher, spec).await?;
         let tools = match wish.tools {
-            Some(offer) => Some(tools::open(&vm, offer).await?),
+            Some(offer) => match tools::open(&vm, offer).await {
+                Ok(tools) => Some(tools),
+                Err(failure) => {
+                    // Not before it is gone: a storage directory would still be its own.
+                    vm.dispose(None).await;
+                    return Err(failure);
+                }
+            },
             None => None,
         };
         let (sessions, forwards) = (VmSessions::new(wish.sessions), Arc::default());

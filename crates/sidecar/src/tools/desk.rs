@@ -16,16 +16,18 @@ use std::time::Duration;
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc::{self, Permit};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::ToolOffer;
-use super::offer::Tool;
+use super::offer::{MAX_NAME_CHARS, Tool};
 
 /// Calls of one VM that are with the client at once.
 const CALLS_AT_ONCE: usize = 16;
 
-/// Each call that is with the client has at most two events waiting: itself and its end.
+/// A call has places for two events before it is sent, itself and its end, so that no client carries out a call and never
+/// hears that nobody waits for it.
 const WAITING_EVENTS: usize = 2 * CALLS_AT_ONCE;
 
 /// Longer answers help no model, nor do longer reasons.
@@ -126,8 +128,11 @@ impl ToolDesk {
     /// Has the client carry out one call, and gives its answer as models read it. Dropped, the client is told that nobody
     /// waits for it.
     pub(crate) async fn call(&self, known_as: &str, input: Value) -> Result<String, CallError> {
-        let tool = self.offer.get(known_as).ok_or_else(|| CallError::Unknown(known_as.to_owned()))?;
-        if !self.offer.allows(known_as) {
+        let tool = self
+            .offer
+            .get(known_as)
+            .ok_or_else(|| CallError::Unknown(known_as.chars().take(MAX_NAME_CHARS).collect()))?;
+        if !tool.allowed {
             return Err(CallError::Denied(known_as.to_owned()));
         }
         tool.check(&input).map_err(CallError::Input)?;
@@ -143,18 +148,22 @@ impl ToolDesk {
     async fn carried_out(&self, tool: &Tool, input: String) -> Result<Outcome, CallError> {
         // Nobody closes it.
         let _slot = self.slots.acquire().await;
+        let events = self.line().events.clone().ok_or(CallError::NobodyServes)?;
+        let mut places = events.reserve_many(2).await.map_err(|_| CallError::Gone)?;
+        let (call, end) = places.next().zip(places.next()).ok_or(CallError::Gone)?;
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        let events = {
+        {
             let mut line = self.line();
-            let events = line.events.clone().ok_or(CallError::NobodyServes)?;
+            // Another client may serve by now.
+            let serves = line.events.as_ref().is_some_and(|now| now.same_channel(&events));
+            if !serves {
+                return Err(CallError::Gone);
+            }
             line.waiting.insert(id, answer);
-            events
-        };
-        let waiting = Waiting { desk: self, events: &events, id };
-        let (kit, name) = (tool.kit.clone(), tool.name.clone());
-        let call = ToolEvent::Call { id, kit, tool: name, input };
-        events.send(call).await.map_err(|_| CallError::Gone)?;
+        }
+        let waiting = Waiting { desk: self, end: Some(end), id };
+        call.send(ToolEvent::Call { id, kit: tool.kit.clone(), tool: tool.name.clone(), input });
         let outcome = answered.await.map_err(|_| CallError::Gone)?;
         drop(waiting);
         Ok(outcome)
@@ -187,16 +196,15 @@ impl Drop for Serving {
 /// A call that is with the client.
 struct Waiting<'a> {
     desk: &'a ToolDesk,
-    events: &'a mpsc::Sender<ToolEvent>,
+    end: Option<Permit<'a, ToolEvent>>,
     id: u64,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let unanswered = self.desk.line().waiting.remove(&self.id).is_some();
-        // A client that reads nothing has no room for it; it will answer for nobody.
-        if unanswered && self.events.try_send(ToolEvent::Cancelled { id: self.id }).is_err() {
-            tracing::debug!(id = self.id, "a client is not told that a call of a host tool is over");
+        if let Some(end) = self.end.take().filter(|_| unanswered) {
+            end.send(ToolEvent::Cancelled { id: self.id });
         }
     }
 }

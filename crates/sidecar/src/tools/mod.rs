@@ -16,7 +16,10 @@ mod request;
 mod schema;
 mod server;
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agentos_agents::plan::HostTools;
@@ -76,17 +79,32 @@ impl Drop for VmTools {
     }
 }
 
+/// The file of this program, unless an upgrade or a build has put another one in its place: that may speak otherwise.
+/// Agents reach the tools over HTTP all the same.
+fn own_binary() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?;
+    let file = |path: &Path| fs::metadata(path).map(|of| (of.dev(), of.ino()));
+    match (file(Path::new("/proc/self/exe")), file(&path)) {
+        (Ok(running), Ok(named)) if running == named => Some(path),
+        _ => {
+            tracing::warn!(
+                path = %path.display(),
+                "this program was replaced since it was started: VMs have no {COMMAND} until it is started anew"
+            );
+            None
+        }
+    }
+}
+
 /// Makes a VM's tools reachable in it.
 pub(crate) async fn open(vm: &Vm, offer: ToolOffer) -> Result<VmTools, Failure> {
-    let binary = std::env::current_exe().map_err(|error| {
-        let message = format!("the path of this program, which VMs see as {COMMAND}: {error}");
-        Failure::new(ErrorKind::Internal, COMMAND, message)
-    })?;
-    let mount = MountOptions {
-        path: format!("{COMMAND_DIR}/{COMMAND}").into_bytes(),
-        kind: MountKind::HostFile { source: binary.into_os_string().into_encoded_bytes() },
-    };
-    vm.mount_fs(mount, Mounter::Sidecar).await?;
+    if let Some(binary) = own_binary() {
+        let mount = MountOptions {
+            path: format!("{COMMAND_DIR}/{COMMAND}").into_bytes(),
+            kind: MountKind::HostFile { source: binary.into_os_string().into_encoded_bytes() },
+        };
+        vm.mount_fs(mount, Mounter::Sidecar).await?;
+    }
     let listener = vm.listen(ADDRESS).await.map_err(|error| {
         let message =
             format!("host tools can't be reached at {ADDRESS} in the VM: {}", errors::chain(&error));

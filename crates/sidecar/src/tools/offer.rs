@@ -26,17 +26,20 @@ const MAX_DESCRIPTION_CHARS: usize = 1024;
 /// Of one tool, which are part of its description.
 const MAX_EXAMPLES_BYTES: usize = 16 * 1024;
 const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+/// Of all tools together: a list of them is written for whoever asks.
+const MAX_OFFER_BYTES: usize = 1 << 20;
+const MAX_RULES: usize = 128;
+const MAX_PATTERN_BYTES: usize = 128;
 
 /// Models take names of up to 64 characters, of which agents use some to say whose tool it is:
 /// `mcp__agentos-tools__NAME`.
-const MAX_NAME_CHARS: usize = 64 - "mcp__agentos-tools__".len();
+pub(super) const MAX_NAME_CHARS: usize = 64 - "mcp__agentos-tools__".len();
 
 /// All tools of a VM, by the names that programs in it know them by.
 #[derive(Debug)]
 pub(crate) struct ToolOffer {
     kits: Vec<Kit>,
     tools: BTreeMap<String, Tool>,
-    permissions: v1::ToolPermissions,
 }
 
 #[derive(Debug)]
@@ -49,11 +52,14 @@ struct Kit {
 pub(crate) struct Tool {
     pub(crate) kit: String,
     pub(crate) name: String,
+    /// Whether it may be called.
+    pub(crate) allowed: bool,
     /// With its examples.
     pub(crate) description: String,
     pub(crate) input_schema: Arc<JsonObject>,
     pub(crate) timeout: Duration,
     schema: Schema,
+    schema_bytes: usize,
 }
 
 impl fmt::Debug for Tool {
@@ -80,7 +86,9 @@ impl ToolOffer {
             let message = format!("a VM has at most {MAX_TOOLS} host tools, not {count}");
             return Err(Failure::invalid("tool_kits", message));
         }
-        let mut offer = Self { kits: Vec::new(), tools: BTreeMap::new(), permissions: Default::default() };
+        let permissions = permissions.unwrap_or_default();
+        check_rules(&permissions.rules)?;
+        let mut offer = Self { kits: Vec::new(), tools: BTreeMap::new() };
         let mut names = BTreeSet::new();
         for kit in kits {
             check_kit(&kit)?;
@@ -88,15 +96,26 @@ impl ToolOffer {
                 return Err(refused(&kit.name, "two tool kits have this name"));
             }
             for tool in kit.tools {
-                offer.add(&kit.name, tool)?;
+                offer.add(&kit.name, tool, &permissions)?;
             }
             offer.kits.push(Kit { name: kit.name, description: kit.description });
         }
-        offer.permissions = permissions.unwrap_or_default();
+        let bytes: usize = offer.tools.values().map(|tool| tool.description.len() + tool.schema_bytes).sum();
+        if bytes > MAX_OFFER_BYTES {
+            let message = format!(
+                "schemas and descriptions of all host tools have {bytes} bytes, of at most {MAX_OFFER_BYTES}"
+            );
+            return Err(Failure::invalid("tool_kits", message));
+        }
         Ok(Some(offer))
     }
 
-    fn add(&mut self, kit: &str, tool: v1::HostTool) -> Result<(), Failure> {
+    fn add(
+        &mut self,
+        kit: &str,
+        tool: v1::HostTool,
+        permissions: &v1::ToolPermissions,
+    ) -> Result<(), Failure> {
         let known_as = format!("{kit}_{}", tool.name);
         let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if tool.name.is_empty() || !tool.name.chars().all(word) {
@@ -106,7 +125,7 @@ impl ToolOffer {
             let message = format!("kit and tool have more than {MAX_NAME_CHARS} characters together");
             return Err(refused(&known_as, &message));
         }
-        let tool = Tool::validate(kit, &known_as, tool)?;
+        let tool = Tool { allowed: allows(permissions, &known_as), ..Tool::validate(kit, &known_as, tool)? };
         match self.tools.insert(known_as.clone(), tool) {
             None => Ok(()),
             Some(_) => Err(refused(&known_as, "two tools of the kit have this name")),
@@ -117,25 +136,23 @@ impl ToolOffer {
         self.tools.get(known_as)
     }
 
-    /// Whether this tool may be called.
-    pub(crate) fn allows(&self, known_as: &str) -> bool {
-        let fitting = self.permissions.rules.iter().rev().find(|rule| name_fits(&rule.pattern, known_as));
-        !fitting.map_or(self.permissions.denied, |rule| rule.denied)
-    }
-
     /// The tools that may be called, by name.
     pub(crate) fn allowed(&self) -> impl Iterator<Item = (&str, &Tool)> {
-        self.tools.iter().map(|(name, tool)| (name.as_str(), tool)).filter(|(name, _)| self.allows(name))
+        self.tools.iter().map(|(name, tool)| (name.as_str(), tool)).filter(|(_, tool)| tool.allowed)
     }
 
-    /// What agents are told of it.
+    /// What agents are told of it; nothing where they may call nothing.
     pub(crate) fn instructions(&self) -> String {
+        let allowed: BTreeSet<&str> = self.allowed().map(|(_, tool)| tool.kit.as_str()).collect();
+        if allowed.is_empty() {
+            return String::new();
+        }
         let mut text = String::from(
             "# Host tools\n\nThe application that runs this machine offers functions of its own. They are tools of the MCP \
              server `agentos-tools`, and of the command of that name: `agentos-tools list` shows them, \
              `agentos-tools describe NAME` what one takes, `agentos-tools call NAME '{\"json\": \"input\"}'` calls it.\n",
         );
-        for kit in &self.kits {
+        for kit in self.kits.iter().filter(|kit| allowed.contains(kit.name.as_str())) {
             text.push_str(&format!("- `{}_*`: {}\n", kit.name, kit.description));
         }
         text
@@ -168,6 +185,8 @@ impl Tool {
             kit: kit.to_owned(),
             name: tool.name,
             description: tool.description,
+            allowed: false,
+            schema_bytes: tool.input_schema.len(),
             input_schema,
             timeout,
             schema,
@@ -202,6 +221,24 @@ impl Tool {
     pub(crate) fn check(&self, input: &Value) -> Result<(), String> {
         self.schema.check(input)
     }
+}
+
+/// Of rules that fit, the last one decides.
+fn allows(permissions: &v1::ToolPermissions, known_as: &str) -> bool {
+    let fitting = permissions.rules.iter().rev().find(|rule| name_fits(&rule.pattern, known_as));
+    !fitting.map_or(permissions.denied, |rule| rule.denied)
+}
+
+fn check_rules(rules: &[v1::ToolRule]) -> Result<(), Failure> {
+    if rules.len() > MAX_RULES {
+        let message = format!("there are at most {MAX_RULES} rules for host tools, not {}", rules.len());
+        return Err(Failure::invalid("tool_permissions", message));
+    }
+    if rules.iter().any(|rule| rule.pattern.len() > MAX_PATTERN_BYTES) {
+        let message = format!("a rule for host tools has a pattern of at most {MAX_PATTERN_BYTES} bytes");
+        return Err(Failure::invalid("tool_permissions", message));
+    }
+    Ok(())
 }
 
 fn check_kit(kit: &v1::ToolKit) -> Result<(), Failure> {
@@ -313,6 +350,13 @@ pub(super) mod tests {
         let empty = v1::ToolKit { tools: Vec::new(), ..kit() };
         let many = ToolOffer::validate(vec![empty; MAX_KITS + 1], None).unwrap_err();
         assert!(many.message().contains("at most 128 tool kits, not 129"), "{}", many.message());
+        let mut large = kit();
+        large.tools[0].input_schema = format!(r#"{{"type":"object","title":"{}"}}"#, "x".repeat(60_000));
+        large.tools[0].examples.clear();
+        large.tools =
+            (0..20).map(|at| v1::HostTool { name: format!("t{at}"), ..large.tools[0].clone() }).collect();
+        let large = ToolOffer::validate(vec![large], None).unwrap_err();
+        assert!(large.message().contains("of at most 1048576"), "{}", large.message());
         assert!(ToolOffer::validate(Vec::new(), None).unwrap().is_none());
     }
 
@@ -322,10 +366,23 @@ pub(super) mod tests {
         let rules = vec![rule(false, "clock_*"), rule(true, "*_wait")];
         for denied in [true, false] {
             let offer = offer(v1::ToolPermissions { denied, rules: rules.clone() });
-            assert!(offer.allows("clock_stop") && !offer.allows("clock_wait"));
+            assert!(offer.get("clock_stop").unwrap().allowed && !offer.get("clock_wait").unwrap().allowed);
             assert_eq!(offer.allowed().map(|(name, _)| name).collect::<Vec<_>>(), ["clock_stop"]);
         }
-        assert!(!offer(v1::ToolPermissions { denied: true, rules: Vec::new() }).allows("clock_stop"));
+        let nothing = offer(v1::ToolPermissions { denied: true, rules: Vec::new() });
+        assert!(!nothing.get("clock_stop").unwrap().allowed);
+        assert!(
+            nothing.instructions().is_empty()
+                && offer(Default::default()).instructions().contains("`clock_*`")
+        );
+        for (rules, expected) in [
+            (vec![rule(true, "*"); MAX_RULES + 1], "at most 128 rules"),
+            (vec![rule(true, &"x".repeat(MAX_PATTERN_BYTES + 1))], "at most 128 bytes"),
+        ] {
+            let refused = ToolOffer::validate(vec![kit()], Some(v1::ToolPermissions { denied: true, rules }));
+            let refused = refused.unwrap_err();
+            assert!(refused.message().contains(expected), "{}", refused.message());
+        }
     }
 
     #[test]

@@ -21,10 +21,10 @@ use rmcp::service::RequestContext;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ErrorData, RoleServer};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::desk::CallError;
 use super::{COMMAND, ToolDesk, request};
 use crate::guest_listener;
 
@@ -33,6 +33,9 @@ const CONNECTIONS: usize = 64;
 
 /// A head comes at once from a program on the same machine. An idle connection is one that waits for a head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Answers are read at once, too.
+const READ_DEADLINE: Duration = Duration::from_secs(60);
 
 type Service = StreamableHttpService<McpTools, NeverSessionManager>;
 
@@ -60,6 +63,11 @@ async fn connection(stream: TcpStream, service: Service) -> Result<(), hyper::Er
             })
         }
     });
+    // A deadline for answers that nobody reads; the other side's window may stay closed as long as it likes.
+    let unread = u32::try_from(READ_DEADLINE.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = set_tcp_user_timeout(&stream, unread) {
+        tracing::debug!(%error, "answers that nobody reads have no deadline");
+    }
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
@@ -103,10 +111,6 @@ impl ServerHandler for McpTools {
         };
         let result = match called {
             Ok(text) => CallToolResult::success(vec![ContentBlock::text(text)]),
-            Err(CallError::Unknown(name)) => {
-                let message = CallError::Unknown(name).to_string();
-                return Err(ErrorData::invalid_params(message, None));
-            }
             // What went wrong is for the model to read and to do better.
             Err(error) => CallToolResult::error(vec![ContentBlock::text(error.to_string())]),
         };
