@@ -528,9 +528,12 @@ impl Driver {
     /// The polite end: the turn is cancelled, the agent closes its session where it can do that, the input ends, what the
     /// agent still says is kept.
     async fn part(&mut self) {
-        if let Some(running) = self.running.take() {
+        if let Some(mut running) = self.running.take() {
             let _ = self.tell_cancel();
-            let _ = self.conclude(running, Ok(json!({ "stopReason": "cancelled" }))).await;
+            // One whose time was over before says so.
+            let cancelled = running.cancelled().unwrap_or(Ok(()));
+            let result = cancelled.map(|()| json!({ "stopReason": "cancelled" }));
+            let _ = self.conclude(running, result).await;
         }
         if self.state.initialize["agentCapabilities"]["sessionCapabilities"]["close"].is_object() {
             // Some leave commands running otherwise.

@@ -130,6 +130,25 @@ async fn an_agent_that_ignores_the_end_of_its_input_and_signals_is_killed() {
 }
 
 #[tokio::test]
+async fn a_turn_whose_time_was_over_says_so_even_if_its_session_is_closed_meanwhile() {
+    let place = Place::new();
+    let (session, mut agent) = place.ready(&["--ignore-cancel"]).await;
+    let limit = Duration::from_secs(100);
+    let prompt = Prompt { timeout: Some(limit), ..Prompt::text("[[log begun]] [[hang]]") };
+    let prompting = session.clone();
+    let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
+    agent.logged("begun").await;
+    tokio::time::pause();
+    // Over, and not yet answered without the agent, which is two seconds later.
+    tokio::time::sleep(limit + Duration::from_secs(1)).await;
+    session.close(true).await;
+    let error = prompting.await.unwrap().unwrap_err();
+    tokio::time::resume();
+    assert!(matches!(error, PromptError::Timeout { .. }), "{error}");
+    agent.gone().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_never_answers_a_raw_request_is_told_apart_from_a_refusal() {
     let place = Place::new();
     let flags = ["--on", "session/set_model", "[[log asked]] [[never]]"];
