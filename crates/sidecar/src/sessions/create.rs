@@ -186,7 +186,7 @@ impl Host {
         let (launched, started) = start.with(&prepared.plan, archive.as_ref(), former.clone()).await?;
         let (launched, plan, started) = match (started, former, &prepared.afresh) {
             (Err(error), Some(former), Some(afresh)) if error.may_be_memory() => {
-                let reason = errors::chain(&error);
+                let reason = errors::chain(&error.without_log());
                 tracing::warn!(session = %creation.id(), reason, "a session goes on without its agent's memory");
                 launched.undo().await;
                 // The first try has left events.
