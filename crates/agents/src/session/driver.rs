@@ -422,7 +422,9 @@ impl Driver {
         }
         let unanswered: Vec<u64> =
             self.asked.iter().filter(|(_, asked)| asked.until <= now).map(|(number, _)| *number).collect();
-        for asked in unanswered.into_iter().filter_map(|number| self.asked.remove(&number)) {
+        for number in unanswered {
+            self.link.forget(number);
+            let Some(asked) = self.asked.remove(&number) else { continue };
             let error = PromptError::Unanswered { method: asked.method, waited: ANSWER_TIMEOUT };
             let _ = asked.reply.send(Err(error));
         }

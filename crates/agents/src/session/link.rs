@@ -74,6 +74,11 @@ impl Link {
         self.take(step)
     }
 
+    /// Gives up waiting for an answer: one that comes late is one that nobody waits for.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.asked.remove(&id);
+    }
+
     /// Sends a notification to the agent.
     pub(super) fn notify(&mut self, method: &str, params: &Value) -> Result<(), AgentFault> {
         let step = self.wire.notify(method, params);

@@ -176,6 +176,37 @@ async fn an_agent_that_never_answers_a_raw_request_is_told_apart_from_a_refusal(
 }
 
 #[tokio::test]
+async fn an_answer_after_its_time_is_no_sign_of_life() {
+    let place = Place::new();
+    let flags = ["--on", "session/set_model", "[[log asked as ${request};]] [[never]]"];
+    let (session, mut agent) = place.ready(&flags).await;
+    let mut asking = tokio::task::JoinSet::new();
+    // The beginning took the first two.
+    let numbers = 3..13;
+    for _ in numbers.clone() {
+        let session = session.clone();
+        asking.spawn(async move {
+            session.raw_send("session/set_model", json!({ "modelId": "fake/large" })).await.unwrap_err()
+        });
+    }
+    for number in numbers.clone() {
+        agent.logged(&format!("asked as {number};")).await;
+    }
+    tokio::time::pause();
+    for error in asking.join_all().await {
+        assert!(matches!(error, PromptError::Unanswered { .. }), "{error}");
+    }
+    tokio::time::resume();
+    let late =
+        |number| format!("[[raw {{\"jsonrpc\":\"2.0\",\"id\":{number},\"result\":{{}} }}]] [[sleep 200]]");
+    let script = format!("{} [[say done]]", numbers.map(late).collect::<String>());
+    let idle_timeout = Some(Duration::from_secs(1));
+    let prompt = Prompt { idle_timeout, ..Prompt::text(&script) };
+    let error = soon("the silence", session.prompt(prompt)).await.unwrap_err();
+    assert!(matches!(error, PromptError::IdleTimeout { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn an_agent_that_does_not_read_is_found_out_before_memory_is() {
     const REQUESTS: usize = 2000;
     let place = Place::new();
