@@ -139,8 +139,8 @@ async fn a_turn_whose_time_was_over_says_so_even_if_its_session_is_closed_meanwh
     let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
     agent.logged("begun").await;
     tokio::time::pause();
-    // Over, and not yet answered without the agent, which is two seconds later.
-    tokio::time::sleep(limit + Duration::from_secs(1)).await;
+    let ended = tokio::time::timeout(limit + Duration::from_secs(1), session.closed()).await;
+    ended.expect_err("the turn is over, and its agent has another second to stop");
     session.close(true).await;
     let error = prompting.await.unwrap().unwrap_err();
     tokio::time::resume();
