@@ -214,10 +214,10 @@ impl PermissionRequest {
     /// the agent offers nothing that means no more than the reply: it goes on waiting then, and can be answered by its id
     /// ([`Session::respond_permission`](crate::Session::respond_permission)).
     pub async fn reply(mut self, reply: PermissionReply) -> Result<(), Error> {
-        self.vm.live()?;
-        // Only when the call is under way: a future dropped before it leaves the rejection to `drop`.
-        self.answered = true;
-        respond(&self.vm, &self.session_id, &self.permission_id, reply).await
+        let replied = self.try_reply(reply).await;
+        // Left to whoever knows its id.
+        self.answered |= replied.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported);
+        replied
     }
 
     /// As [`reply`](Self::reply), but a reply that the agent doesn't offer leaves the request here: another one can be
@@ -227,12 +227,13 @@ impl PermissionRequest {
     ///
     /// As those of [`reply`](Self::reply).
     pub async fn try_reply(&mut self, reply: PermissionReply) -> Result<(), Error> {
-        self.vm.live()?;
-        self.answered = true;
         let replied = respond(&self.vm, &self.session_id, &self.permission_id, reply).await;
-        if let Err(error) = &replied {
-            self.answered = error.kind() != ErrorKind::Unsupported;
-        }
+        // A reply that was cut off, or whose outcome nobody knows, leaves the rejection to `drop`: the id works once, so
+        // that a reply which got through stands.
+        self.answered = match &replied {
+            Ok(()) => true,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        };
         replied
     }
 

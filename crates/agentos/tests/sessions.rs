@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use agentos::{
-    AgentInstall, AgentOs, ErrorKind, Limits, ModelChoice, ModelKind, Mount, PermissionPolicy, Session,
+    AgentConfig, AgentInstall, AgentOs, ErrorKind, Limits, ModelChoice, ModelKind, Mount, PermissionPolicy,
+    Session,
 };
 use support::within;
 use support::world::World;
@@ -183,6 +184,21 @@ async fn a_session_whose_creator_went_away_is_undone() {
         !runs && vm.list_sessions().await.unwrap().is_empty()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_session_that_fails_to_start_is_undone_before_that_is_told() {
+    let world = World::new().await;
+    let refuses = [support::SCRIPTED_AGENT, "--on", "session/new", "[[error -32603 not today]]"];
+    let options = world.options().agent("mine", AgentConfig::command(refuses));
+    let vm = world.vm_with(support::scripted_agent(options)).await;
+    for _ in 0..3 {
+        let error = within("the refusal", vm.create_session("mine").into_future()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AgentFailed, "{error:?}");
+        // Whoever tries again with the same session finds nothing that is about to be removed.
+        let left = vm.readdir("/opt/agentos/sessions").await.unwrap();
+        assert!(left.iter().all(|name| name.starts_with('.')), "{left:?}");
+    }
 }
 
 async fn session_of(vm: AgentOs) -> Result<Session, agentos::Error> {

@@ -425,6 +425,34 @@ async fn a_request_for_permission_is_answered_once_and_one_that_is_dropped_is_re
 }
 
 #[tokio::test]
+async fn a_reply_that_is_cut_off_does_not_keep_its_request_from_being_rejected() {
+    let story = Story::new();
+    let fake = story.fake(Script::default());
+    let vm = AgentOs::create(story.options()).await.unwrap();
+    let session = vm.create_session("fake").await.unwrap();
+    let mut requests = session.permission_requests();
+    let mut first = within("the first", requests.next()).await.unwrap();
+    let second = within("the second", requests.next()).await.unwrap();
+    {
+        // Begun, and dropped before it has its answer.
+        let mut first = std::pin::pin!(first.try_reply(PermissionReply::Once));
+        let mut second = std::pin::pin!(second.reply(PermissionReply::Once));
+        std::future::poll_fn(|context| {
+            assert!(first.as_mut().poll(context).is_pending() && second.as_mut().poll(context).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    }
+    drop(first);
+    // Where the reply got through nevertheless, a sidecar has no use for the rejection: ids work once.
+    eventually("both are rejected", || async {
+        let answers = fake.script.answers.lock().unwrap();
+        ["p-1", "p-2"].iter().all(|id| answers.contains(&((*id).to_owned(), v1::PermissionReply::Reject)))
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_request_that_was_left_open_is_not_rejected_when_it_goes_and_is_answered_by_its_id() {
     let story = Story::new();
     let fake = story.fake(Script::default());

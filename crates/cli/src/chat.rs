@@ -7,13 +7,14 @@
 //! ```
 //! Between turns Ctrl-C ends it, too. What was said is kept: `agentos sessions resume` goes on with it.
 //!
-//! Lines may be typed ahead at a terminal. They are prompts: only what is typed after a question was shown answers it. In
-//! lines from elsewhere the answers stand between the prompts.
+//! Lines may be typed ahead at a terminal. They are prompts: only what is typed after a question was shown answers it.
+//! A question drops what the terminal itself still holds by then, such as the beginning of a line. In lines from elsewhere
+//! the answers stand between the prompts.
 
 mod lines;
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentos::{
     ErrorKind, ModelKind, PermissionPolicy, PermissionReply, PermissionRequest, PermissionRequests, Session,
@@ -35,6 +36,7 @@ use lines::Lines;
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// The event that ends a turn.
 const TURN_END: &str = "_agentos/turn_end";
+const QUESTION: &str = "Allow it? [y]es, [a]lways, [n]o: ";
 
 #[derive(Debug, Args)]
 #[command(
@@ -249,7 +251,7 @@ impl Chat {
     async fn decide(&mut self, request: PermissionRequest, signals: &mut Signals) -> Result<bool, Failure> {
         print(self.steps.end_line())?;
         if self.asks && self.lines.set_aside() {
-            notice("what was typed before this question is kept for after this turn");
+            notice("lines that were typed before this question are kept for after this turn");
         }
         let tool = &request.params()["toolCall"];
         let what = harmless_line(request.description().unwrap_or("something that it does not name"));
@@ -262,10 +264,11 @@ impl Chat {
                 print(&format!("  | {line}\n"))?;
             }
         }
+        self.invite(QUESTION)?;
+        let shown = Instant::now();
         loop {
-            self.invite("Allow it? [y]es, [a]lways, [n]o: ")?;
             let line = tokio::select! {
-                line = self.next_answer() => line?,
+                line = self.next_answer(shown) => line?,
                 _ = signals.next() => {
                     let _ = self.session.cancel().await;
                     return Ok(true);
@@ -276,7 +279,10 @@ impl Chat {
                 Some("a" | "always") => PermissionReply::Always,
                 // Nobody is left to say yes.
                 None | Some("n" | "no") => PermissionReply::Reject,
-                Some(_) if self.asks => continue,
+                Some(_) if self.asks => {
+                    self.invite(QUESTION)?;
+                    continue;
+                }
                 // A list of prompts has no answers in it.
                 Some(_) => {
                     self.lines.put_back(line.unwrap_or_default());
@@ -294,7 +300,7 @@ impl Chat {
         }
     }
 
-    async fn next_answer(&mut self) -> Result<Option<String>, Failure> {
-        if self.asks { self.lines.answer().await } else { self.lines.next().await }
+    async fn next_answer(&mut self, shown: Instant) -> Result<Option<String>, Failure> {
+        if self.asks { self.lines.answer(shown).await } else { self.lines.next().await }
     }
 }

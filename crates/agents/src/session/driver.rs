@@ -422,7 +422,9 @@ impl Driver {
         }
         let unanswered: Vec<u64> =
             self.asked.iter().filter(|(_, asked)| asked.until <= now).map(|(number, _)| *number).collect();
-        for asked in unanswered.into_iter().filter_map(|number| self.asked.remove(&number)) {
+        for number in unanswered {
+            self.link.forget(number);
+            let Some(asked) = self.asked.remove(&number) else { continue };
             let error = PromptError::Unanswered { method: asked.method, waited: ANSWER_TIMEOUT };
             let _ = asked.reply.send(Err(error));
         }
@@ -528,9 +530,12 @@ impl Driver {
     /// The polite end: the turn is cancelled, the agent closes its session where it can do that, the input ends, what the
     /// agent still says is kept.
     async fn part(&mut self) {
-        if let Some(running) = self.running.take() {
+        if let Some(mut running) = self.running.take() {
             let _ = self.tell_cancel();
-            let _ = self.conclude(running, Ok(json!({ "stopReason": "cancelled" }))).await;
+            // One whose time was over before says so.
+            let cancelled = running.cancelled().unwrap_or(Ok(()));
+            let result = cancelled.map(|()| json!({ "stopReason": "cancelled" }));
+            let _ = self.conclude(running, result).await;
         }
         if self.state.initialize["agentCapabilities"]["sessionCapabilities"]["close"].is_object() {
             // Some leave commands running otherwise.

@@ -317,6 +317,20 @@ impl StartError {
             | Self::NotLoggedIn { .. } => false,
         }
     }
+
+    /// The same without the end of the agent's log, for where it is kept: what an agent logs may be anything, a secret
+    /// too.
+    #[must_use]
+    pub fn without_log(mut self) -> Self {
+        if let Self::NotReady { log, .. }
+        | Self::Agent {
+            source: AgentFault::Died { log, .. } | AgentFault::Garbage { log, .. }, ..
+        } = &mut self
+        {
+            log.clear();
+        }
+        self
+    }
 }
 
 impl PromptError {
@@ -352,4 +366,34 @@ impl AgentFault {
 fn log_suffix(log: &str) -> String {
     let log = log.trim();
     if log.is_empty() { String::new() } else { format!("; its log ends: {log}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_failed_start_says_what_happened_and_nothing_of_the_agents_log() {
+        let agent = || "mine".to_owned();
+        let log = || "KEY=sesame".to_owned();
+        let exit = AgentExit { code: Some(3), signal: None };
+        let of = |source| StartError::Agent { agent: agent(), source };
+        for (error, kept) in [
+            (of(AgentFault::Died { exit, log: log() }), "exited with 3"),
+            (of(AgentFault::Garbage { limit_bytes: 7, log: log() }), "7 bytes that are no records"),
+            (
+                StartError::NotReady { agent: agent(), waited: Duration::from_secs(2), log: log() },
+                "not ready after 2 s",
+            ),
+        ] {
+            let said = |error: &StartError| {
+                format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
+            };
+            assert!(said(&error).contains("sesame"), "whoever has asked is told");
+            let error = said(&error.without_log());
+            assert!(error.contains(kept) && !error.contains("sesame"), "{error}");
+        }
+    }
 }

@@ -74,6 +74,11 @@ impl Link {
         self.take(step)
     }
 
+    /// Gives up waiting for an answer: one that comes late is one that nobody waits for.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.asked.remove(&id);
+    }
+
     /// Sends a notification to the agent.
     pub(super) fn notify(&mut self, method: &str, params: &Value) -> Result<(), AgentFault> {
         let step = self.wire.notify(method, params);
@@ -90,12 +95,15 @@ impl Link {
 
     /// Answers a request of the agent with what room was kept free for.
     pub(super) fn deliver(&mut self, id: &Value, answered: Answered) -> Result<(), AgentFault> {
-        let Answered { outcome, mut room } = answered;
-        if room.is_none() {
-            return self.answer(id, &outcome);
-        }
+        let Answered { outcome, room } = answered;
+        let Some(mut room) = room else { return self.answer(id, &outcome) };
         self.heard = Instant::now();
         let step = self.wire.answer(id, &outcome);
+        let bytes = step.lines.iter().map(Vec::len).sum();
+        if let Err(error) = room.grow(bytes) {
+            return self.answer(id, &Err(error));
+        }
+        let mut room = Some(room.into_permit());
         step.lines.into_iter().try_for_each(|line| self.pipes.send(line, room.take()))
     }
 

@@ -21,9 +21,9 @@ use crate::wire::message::RpcError;
 
 /// Programs that one session may have running at once.
 const MAX_TERMINALS: usize = 32;
-/// What answers with content may hold in memory, from before it is read until it is written to the agent. Further ones
-/// wait for the agent to read.
-const ANSWERS_BYTES: usize = 32 << 20;
+/// What answers with content may hold in memory, from before it is read until it is written to the agent: two of the
+/// largest files, whose records are a little longer than they are. Further ones wait for the agent to read.
+const ANSWERS_BYTES: usize = 2 * (MAX_FILE_BYTES + UNIT_BYTES);
 /// How long an answer waits for room before it is one that there is none.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Room is counted in these.
@@ -97,13 +97,44 @@ impl Room {
         Self(Arc::new(Semaphore::new(ANSWERS_BYTES / UNIT_BYTES)))
     }
 
-    /// Waits for room for so many bytes.
-    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, RpcError> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
-        let room = timeout(ROOM_TIMEOUT, Arc::clone(&self.0).acquire_many_owned(units)).await;
-        room.ok().and_then(Result::ok).ok_or_else(|| {
+    /// Waits for room for content of so many bytes and what is around it in a record.
+    async fn take(&self, bytes: usize) -> Result<Taken, RpcError> {
+        let room = timeout(ROOM_TIMEOUT, Arc::clone(&self.0).acquire_many_owned(units(bytes) + 1)).await;
+        room.ok().and_then(Result::ok).map(Taken).ok_or_else(|| {
             RpcError::new(acp::INTERNAL_ERROR, "answers to earlier requests wait to be read by the agent")
         })
+    }
+}
+
+fn units(bytes: usize) -> u32 {
+    // More than there is, all the same.
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX / 2)
+}
+
+/// Room that an answer has.
+#[derive(Debug)]
+pub(super) struct Taken(OwnedSemaphorePermit);
+
+impl Taken {
+    /// Makes it as large as the answer's record, which JSON makes up to six times as long as its content. There is no
+    /// waiting: two answers that hold room while they wait for more would wait for each other.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), RpcError> {
+        let more = units(bytes).saturating_sub(u32::try_from(self.0.num_permits()).unwrap_or(u32::MAX));
+        match Arc::clone(self.0.semaphore()).try_acquire_many_owned(more) {
+            Ok(more) => {
+                self.0.merge(more);
+                Ok(())
+            }
+            Err(_) => {
+                let message = format!("there is no room for an answer whose record has {bytes} bytes");
+                Err(RpcError::new(acp::INTERNAL_ERROR, message))
+            }
+        }
+    }
+
+    /// What is to be dropped once the answer is written.
+    pub(super) fn into_permit(self) -> OwnedSemaphorePermit {
+        self.0
     }
 }
 
@@ -118,7 +149,7 @@ struct Terminals {
 pub(super) struct Answered {
     pub(super) outcome: Result<Value, RpcError>,
     /// What the outcome takes in memory, where that is more than a line.
-    pub(super) room: Option<OwnedSemaphorePermit>,
+    pub(super) room: Option<Taken>,
 }
 
 impl From<Result<Value, RpcError>> for Answered {
@@ -325,4 +356,27 @@ fn in_room(
 /// A text of the agent as far as a message should repeat it.
 fn short(text: &str) -> String {
     text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn two_of_the_largest_files_have_room_and_a_longer_record_only_where_there_is_some_left() {
+        let room = Room::new();
+        let mut first = room.take(MAX_FILE_BYTES).await.unwrap();
+        let second = room.take(MAX_FILE_BYTES).await.unwrap();
+        room.take(1).await.unwrap_err();
+        first.grow(MAX_FILE_BYTES + 100).unwrap();
+        let error = first.grow(MAX_FILE_BYTES + 2 * UNIT_BYTES).unwrap_err();
+        assert!(error.to_string().contains("no room"), "{error}");
+        drop(second);
+        first.grow(ANSWERS_BYTES).unwrap();
+        first.grow(ANSWERS_BYTES + 1).unwrap_err();
+        room.take(1).await.unwrap_err();
+        // What is written is free again.
+        drop(first.into_permit());
+        room.take(MAX_FILE_BYTES).await.unwrap();
+    }
 }

@@ -130,6 +130,25 @@ async fn an_agent_that_ignores_the_end_of_its_input_and_signals_is_killed() {
 }
 
 #[tokio::test]
+async fn a_turn_whose_time_was_over_says_so_even_if_its_session_is_closed_meanwhile() {
+    let place = Place::new();
+    let (session, mut agent) = place.ready(&["--ignore-cancel"]).await;
+    let limit = Duration::from_secs(100);
+    let prompt = Prompt { timeout: Some(limit), ..Prompt::text("[[log begun]] [[hang]]") };
+    let prompting = session.clone();
+    let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
+    agent.logged("begun").await;
+    tokio::time::pause();
+    let ended = tokio::time::timeout(limit + Duration::from_secs(1), session.closed()).await;
+    ended.expect_err("the turn is over, and its agent has another second to stop");
+    session.close(true).await;
+    let error = prompting.await.unwrap().unwrap_err();
+    tokio::time::resume();
+    assert!(matches!(error, PromptError::Timeout { .. }), "{error}");
+    agent.gone().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_never_answers_a_raw_request_is_told_apart_from_a_refusal() {
     let place = Place::new();
     let flags = ["--on", "session/set_model", "[[log asked]] [[never]]"];
@@ -154,6 +173,37 @@ async fn an_agent_that_never_answers_a_raw_request_is_told_apart_from_a_refusal(
         "nobody has agreed to it"
     );
     assert_eq!(turn(&session, "hi").await.unwrap().text, "heard: hi");
+}
+
+#[tokio::test]
+async fn an_answer_after_its_time_is_no_sign_of_life() {
+    let place = Place::new();
+    let flags = ["--on", "session/set_model", "[[log asked as ${request};]] [[never]]"];
+    let (session, mut agent) = place.ready(&flags).await;
+    let mut asking = tokio::task::JoinSet::new();
+    // The beginning took the first two.
+    let numbers = 3..13;
+    for _ in numbers.clone() {
+        let session = session.clone();
+        asking.spawn(async move {
+            session.raw_send("session/set_model", json!({ "modelId": "fake/large" })).await.unwrap_err()
+        });
+    }
+    for number in numbers.clone() {
+        agent.logged(&format!("asked as {number};")).await;
+    }
+    tokio::time::pause();
+    for error in asking.join_all().await {
+        assert!(matches!(error, PromptError::Unanswered { .. }), "{error}");
+    }
+    tokio::time::resume();
+    let late =
+        |number| format!("[[raw {{\"jsonrpc\":\"2.0\",\"id\":{number},\"result\":{{}} }}]] [[sleep 200]]");
+    let script = format!("{} [[say done]]", numbers.map(late).collect::<String>());
+    let idle_timeout = Some(Duration::from_secs(1));
+    let prompt = Prompt { idle_timeout, ..Prompt::text(&script) };
+    let error = soon("the silence", session.prompt(prompt)).await.unwrap_err();
+    assert!(matches!(error, PromptError::IdleTimeout { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -94,13 +94,24 @@ async fn who_rejects_everything_lets_nothing_be_written() {
 }
 
 /// A workspace whose every file is as large as a file may be, and counts how many were read.
-#[derive(Debug, Default)]
-struct Large(AtomicUsize);
+#[derive(Debug)]
+struct Large {
+    read: AtomicUsize,
+    /// What the files consist of.
+    byte: u8,
+}
+
+impl Large {
+    fn of(byte: u8) -> Self {
+        Self { read: AtomicUsize::new(0), byte }
+    }
+}
 
 impl Workspace for Large {
     fn read_file(&self, _: String) -> Work<Vec<u8>> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async { Ok(vec![b'x'; MAX_FILE_BYTES]) })
+        self.read.fetch_add(1, Ordering::SeqCst);
+        let content = vec![self.byte; MAX_FILE_BYTES];
+        Box::pin(async { Ok(content) })
     }
 
     fn write_file(&self, _: String, _: String) -> Work<()> {
@@ -123,7 +134,7 @@ fn asking(count: usize) -> String {
 async fn an_agent_may_ask_for_more_than_it_can_be_told_at_once() {
     const FILES: usize = 5;
     let place = Place::new();
-    let with = With { workspace: Some(Arc::new(Large::default())), ..With::default() };
+    let with = With { workspace: Some(Arc::new(Large::of(b'x'))), ..With::default() };
     let (session, _agent) = place.ready_with(&[], with).await;
     turn(&session, &format!("[[say x]] {}", asking(FILES))).await.unwrap();
     let until = tokio::time::Instant::now() + DEADLINE;
@@ -141,7 +152,7 @@ async fn an_agent_may_ask_for_more_than_it_can_be_told_at_once() {
 #[tokio::test]
 async fn for_an_agent_that_reads_no_answers_no_further_files_are_read() {
     let place = Place::new();
-    let workspace = Arc::new(Large::default());
+    let workspace = Arc::new(Large::of(b'x'));
     let with = With { workspace: Some(Arc::clone(&workspace) as _), ..With::default() };
     let (session, mut agent) = place.ready_with(&[], with).await;
     let idle_timeout = Some(Duration::from_secs(5));
@@ -155,6 +166,18 @@ async fn for_an_agent_that_reads_no_answers_no_further_files_are_read() {
     tokio::time::resume();
     assert!(matches!(error, PromptError::IdleTimeout { .. }), "the deadline holds: {error}");
     // The agent takes one more line before it is deaf.
-    let read = workspace.0.load(Ordering::SeqCst);
+    let read = workspace.read.load(Ordering::SeqCst);
     assert!((2..=3).contains(&read), "{read}");
+}
+
+#[tokio::test]
+async fn a_file_whose_record_is_longer_than_all_answers_may_be_is_refused() {
+    let place = Place::new();
+    // Six bytes of JSON each.
+    let with = With { workspace: Some(Arc::new(Large::of(1))), ..With::default() };
+    let (session, _agent) = place.ready_with(&[], with).await;
+    let answer = said(&session, "[[fs-read /large]]").await;
+    assert_eq!(answer["code"], -32603, "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("no room"), "{answer}");
+    assert_eq!(turn(&session, "next").await.unwrap().text, "heard: next");
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 use super::request::post;
@@ -25,20 +25,32 @@ struct Waiting {
 
 /// Carries messages until standard input ends and every request has its answer.
 pub(super) async fn run() -> Result<(), ToolsError> {
-    let mut lines = BufReader::new(tokio::io::stdin());
-    let mut stdout = tokio::io::stdout();
+    carry(BufReader::new(tokio::io::stdin()), tokio::io::stdout()).await
+}
+
+/// Input that can't be read on is its end: what was asked before has its answer before that is told.
+async fn carry(
+    mut lines: impl AsyncBufRead + Unpin,
+    mut stdout: impl AsyncWrite + Unpin,
+) -> Result<(), ToolsError> {
     let mut answers: JoinSet<Option<Value>> = JoinSet::new();
     let mut waiting = Waiting::default();
-    let (mut line, mut open) = (Vec::new(), true);
+    let (mut line, mut open, mut outcome) = (Vec::new(), true, Ok(()));
     while open || !answers.is_empty() {
         tokio::select! {
-            read = read_line(&mut lines, &mut line), if open => {
-                open = read?;
-                let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
-                if !text.trim().is_empty() {
-                    waiting.take(&mut answers, text);
+            read = read_line(&mut lines, &mut line), if open => match read {
+                Ok(more) => {
+                    open = more;
+                    let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
+                    if !text.trim().is_empty() {
+                        waiting.take(&mut answers, text);
+                    }
                 }
-            }
+                Err(error) => {
+                    open = false;
+                    outcome = Err(error);
+                }
+            },
             Some(answered) = answers.join_next_with_id() => {
                 let (task, answer) = match answered {
                     Ok((task, answer)) => (task, answer),
@@ -54,13 +66,13 @@ pub(super) async fn run() -> Result<(), ToolsError> {
             }
         }
     }
-    Ok(())
+    outcome
 }
 
 /// Reads on to the end of a line; false where there is none any more. Cancellation safe: what was read stays in `line`.
 async fn read_line<R>(input: &mut R, line: &mut Vec<u8>) -> Result<bool, ToolsError>
 where
-    R: tokio::io::AsyncBufRead + Unpin,
+    R: AsyncBufRead + Unpin,
 {
     // One more than there may be tells a line that is too long from the last one.
     let room = (MAX_REQUEST_BYTES + 1).saturating_sub(line.len() as u64);
@@ -110,4 +122,20 @@ impl Waiting {
 
 fn refusal(id: &Value, code: i64, message: &str) -> Value {
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_that_is_too_long_ends_the_bridge_behind_the_answers_that_are_due() {
+        let long = vec![b'x'; usize::try_from(MAX_REQUEST_BYTES).unwrap() + 1];
+        let input = [b"no JSON\n".as_slice(), &long, b"\n"].concat();
+        let mut output = Vec::new();
+        let error = carry(input.as_slice(), &mut output).await.unwrap_err();
+        assert!(matches!(error, ToolsError::TooLong), "{error}");
+        let answer: Value = serde_json::from_slice(&output).unwrap();
+        assert_eq!(answer["error"]["code"], PARSE_ERROR);
+    }
 }

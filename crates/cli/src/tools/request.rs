@@ -22,7 +22,7 @@ pub(super) enum RequestError {
     Broken(#[source] Box<dyn Error + Send + Sync>),
     #[error("the server of the host tools refuses the request with {status}: {text}")]
     Refused { status: StatusCode, text: String },
-    #[error("the server of the host tools gives no JSON: {0}")]
+    #[error("the server of the host tools gives no JSON")]
     NoJson(#[source] serde_json::Error),
     #[error("{0}")]
     Answered(String),
@@ -75,5 +75,19 @@ pub(super) async fn post(message: String) -> Result<Option<Value>, RequestError>
         status => {
             Err(RequestError::Refused { status, text: String::from_utf8_lossy(&body).trim().to_owned() })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = serde_json::from_str::<Value>("<html>").unwrap_err();
+        let said = cause.to_string();
+        let error = RequestError::NoJson(cause);
+        assert_eq!(error.source().unwrap().to_string(), said);
+        assert!(!error.to_string().contains(&said), "{error}");
     }
 }

@@ -186,7 +186,7 @@ impl Host {
         let (launched, started) = start.with(&prepared.plan, archive.as_ref(), former.clone()).await?;
         let (launched, plan, started) = match (started, former, &prepared.afresh) {
             (Err(error), Some(former), Some(afresh)) if error.may_be_memory() => {
-                let reason = errors::chain(&error);
+                let reason = errors::chain(&error.without_log());
                 tracing::warn!(session = %creation.id(), reason, "a session goes on without its agent's memory");
                 launched.undo().await;
                 // The first try has left events.
@@ -197,7 +197,14 @@ impl Host {
             }
             (started, _, _) => (launched, &prepared.plan, started),
         };
-        let session = started?;
+        let session = match started {
+            Ok(session) => session,
+            Err(error) => {
+                // The session's lock is held until then.
+                launched.undo().await;
+                return Err(error.into());
+            }
+        };
         let state = plan.state.clone();
         tokio::spawn(launch::watch(session.clone(), launched, Arc::clone(hosted), (kept, state)));
         Ok(session)
@@ -272,7 +279,7 @@ struct Starting<'a> {
 }
 
 impl Starting<'_> {
-    /// One try. A launch whose agent doesn't start is to be undone.
+    /// One try. A launch whose agent doesn't start is to be undone; of one that fails, nothing is left.
     async fn with(
         &self,
         plan: &LaunchPlan,
@@ -286,9 +293,10 @@ impl Starting<'_> {
             let through = archive.map(|archive| archive.through);
             former.known_through = through.filter(|_| launched.remembers());
         }
-        let process = launched
-            .agent_process()
-            .ok_or_else(|| Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"))?;
+        let Some(process) = launched.agent_process() else {
+            launched.undo().await;
+            return Err(Failure::new(ErrorKind::Internal, &wish.agent_type, "the agent has no process"));
+        };
         let started = Session::start(SessionStart {
             id: creation.id().clone(),
             owner: wish.vm_id.clone(),

@@ -37,7 +37,7 @@ struct Made {
 
 impl Launched {
     /// Mounts what the plan asks for and is not there yet, writes its files, and starts the agent as a supervised
-    /// process.
+    /// process. What fails is undone when this returns.
     pub(super) async fn start(
         vm: &Vm,
         plan: &LaunchPlan,
@@ -45,27 +45,42 @@ impl Launched {
         archive: Option<&Archive>,
     ) -> Result<Self, Failure> {
         let mut launched = Self { vm: vm.clone(), process: None, made: Made::default(), remembers: false };
+        match launched.execute(plan, shared, archive).await {
+            Ok(()) => Ok(launched),
+            Err(failure) => {
+                launched.undo().await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn execute(
+        &mut self,
+        plan: &LaunchPlan,
+        shared: &[PlanMount],
+        archive: Option<&Archive>,
+    ) -> Result<(), Failure> {
+        let vm = &self.vm;
         // Everything is noted before it is done: what was cut off half-way may have succeeded.
         for mount in plan.mounts.iter().filter(|mount| !shared.contains(mount)) {
-            launched.made.mounts.push(mount.guest_path.clone());
+            self.made.mounts.push(mount.guest_path.clone());
             mount_plan(vm, mount).await?;
         }
         if let Some(directory) = &plan.state_dir {
-            launched.made.directory = Some(directory.clone());
+            self.made.directory = Some(directory.clone());
             vm.mkdir(directory.as_bytes(), true).await?;
         }
         // Before our own files, which are those of this launch.
         if let Some(archive) = archive {
-            launched.remembers = archive.unpack(vm, &plan.state).await?;
+            self.remembers = archive.unpack(vm, &plan.state).await?;
         }
         let write = |file: &PlanFile| {
             let (path, content) = (file.guest_path.clone(), Bytes::from(file.content.clone()));
             async move { vm.write_file(path.as_bytes(), content).await }
         };
         try_join_all(plan.files.iter().map(write)).await?;
-        let process = vm.spawn(process_spec(vm, plan)).await?;
-        launched.process = Some(process);
-        Ok(launched)
+        self.process = Some(vm.spawn(process_spec(vm, plan)).await?);
+        Ok(())
     }
 
     /// The agent as a session takes it.
@@ -103,10 +118,12 @@ impl Launched {
         }
     }
 
-    /// Ends every process of the launch and removes what was made for it.
+    /// Ends every process of the launch and removes what was made for it. Goes on by itself where the call is dropped.
     pub(super) async fn undo(mut self) {
-        let (process, made) = (self.process.take(), std::mem::take(&mut self.made));
-        undo(&self.vm, process, made).await;
+        let (vm, process, made) = (self.vm.clone(), self.process.take(), std::mem::take(&mut self.made));
+        let undoing = tokio::spawn(async move { undo(&vm, process, made).await });
+        // It fails where it panicked, and nothing more can be done then.
+        let _ = undoing.await;
     }
 }
 
