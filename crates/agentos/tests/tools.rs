@@ -362,7 +362,7 @@ async fn a_call_waits_while_others_hold_all_connections() {
     let vm = world.vm_with(world.options().tool_kit(weather(&Arc::default()))).await;
     let called = sh(&vm, CROWDED).await;
     let said = text(&called.stdout);
-    assert!(said.starts_with("waits\n") && said.contains("sunny in Oslo"), "{called:?}");
+    assert!(said.starts_with("waits\n") && said.contains("sunny in Oslo"), "{said}{}", text(&called.stderr));
 }
 
 /// A call of `weather_forecast`, as a program without any library says it.
