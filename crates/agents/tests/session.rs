@@ -36,7 +36,7 @@ async fn event_with(session: &Session, text: &str) -> String {
 }
 
 /// Lets this much time pass at once, and everybody do what was due by then: the clock jumps whenever all of them wait.
-async fn let_pass(time: Duration) {
+async fn until_over(time: Duration) {
     tokio::time::pause();
     tokio::time::sleep(time).await;
     tokio::time::resume();
@@ -365,7 +365,7 @@ async fn a_turn_whose_time_is_over_says_what_kept_the_agent_and_the_session_goes
         .await;
     pi.say(&json!({ "type": "auto_retry_start", "attempt": 1, "errorMessage": "429: slow down" })).await;
     event_with(&session, "429: slow down").await;
-    let_pass(long).await;
+    until_over(long).await;
     pi.expect("abort").await;
     pi.settle().await;
     let error = soon("the end", reply).await.unwrap().unwrap_err();
@@ -420,7 +420,7 @@ async fn silence_ends_a_turn_but_not_while_a_tool_runs() {
     pi.say(&json!({ "type": "tool_execution_start", "toolCallId": "c", "toolName": "bash", "args": {} }))
         .await;
     pi.after_all_is_read().await;
-    let_pass(2 * long).await;
+    until_over(2 * long).await;
     // An abort would come before this answer.
     pi.say(&json!({ "type": "extension_ui_request", "id": "next", "method": "confirm" })).await;
     assert_eq!(pi.record().await["id"], "next");

@@ -9,7 +9,7 @@ use agentos::{AgentOs, Error, ErrorKind, PermissionPolicy, PromptResult, Session
 use serde_json::Value;
 
 use super::support::world::World;
-use super::support::{POLL, within, within_time};
+use super::support::{poll_pause, within, within_time};
 use super::{demo_vm, model, random};
 
 /// How long a prompt has that ends with its time: Codex needs half of the first before it tells of anything, Claude would
@@ -241,7 +241,7 @@ async fn goes_on(agent: &str, session: &Session) {
         loop {
             match session.prompt(format!("demo:say {word}")).await {
                 // An agent that needs long to stop.
-                Err(error) if error.kind() == ErrorKind::Busy => tokio::time::sleep(POLL).await,
+                Err(error) if error.kind() == ErrorKind::Busy => poll_pause().await,
                 ended => return ended,
             }
         }

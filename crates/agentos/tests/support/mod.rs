@@ -11,13 +11,15 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Whoever asks again and again leaves the machine to others in between.
-pub(crate) const POLL: Duration = Duration::from_millis(2);
+pub(crate) async fn poll_pause() {
+    tokio::time::sleep(Duration::from_millis(2)).await;
+}
 
 /// Waits until the condition holds.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let wait = async {
         while !condition().await {
-            tokio::time::sleep(POLL).await;
+            poll_pause().await;
         }
     };
     within(what, wait).await;
