@@ -13,7 +13,7 @@ use agentos::{
     AgentOs, AgentOsCreateSidecarOptions, AgentOsOptions, ErrorKind, Limits, ModelChoice, Mount, VmState,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use support::world::{World, sidecar_pid};
+use support::world::{World, memory_kib, sidecar_pid, status};
 use support::{eventually, within};
 
 /// What one sidecar holds of the host, counted from outside of it.
@@ -48,12 +48,7 @@ impl Census {
 fn parents() -> BTreeMap<i32, i32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(|pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        Some((pid, parent.trim().parse().ok()?))
-    })
-    .collect()
+    pids.filter_map(|pid| Some((pid, status(pid, "PPid")?.parse().ok()?))).collect()
 }
 
 fn descendants(of: Pid) -> Vec<i32> {
@@ -278,9 +273,7 @@ async fn five_hundred_vms_come_and_go_and_nothing_stays() {
 
 /// What a process holds in memory of its own.
 fn anonymous_kib(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+    memory_kib(pid, "RssAnon")
 }
 
 async fn cycles(world: &World, project: &Path, count: usize) {

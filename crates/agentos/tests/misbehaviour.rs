@@ -5,9 +5,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use agentos::{AgentConfig, AgentOs, Error, ErrorKind, PermissionReply, Session};
-use support::world::{World, sidecar_pid};
-use support::{eventually, within};
+use support::world::World;
+use support::{eventually, within, within_time};
 
 /// A sidecar with a home of its own, and a VM in which each of these agents is the scripted one, with its flags.
 struct Place {
@@ -37,14 +39,6 @@ impl Place {
     fn kept(&self) -> usize {
         std::fs::read_dir(self.home.path().join("sessions")).map_or(0, Iterator::count)
     }
-
-    /// A figure of the sidecar's memory, by its name in /proc.
-    fn memory_kib(&self, name: &str) -> u64 {
-        let pid = sidecar_pid(self.world.runtime_dir());
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim_start_matches(':').trim().strip_suffix(" kB").unwrap().parse().unwrap()
-    }
 }
 
 async fn turn(session: &Session, script: &str) -> Result<String, Error> {
@@ -59,7 +53,7 @@ async fn a_flood_ends_in_an_error_and_costs_the_sidecar_little() {
     let place = Place::new(&[("fake", &[])]).await;
     let sentinel = place.session("fake").await;
     assert_eq!(turn(&sentinel, "all well?").await.unwrap(), "heard: all well?");
-    let before = place.memory_kib("VmRSS");
+    let before = place.world.memory_kib("VmHWM");
     for (script, reason) in [
         ("[[line 1G]]", "the agent sent more than 536870912 bytes in one turn"),
         ("[[half 1G]]", "the agent sent more than 536870912 bytes in one turn"),
@@ -72,14 +66,15 @@ async fn a_flood_ends_in_an_error_and_costs_the_sidecar_little() {
             async move { prompt.await.unwrap_err() }
         });
         assert_eq!(turn(&sentinel, "all well?").await.unwrap(), "heard: all well?", "{script}");
-        let error = within(script, failed).await.unwrap();
+        // Half a GiB takes a while where the sidecar is no release build.
+        let error = within_time(Duration::from_secs(180), script, failed).await.unwrap();
         assert_eq!(error.kind(), ErrorKind::AgentFailed, "{script}: {error:?}");
         assert!(error.to_string().contains(reason), "{script}: {error}");
     }
     // Updates without a bound of their own are as many as their transcript holds.
     let session = place.session("fake").await;
     assert_eq!(turn(&session, "[[say kept]] [[flood 0 48 kind=unknown pad=1M]]").await.unwrap(), "kept");
-    let peak = place.memory_kib("VmHWM");
+    let peak = place.world.memory_kib("VmHWM");
     assert!(peak < before + MAX_GROWTH_KIB, "from {before} KiB to {peak} KiB");
     assert_eq!(turn(&sentinel, "all well?").await.unwrap(), "heard: all well?");
 }

@@ -71,11 +71,11 @@ async fn survives_a_kill(agent: &str, how: &[&str]) {
     let archive = home.path().join("sessions").join(&id).join("agent.tar");
     eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
     let mut events = first.events();
-    let running = tokio::spawn(async move { first.prompt("Run the command `sleep 1000`").await });
+    let running = tokio::spawn(async move { first.prompt("Run the command `tail -f /dev/null`").await });
     let tool_runs = async {
         loop {
             let event = events.next().await.unwrap().unwrap();
-            if event.notification.to_string().contains("sleep 1000") && event.method() == "session/update" {
+            if event.notification.to_string().contains("tail -f") && event.method() == "session/update" {
                 return event.sequence_number;
             }
         }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agentos::{
-    AgentOs, AgentOsOptions, ErrorKind, ExecResult, HostTool, Mount, Storage, ToolKit, ToolPermissions,
-};
+use agentos::{AgentOs, ErrorKind, ExecResult, HostTool, Mount, Storage, ToolKit, ToolPermissions};
 use serde_json::{Value, json};
 use support::world::World;
 use support::{eventually, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 fn schema() -> Value {
     json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] })
@@ -36,10 +36,6 @@ fn weather(calls: &Arc<AtomicUsize>) -> ToolKit {
     ToolKit::new("weather", "What the sky does").tool("forecast", forecast)
 }
 
-async fn vm(world: &World, options: AgentOsOptions) -> AgentOs {
-    world.vm_with(options).await
-}
-
 async fn sh(vm: &AgentOs, command: &str) -> ExecResult {
     within(command, vm.exec(command)).await.unwrap()
 }
@@ -52,7 +48,7 @@ fn text(bytes: &[u8]) -> String {
 async fn a_program_in_the_vm_calls_a_function_of_this_one() {
     let world = World::new().await;
     let calls = Arc::default();
-    let vm = vm(&world, world.options().tool_kit(weather(&calls))).await;
+    let vm = world.vm_with(world.options().tool_kit(weather(&calls))).await;
 
     let listed = sh(&vm, "agentos-tools list").await;
     assert_eq!(text(&listed.stdout), "weather_forecast  The weather of tomorrow\n");
@@ -69,7 +65,7 @@ async fn a_program_in_the_vm_calls_a_function_of_this_one() {
 async fn whoever_calls_reads_what_went_wrong() {
     let world = World::new().await;
     let calls = Arc::default();
-    let vm = vm(&world, world.options().tool_kit(weather(&calls))).await;
+    let vm = world.vm_with(world.options().tool_kit(weather(&calls))).await;
     for (call, code, said) in [
         (r#"call weather_forecast '{"city":"Atlantis"}'"#, 1, "nobody knows"),
         (r#"call weather_forecast '{"city":"Sodom"}'"#, 1, "panicked"),
@@ -94,7 +90,7 @@ async fn a_denied_tool_is_neither_listed_nor_called() {
     let calls = Arc::default();
     let permissions = ToolPermissions::allow_all().deny("weather_*");
     let options = world.options().tool_kit(weather(&calls)).tool_permissions(permissions);
-    let vm = vm(&world, options).await;
+    let vm = world.vm_with(options).await;
     assert_eq!(text(&sh(&vm, "agentos-tools list").await.stdout), "");
     let denied = sh(&vm, r#"agentos-tools call weather_forecast '{"city":"Oslo"}'"#).await;
     assert!(text(&denied.stderr).contains("deny"), "{denied:?}");
@@ -110,47 +106,65 @@ impl Drop for Gone {
     }
 }
 
+/// The calls of a tool that never answers.
+#[derive(Default)]
+struct Calls {
+    begun: Arc<AtomicUsize>,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl Calls {
+    fn tool(&self, timeout: Duration) -> HostTool {
+        let (begun, dropped) = (Arc::clone(&self.begun), Arc::clone(&self.dropped));
+        let for_ever = move |_: Value| {
+            let (begun, gone) = (Arc::clone(&begun), Gone(Arc::clone(&dropped)));
+            async move {
+                let _gone = gone;
+                begun.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<Result<Value, String>>().await
+            }
+        };
+        HostTool::new("Never ends", json!({ "type": "object" }), for_ever).timeout(timeout)
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::SeqCst)
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_nobody_waits_for_is_dropped() {
     let world = World::new().await;
-    let (begun, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let counters = (Arc::clone(&begun), Arc::clone(&dropped));
-    let for_ever = move |_: Value| {
-        let (begun, gone) = (Arc::clone(&counters.0), Gone(Arc::clone(&counters.1)));
-        async move {
-            let _gone = gone;
-            begun.fetch_add(1, Ordering::SeqCst);
-            std::future::pending::<Result<Value, String>>().await
-        }
-    };
-    let object = json!({ "type": "object" });
-    let short =
-        HostTool::new("Never ends", object.clone(), for_ever.clone()).timeout(Duration::from_millis(300));
-    let long = HostTool::new("So", object, for_ever).timeout(Duration::from_secs(3600));
-    let kit = ToolKit::new("wait", "Time").tool("short", short).tool("long", long);
-    let vm = vm(&world, world.options().tool_kit(kit)).await;
+    let (short, long) = (Calls::default(), Calls::default());
+    let kit = ToolKit::new("wait", "Time")
+        .tool("short", short.tool(Duration::from_secs(3)))
+        .tool("long", long.tool(Duration::from_secs(3600)));
+    let vm = world.vm_with(world.options().tool_kit(kit)).await;
 
-    let late = sh(&vm, "agentos-tools call wait_short").await;
-    assert!(text(&late.stderr).contains("did not answer within 300 ms"), "{late:?}");
-    let seen = |count: &Arc<AtomicUsize>, at_least| {
-        let count = Arc::clone(count);
-        move || {
-            let count = Arc::clone(&count);
-            async move { count.load(Ordering::SeqCst) >= at_least }
-        }
-    };
-    eventually("the handler is dropped", seen(&dropped, 1)).await;
+    // Of a machine that stands still a call may be over before it gets here.
+    eventually("the handler is called", || async {
+        let late = sh(&vm, "agentos-tools call wait_short").await;
+        assert!(text(&late.stderr).contains("did not answer within 3000 ms"), "{late:?}");
+        short.begun() > 0
+    })
+    .await;
+    eventually("the handler is dropped", || async { short.dropped() == short.begun() }).await;
 
     let caller = vm.spawn("agentos-tools", ["call", "wait_long"]).await.unwrap();
-    eventually("the handler is called", seen(&begun, 2)).await;
+    eventually("the handler is called", || async { long.begun() == 1 }).await;
+    assert_eq!(long.dropped(), 0);
     caller.kill().await.unwrap();
-    eventually("the handler of a caller that has gone is dropped", seen(&dropped, 2)).await;
+    eventually("the handler of a caller that has gone is dropped", || async { long.dropped() == 1 }).await;
 }
 
 #[tokio::test]
 async fn mcp_over_stdio_is_the_same_server() {
     let world = World::new().await;
-    let vm = vm(&world, world.options().tool_kit(weather(&Arc::default()))).await;
+    let vm = world.vm_with(world.options().tool_kit(weather(&Arc::default()))).await;
     let ask = |id: u64, method: &str, params: Value| {
         json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string() + "\n"
     };
@@ -189,7 +203,7 @@ fn echo() -> ToolKit {
 #[tokio::test]
 async fn what_is_no_request_on_stdio_is_answered_and_what_is_too_long_is_an_error() {
     let world = World::new().await;
-    let vm = vm(&world, world.options().tool_kit(echo())).await;
+    let vm = world.vm_with(world.options().tool_kit(echo())).await;
     let said = "garbage\n".to_owned() + &long_call(1, 3);
     let answered = within("the answers", vm.exec("agentos-tools mcp").stdin(said)).await.unwrap();
     let answers = text(&answered.stdout);
@@ -203,7 +217,7 @@ async fn what_is_no_request_on_stdio_is_answered_and_what_is_too_long_is_an_erro
 #[tokio::test]
 async fn nothing_that_is_said_controls_a_terminal() {
     let world = World::new().await;
-    let vm = vm(&world, world.options().tool_kit(echo())).await;
+    let vm = world.vm_with(world.options().tool_kit(echo())).await;
     let say = r#"agentos-tools call echo_say '{"text": "\u001b[2Jit"}'"#;
     assert_eq!(text(&sh(&vm, say).await.stdout), "\x1b[2Jit\n", "programs get it as it is");
     for shown in [say, "agentos-tools describe echo_say", "agentos-tools list"] {
@@ -233,20 +247,12 @@ for t in asking: t.join()
 #[tokio::test]
 async fn a_request_does_not_grow_in_the_sidecar() {
     let world = World::new().await;
-    let vm = vm(&world, world.options().tool_kit(echo())).await;
-    let most_before = most_memory(&world);
+    let vm = world.vm_with(world.options().tool_kit(echo())).await;
+    let most_before = world.memory_kib("VmHWM");
     let refused = sh(&vm, INFLATED).await;
     assert_eq!(text(&refused.stdout), "413\n".repeat(16), "{}", text(&refused.stderr));
-    let grown = most_memory(&world) - most_before;
+    let grown = world.memory_kib("VmHWM") - most_before;
     assert!(grown < 100 << 10, "the sidecar has grown by {grown} KiB");
-}
-
-/// The most memory that the sidecar has had so far, in KiB.
-fn most_memory(world: &World) -> usize {
-    let pid = support::world::sidecar_pid(world.runtime_dir());
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
-    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    most.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -299,7 +305,7 @@ async fn an_answer_that_is_too_long_and_an_input_that_is_too_long_are_errors_and
         Ok::<_, String>("x".repeat(input["times"].as_u64().unwrap_or(1) as usize))
     });
     let kit = ToolKit::new("echo", "Says it again").tool("repeat", repeat);
-    let vm = vm(&world, world.options().tool_kit(kit)).await;
+    let vm = world.vm_with(world.options().tool_kit(kit)).await;
     let long = sh(&vm, r#"agentos-tools call echo_repeat '{"times": 5000000}'"#).await;
     assert_eq!(long.exit_code(), 1);
     assert!(text(&long.stderr).contains("of at most 1048576"), "{}", text(&long.stderr));
@@ -331,24 +337,76 @@ for text in [bytes(range(256)) * 400, b"GET / HTTP/1.1\r\n\r\n", post + b"1\r\n\
 #[tokio::test]
 async fn garbage_at_the_servers_door_changes_nothing() {
     let world = World::new().await;
-    let vm = vm(&world, world.options().tool_kit(weather(&Arc::default()))).await;
+    let vm = world.vm_with(world.options().tool_kit(weather(&Arc::default()))).await;
     let called = sh(&vm, GARBAGE).await;
     assert_eq!(called.exit_code(), 0, "{}", text(&called.stderr));
     let called = sh(&vm, r#"agentos-tools call weather_forecast '{"city":"Oslo"}'"#).await;
     assert_eq!(text(&called.stdout), "sunny in Oslo\n");
 }
 
+/// As many connections as are served at once, all silent, then one more that calls a tool, and at last one fewer.
+const CROWDED: &str = r#"exec python3 -c '
+import http.client, select, socket
+held = [socket.create_connection(("127.0.0.1", 41415)) for _ in range(64)]
+body = """{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"weather_forecast","arguments":{"city":"Oslo"}}}"""
+c = http.client.HTTPConnection("127.0.0.1", 41415)
+c.request("POST", "/mcp", body, {"content-type": "application/json", "accept": "application/json, text/event-stream"})
+print("answered" if select.select([c.sock], [], [], 1)[0] else "waits")
+held.pop().close()
+print(c.getresponse().read().decode())
+'"#;
+
+#[tokio::test]
+async fn a_call_waits_while_others_hold_all_connections() {
+    let world = World::new().await;
+    let vm = world.vm_with(world.options().tool_kit(weather(&Arc::default()))).await;
+    let called = sh(&vm, CROWDED).await;
+    let said = text(&called.stdout);
+    assert!(said.starts_with("waits\n") && said.contains("sunny in Oslo"), "{said}{}", text(&called.stderr));
+}
+
+/// A call of `weather_forecast`, as a program without any library says it.
+fn raw_call() -> String {
+    let params = json!({ "name": "weather_forecast", "arguments": { "city": "Oslo" } });
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params }).to_string();
+    let length = call.len();
+    format!(
+        "POST /mcp HTTP/1.1\r\nhost: 127.0.0.1:41415\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         accept: application/json, text/event-stream\r\ncontent-length: {length}\r\n\r\n{call}"
+    )
+}
+
+/// Sends its input there, and prints what comes back.
+const SAY: &str = r#"exec python3 -c '
+import socket, sys
+s = socket.create_connection(("127.0.0.1", 41415), timeout=5)
+s.sendall(sys.stdin.buffer.read())
+while piece := s.recv(4096): print(piece.decode(errors="replace"), flush=True)
+'"#;
+
 #[tokio::test]
 async fn the_tools_of_a_vm_are_reached_from_nowhere_else() {
     let world = World::new().await;
     let calls = Arc::default();
-    let _with_tools = vm(&world, world.options().tool_kit(weather(&calls))).await;
-    let other = vm(&world, world.options().loopback_exempt_port(41_415)).await;
-    let connect =
-        "exec python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 41415), timeout=5)'";
-    assert_ne!(sh(&other, connect).await.exit_code(), 0, "from another VM, not by way of the host either");
-    let from_the_host = tokio::net::TcpStream::connect(("127.0.0.1", 41_415)).await;
-    assert_eq!(from_the_host.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    let with_tools = world.vm_with(world.options().tool_kit(weather(&calls))).await;
+    let other = world.vm_with(world.options().loopback_exempt_port(41_415)).await;
+    let said_in = |vm: &AgentOs| vm.exec(SAY).stdin(raw_call());
+    let inside = within("an answer", said_in(&with_tools)).await.unwrap();
+    assert!(text(&inside.stdout).contains("sunny in Oslo"), "{inside:?}");
+    // From another VM, not by way of the host either, and from the host, where the port may be anybody's.
+    let beside = within("an answer, or none", said_in(&other)).await.unwrap();
+    assert!(!text(&beside.stdout).contains("sunny in Oslo"), "{beside:?}");
+    let mut heard = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", 41_415)).await {
+        let said = async {
+            stream.write_all(raw_call().as_bytes()).await?;
+            stream.read_to_end(&mut heard).await
+        };
+        // A stranger may answer or not.
+        let _ = tokio::time::timeout(Duration::from_secs(5), said).await;
+    }
+    assert!(!text(&heard).contains("sunny in Oslo"), "{}", text(&heard));
+    assert_eq!(calls.load(Ordering::SeqCst), 1, "the one from inside");
 }
 
 #[tokio::test]
@@ -367,7 +425,7 @@ async fn the_command_needs_its_place_below_opt() {
         let refused = AgentOs::create(options(Mount::host_dir(host.path()))).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ReadOnly, "{refused}");
     }
-    let vm = vm(&world, options(Mount::host_dir(host.path()).read_write())).await;
+    let vm = world.vm_with(options(Mount::host_dir(host.path()).read_write())).await;
     assert_eq!(sh(&vm, "agentos-tools list").await.exit_code(), 0);
 }
 

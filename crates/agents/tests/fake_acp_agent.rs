@@ -290,14 +290,19 @@ async fn floods_and_stamps_are_numbered_and_paced() {
     assert!(began.elapsed().as_millis() >= 990, "{:?}", began.elapsed());
     let (messages, ..) = agent.turn("[[flood 0 300 kind=notification pad=10]]").await;
     assert_eq!(messages[299]["params"], json!({ "n": 299, "pad": "xxxxxxxxxx" }));
-    for script in ["[[stamp 3 every=2]]", "[[flood 500 1 kind=stamp]]"] {
+    for (script, least_ms) in [("[[stamp 3 every=2]]", 6), ("[[flood 500 1 kind=stamp]]", 990)] {
+        let began = std::time::Instant::now();
         let (_, text, _) = agent.turn(script).await;
+        assert!(began.elapsed().as_millis() >= least_ms, "{script}: {:?}", began.elapsed());
         let line = |line: &str| line.split_once(' ').map(|(number, time)| (number.parse(), time.parse()));
         let (numbers, times): (Vec<_>, Vec<_>) = text.lines().filter_map(line).unzip();
         let numbers = numbers.into_iter().collect::<Result<Vec<u64>, _>>().unwrap();
         let times = times.into_iter().collect::<Result<Vec<u64>, _>>().unwrap();
         assert!(numbers.into_iter().eq(0..times.len() as u64) && times.len() >= 3, "{script}: {text}");
-        assert!(times[2] - times[0] >= 3_000_000, "{script}: {times:?}");
+        assert!(times.is_sorted(), "{script}: {times:?}");
+        // A flood makes up for a stall.
+        let pauses = times[2] - times[0] >= 3_000_000;
+        assert!(pauses || script.contains("flood"), "{script}: {times:?}");
     }
 }
 

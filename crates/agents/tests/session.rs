@@ -21,6 +21,27 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
+/// The first event of the session that has this text.
+async fn event_with(session: &Session, text: &str) -> String {
+    let mut events = session.events(0);
+    let told = async {
+        loop {
+            let event = events.next().await.unwrap().unwrap();
+            if event.notification.contains(text) {
+                return event.notification.to_string();
+            }
+        }
+    };
+    soon(text, told).await
+}
+
+/// Lets this much time pass at once, and everybody do what was due by then: the clock jumps whenever all of them wait.
+async fn until_over(time: Duration) {
+    tokio::time::pause();
+    tokio::time::sleep(time).await;
+    tokio::time::resume();
+}
+
 fn prompting(
     session: &Session,
     text: &str,
@@ -330,38 +351,31 @@ async fn a_turn_whose_time_is_over_says_what_kept_the_agent_and_the_session_goes
     let place = Place::new();
     let (session, mut pi) = place.ready().await;
     pi.log("long ago\n").await;
-    let asked = |timeout_ms: u64| {
-        let prompt = Prompt { timeout: Some(Duration::from_millis(timeout_ms)), ..Prompt::text("x") };
+    let asked = |timeout: Duration| {
+        let prompt = Prompt { timeout: Some(timeout), ..Prompt::text("x") };
         let session = session.clone();
         tokio::spawn(async move { session.prompt(prompt).await })
     };
-    let reply = asked(100);
+    let long = Duration::from_secs(3600);
+    let reply = asked(long);
     let prompt = pi.expect("prompt").await;
     pi.accept(&prompt).await;
     // Not even a running tool excuses it.
     pi.say(&json!({ "type": "tool_execution_start", "toolCallId": "c", "toolName": "bash", "args": {} }))
         .await;
     pi.say(&json!({ "type": "auto_retry_start", "attempt": 1, "errorMessage": "429: slow down" })).await;
+    event_with(&session, "429: slow down").await;
+    until_over(long).await;
     pi.expect("abort").await;
     pi.settle().await;
     let error = soon("the end", reply).await.unwrap().unwrap_err();
     assert!(matches!(error, PromptError::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("429: slow down"), "{error}");
     assert!(!error.to_string().contains("long ago"), "an earlier turn is no reason: {error}");
-    let end = session.events(0);
-    let told = soon("the event", async move {
-        let mut events = end;
-        loop {
-            let event = events.next().await.unwrap().unwrap();
-            if event.notification.contains("_agentos/turn_end") {
-                return event.notification;
-            }
-        }
-    })
-    .await;
+    let told = event_with(&session, "_agentos/turn_end").await;
     assert!(told.contains("timeout") && told.contains("429: slow down"), "{told}");
 
-    let reply = asked(100);
+    let reply = asked(Duration::from_millis(100));
     let prompt = pi.expect("prompt").await;
     pi.accept(&prompt).await;
     pi.expect("abort").await;
@@ -374,12 +388,12 @@ async fn a_turn_whose_time_is_over_says_what_kept_the_agent_and_the_session_goes
 async fn silence_ends_a_turn_but_not_while_a_tool_runs() {
     let place = Place::new();
     let (session, mut pi) = place.ready().await;
-    let asked = |text: &str| {
-        let prompt = Prompt { idle_timeout: Some(Duration::from_millis(60)), ..Prompt::text(text) };
+    let asked = |text: &str, idle: Duration| {
+        let prompt = Prompt { idle_timeout: Some(idle), ..Prompt::text(text) };
         let session = session.clone();
         tokio::spawn(async move { session.prompt(prompt).await })
     };
-    let reply = asked("silent");
+    let reply = asked("silent", Duration::from_millis(60));
     let prompt = pi.expect("prompt").await;
     pi.accept(&prompt).await;
     // An agent that prints a line every few milliseconds; garbage is no sign of work.
@@ -399,14 +413,17 @@ async fn silence_ends_a_turn_but_not_while_a_tool_runs() {
     pi.settle().await;
     pi.after_all_is_read().await;
 
-    let reply = asked("busy with a tool");
+    let long = Duration::from_secs(3600);
+    let reply = asked("busy with a tool", long);
     let prompt = pi.expect("prompt").await;
     pi.accept(&prompt).await;
     pi.say(&json!({ "type": "tool_execution_start", "toolCallId": "c", "toolName": "bash", "args": {} }))
         .await;
     pi.after_all_is_read().await;
-    let early = tokio::time::timeout(Duration::from_millis(300), async { reply.is_finished() }).await;
-    assert_eq!(early, Ok(false));
+    until_over(2 * long).await;
+    // An abort would come before this answer.
+    pi.say(&json!({ "type": "extension_ui_request", "id": "next", "method": "confirm" })).await;
+    assert_eq!(pi.record().await["id"], "next");
     pi.say(&json!({ "type": "tool_execution_end", "toolCallId": "c", "toolName": "bash", "result": {} }))
         .await;
     pi.turn(&["done"]).await;

@@ -234,8 +234,15 @@ impl Peer {
     /// One command in Pi's own protocol, up to the record that ends it.
     fn ask_pi(&mut self, command: &Value, until: &str) -> Result<(), Failure> {
         self.tell(command)?;
-        while self.hear(until)?["type"] != until {}
-        Ok(())
+        loop {
+            let record = self.hear(until)?;
+            if record["type"] == "response" && record["success"] == false {
+                return Err(format!("the bare agent refused {}: {}", command["type"], record["error"]).into());
+            }
+            if record["type"] == until {
+                return Ok(());
+            }
+        }
     }
 
     fn tell(&mut self, message: &Value) -> Result<(), Failure> {

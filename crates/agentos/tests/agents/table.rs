@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
 use super::support::world::World;
-use super::support::{eventually, within};
+use super::support::{eventually, poll_pause, within};
 use super::{demo_vm, model, random};
 
 /// Each built-in agent, and what of [`FEATURES`] it refuses. The rest it does.
@@ -235,7 +235,7 @@ async fn load(vm: &AgentOs, session: Session) -> Cell {
     let restored = async {
         loop {
             match vm.restore_session(session.id()).await {
-                Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
+                Err(error) if error.kind() == ErrorKind::Busy => poll_pause().await,
                 restored => return restored,
             }
         }

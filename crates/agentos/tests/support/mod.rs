@@ -10,11 +10,16 @@ use std::time::Duration;
 /// Long enough for a loaded machine; a condition that never comes true fails with its name instead of hanging.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Whoever asks again and again leaves the machine to others in between.
+pub(crate) async fn poll_pause() {
+    tokio::time::sleep(Duration::from_millis(2)).await;
+}
+
 /// Waits until the condition holds.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let wait = async {
         while !condition().await {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            poll_pause().await;
         }
     };
     within(what, wait).await;
@@ -22,9 +27,14 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut conditi
 
 /// Waits for something that must come.
 pub(crate) async fn within<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
-    match tokio::time::timeout(DEADLINE, future.into_future()).await {
+    within_time(DEADLINE, what, future).await
+}
+
+/// As [`within`], for what is long by its nature.
+pub(crate) async fn within_time<T>(time: Duration, what: &str, future: impl IntoFuture<Output = T>) -> T {
+    match tokio::time::timeout(time, future.into_future()).await {
         Ok(value) => value,
-        Err(_) => panic!("waited {} s in vain: {what}", DEADLINE.as_secs()),
+        Err(_) => panic!("waited {} s in vain: {what}", time.as_secs()),
     }
 }
 

@@ -84,6 +84,23 @@ impl World {
     pub(crate) fn runtime_dir(&self) -> &Path {
         self.directory.path()
     }
+
+    /// A figure of the sidecar's memory, by its name in /proc.
+    pub(crate) fn memory_kib(&self, name: &str) -> u64 {
+        memory_kib(sidecar_pid(self.runtime_dir()).as_raw_nonzero().get(), name)
+    }
+}
+
+/// A line of what the kernel says of a process, by its name. None where the process is gone.
+pub(crate) fn status(pid: i32, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// A figure of a process's memory, by its name in /proc.
+pub(crate) fn memory_kib(pid: i32, name: &str) -> u64 {
+    status(pid, name).unwrap().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// The binary the SDK would find.

@@ -69,8 +69,12 @@ async fn crowd(bench: &mut Bench) -> Result<(), Failure> {
             }
         }
         all_done.push(milliseconds(started.elapsed()));
-        finished.push(f64::from(u32::try_from(alive.len())?));
-        each.push(host::pss_megabytes_outside_of(&known) / f64::from(CROWD));
+        let done = f64::from(u32::try_from(alive.len())?);
+        finished.push(done);
+        if !alive.is_empty() {
+            // One that failed holds no VM.
+            each.push(host::pss_megabytes_outside_of(&known) / done);
+        }
         for (vm, _) in alive {
             vm.dispose().await?;
         }
