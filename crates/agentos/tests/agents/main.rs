@@ -87,7 +87,8 @@ async fn codex_writes_a_file_and_runs_a_command() {
     works("codex").await;
 }
 
-/// What is rejected leaves no trace; what is allowed once happens, and is asked for again the next time.
+/// What is rejected leaves no trace; what is allowed once happens, and is asked for again the next time; what is allowed always
+/// is not.
 async fn asks(agent: &str) {
     let world = World::new().await;
     let vm = demo_vm(&world).await;
@@ -104,6 +105,16 @@ async fn asks(agent: &str) {
         let there = vm.exists(path.as_str()).await.unwrap();
         assert_eq!(there, reply == PermissionReply::Once, "{agent}: {ended:?}");
     }
+    let path = format!("/home/user/{}.txt", random());
+    let prompt = format!("Run the command `touch {path}`");
+    let turn = tokio::spawn(session.prompt(prompt.as_str()).into_future());
+    let request = within("the question", requests.next()).await.unwrap();
+    request.reply(PermissionReply::Always).await.unwrap();
+    within("the turn", turn).await.unwrap().unwrap();
+    vm.delete(path.as_str()).await.unwrap();
+    // It would wait for an answer.
+    let ended = within("the turn without a question", session.prompt(prompt.as_str())).await.unwrap();
+    assert!(vm.exists(path.as_str()).await.unwrap(), "{agent}: {ended:?}");
     within("the end", session.close()).await.unwrap();
 }
 
