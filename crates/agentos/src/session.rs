@@ -361,7 +361,8 @@ impl Session {
 
     /// Sends any ACP request to the agent. Methods that begin with `session/` get the agent's own id of this session where
     /// `params` name none or this one's [`id`](Self::id), but for `session/new` and `session/list`, which are about none;
-    /// any other method gets it in the place of this one's id alone.
+    /// any other method gets it in the place of this one's id alone. A session that an agent makes of such a request, as
+    /// with `session/fork`, is the agent's alone: it is named by the agent's id and prompted by another request.
     ///
     /// # Errors
     ///

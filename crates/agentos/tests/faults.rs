@@ -133,7 +133,6 @@ const VMS_TO_KILL: usize = 50;
 async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_clears_up() {
     let world = World::new().await;
     let sidecar = sidecar_pid(world.runtime_dir());
-    let launcher = launcher_of(sidecar);
     let marker = marker(1);
     let mut vms = Vec::new();
     for _ in 0..VMS_TO_KILL {
@@ -144,6 +143,7 @@ async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_cle
             .unwrap();
         vms.push(vm);
     }
+    let launcher = launcher_of(sidecar);
     eventually("they run", || async { running(&marker) >= 3 * VMS_TO_KILL }).await;
     let everything = descendants(sidecar);
     let host_mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -174,9 +174,9 @@ async fn a_killed_sidecar_takes_every_guest_process_with_it_and_the_next_one_cle
 async fn a_killed_launcher_fails_its_vms_and_the_next_vm_gets_a_new_one() {
     let world = World::new().await;
     let sidecar = sidecar_pid(world.runtime_dir());
-    let launcher = launcher_of(sidecar);
     let marker = marker(2);
     let vms = [world.vm().await, world.vm().await];
+    let launcher = launcher_of(sidecar);
     let mut waiting = Vec::new();
     for vm in &vms {
         let sleep = vm.spawn("sleep", [&marker]).await.unwrap();

@@ -83,6 +83,10 @@ impl<'a> Bare<'a> {
         Ok(bare)
     }
 
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// A session, and what it took from the start of its process on.
     pub(crate) fn open(&self) -> Result<(Peer, f64), Failure> {
         let mut peer = self.start()?;

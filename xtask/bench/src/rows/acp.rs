@@ -20,8 +20,12 @@ use std::time::{Duration, Instant};
 
 const PROMPT: &str = "Write a hello world in TypeScript to hello.ts";
 const FILE: &str = "hello.ts";
+/// Where an agent works in a VM.
+const HOME: &str = "/home/user";
 /// Turns of a session after its first.
 const LATER_TURNS: u8 = 3;
+/// How long an agent may install.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(120);
 /// How long the remains of a session may take to go.
 const UNDO_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
@@ -31,19 +35,28 @@ struct Row {
     /// What people call it.
     name: &'static str,
     /// Pairs of them; even, so that each side goes first equally often. Those that take long get fewer and those that
-    /// vary most get more, so that all of them take about six minutes.
+    /// vary most get more, so that all of them take about ten minutes.
     sessions: usize,
     /// What a turn may take in any case.
     turn_ms: Option<f64>,
+    /// The file below its home with which something is complete that it fetches and installs behind the first session of
+    /// a home, and never again there. Where that is cut off, the turns of some later session pay for it.
+    installs: Option<&'static str>,
 }
 
 const ROWS: &[Row] = &[
-    Row { agent: "pi", name: "Pi", sessions: 20, turn_ms: Some(200.0) },
-    Row { agent: "pi-cli", name: "Pi behind pi-acp", sessions: 14, turn_ms: None },
-    Row { agent: "claude", name: "Claude", sessions: 40, turn_ms: None },
-    Row { agent: "codex", name: "Codex", sessions: 16, turn_ms: None },
-    Row { agent: "opencode", name: "OpenCode", sessions: 20, turn_ms: None },
-    Row { agent: "gemini", name: "Gemini", sessions: 20, turn_ms: None },
+    Row { agent: "pi", name: "Pi", sessions: 20, turn_ms: Some(200.0), installs: None },
+    Row { agent: "pi-cli", name: "Pi behind pi-acp", sessions: 14, turn_ms: None, installs: None },
+    Row { agent: "claude", name: "Claude", sessions: 80, turn_ms: None, installs: None },
+    Row { agent: "codex", name: "Codex", sessions: 16, turn_ms: None, installs: None },
+    Row {
+        agent: "opencode",
+        name: "OpenCode",
+        sessions: 40,
+        turn_ms: None,
+        installs: Some(".config/opencode/package-lock.json"),
+    },
+    Row { agent: "gemini", name: "Gemini", sessions: 20, turn_ms: None, installs: None },
 ];
 
 /// What the sessions of one side took, one sample of each kind per session.
@@ -93,8 +106,10 @@ async fn compare(
 ) -> Result<(), Failure> {
     let vm = AgentOs::create(bench.options().model(ModelChoice::Demo)).await?;
     // The first session of each side installs the agent or compiles it, and is no sample.
+    install_in_vm(&vm, row).await?;
     in_vm(&vm, row, &mut Side::default()).await?;
     let bare = Bare::find(row.agent, model)?;
+    install_on_host(&bare, row)?;
     on_host(&bare, &mut Side::default())?;
 
     let (mut ours, mut host) = (Side::default(), Side::default());
@@ -120,6 +135,37 @@ async fn compare(
     Ok(())
 }
 
+async fn install_in_vm(vm: &AgentOs, row: &Row) -> Result<(), Failure> {
+    let Some(file) = row.installs else { return Ok(()) };
+    let session = vm.create_session(row.agent).await?;
+    let (file, deadline) = (format!("{HOME}/{file}"), Instant::now() + INSTALL_DEADLINE);
+    while !vm.exists(&file).await? {
+        if Instant::now() > deadline {
+            return Err(not_installed(row, &file));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    end(vm, &session).await
+}
+
+fn install_on_host(bare: &Bare<'_>, row: &Row) -> Result<(), Failure> {
+    let Some(file) = row.installs else { return Ok(()) };
+    let (_peer, _) = bare.open()?;
+    let (file, deadline) = (bare.home().join(file), Instant::now() + INSTALL_DEADLINE);
+    while !file.exists() {
+        if Instant::now() > deadline {
+            return Err(not_installed(row, &file.to_string_lossy()));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn not_installed(row: &Row, file: &str) -> Failure {
+    let seconds = INSTALL_DEADLINE.as_secs();
+    format!("{} made no {file} within {seconds} s; it needs the npm registry for that", row.name).into()
+}
+
 async fn in_vm(vm: &AgentOs, row: &Row, side: &mut Side) -> Result<(), Failure> {
     let started = Instant::now();
     let session = vm.create_session(row.agent).permission_policy(PermissionPolicy::AllowAll).await?;
@@ -129,17 +175,22 @@ async fn in_vm(vm: &AgentOs, row: &Row, side: &mut Side) -> Result<(), Failure> 
     for _ in 0..LATER_TURNS {
         later += turn(vm, &session).await?;
     }
+    end(vm, &session).await?;
+    side.add(opened, first, later);
+    Ok(())
+}
+
+async fn end(vm: &AgentOs, session: &Session) -> Result<(), Failure> {
     session.close().await?;
     // Its processes end and its directory goes behind the answer; the next sample must not have to share with them.
     let directory = format!("{GUEST_SESSIONS}/{}", session.id());
     let deadline = Instant::now() + UNDO_DEADLINE;
     while vm.exists(&directory).await? {
         if Instant::now() > deadline {
-            return Err(format!("{}: {directory} stays after its session", row.agent).into());
+            return Err(format!("{}: {directory} stays after its session", session.agent_type()).into());
         }
         tokio::time::sleep(POLL).await;
     }
-    side.add(opened, first, later);
     Ok(())
 }
 
@@ -158,7 +209,7 @@ async fn turn(vm: &AgentOs, session: &Session) -> Result<f64, Failure> {
     let started = Instant::now();
     let reply = session.prompt(PROMPT).await?;
     let took = milliseconds(started.elapsed());
-    let file = format!("/home/user/{FILE}");
+    let file = format!("{HOME}/{FILE}");
     if !vm.exists(&file).await? {
         return Err(format!("{}: the turn wrote nothing: {}", session.agent_type(), reply.text).into());
     }
