@@ -229,12 +229,7 @@ async fn a_cancelled_turn_is_answered_although_the_agent_ignores_it() {
     pi.turn(&["late text of the old turn"]).await;
     pi.after_all_is_read().await;
     let next = prompting(&session, "next");
-    let prompt = loop {
-        let record = pi.record().await;
-        if record["type"] == "prompt" {
-            break record;
-        }
-    };
+    let prompt = pi.next_prompt().await;
     pi.accept(&prompt).await;
     pi.turn(&["new"]).await;
     assert_eq!(next.await.unwrap().unwrap().text, "new");
@@ -278,12 +273,7 @@ async fn a_cancelled_prompt_that_no_turn_follows_is_no_reason_to_end_the_agent()
         pi.after_all_is_read().await;
         // Had the session not understood, this one would be busy.
         let next = prompting(&session, "z");
-        let prompt = loop {
-            let record = pi.record().await;
-            if record["type"] != "abort" {
-                break record;
-            }
-        };
+        let prompt = pi.next_prompt().await;
         assert_eq!(prompt["message"], "z");
         pi.accept(&prompt).await;
         pi.turn(&["well"]).await;
@@ -376,7 +366,7 @@ async fn a_turn_whose_time_is_over_says_what_kept_the_agent_and_the_session_goes
     assert!(told.contains("timeout") && told.contains("429: slow down"), "{told}");
 
     let reply = asked(Duration::from_millis(100));
-    let prompt = pi.expect("prompt").await;
+    let prompt = pi.next_prompt().await;
     pi.accept(&prompt).await;
     pi.expect("abort").await;
     pi.settle().await;
@@ -415,11 +405,11 @@ async fn silence_ends_a_turn_but_not_while_a_tool_runs() {
 
     let long = Duration::from_secs(3600);
     let reply = asked("busy with a tool", long);
-    let prompt = pi.expect("prompt").await;
+    let prompt = pi.next_prompt().await;
     pi.accept(&prompt).await;
     pi.say(&json!({ "type": "tool_execution_start", "toolCallId": "c", "toolName": "bash", "args": {} }))
         .await;
-    pi.after_all_is_read().await;
+    event_with(&session, r#""toolCallId":"c""#).await;
     until_over(2 * long).await;
     // An abort would come before this answer.
     pi.say(&json!({ "type": "extension_ui_request", "id": "next", "method": "confirm" })).await;

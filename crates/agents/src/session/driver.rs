@@ -153,7 +153,13 @@ impl Driver {
             // The deadlines of what waits are others now.
             Ok(()) = handlers.changed() => {}
             () = caller_left => drop(self.cancel(None).await?),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_deadline().await?,
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                // What it has said while its last words were kept is no silence.
+                if let Some(messages) = self.link.read_now().await {
+                    self.on_messages(messages?).await?;
+                }
+                self.on_deadline().await?;
+            }
         }
         Ok(())
     }

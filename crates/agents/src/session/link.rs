@@ -150,6 +150,16 @@ impl Link {
         self.heard
     }
 
+    /// What the agent has said already; `None` where that is nothing.
+    pub(super) async fn read_now(&mut self) -> Option<Result<Vec<Message>, AgentFault>> {
+        tokio::select! {
+            biased;
+            messages = self.read() => Some(messages),
+            // The second look comes after the runtime has seen what has arrived.
+            () = tokio::task::yield_now() => None,
+        }
+    }
+
     /// What the agent says next. An agent that has ended is a fault, after the last of its output. A dropped call loses
     /// nothing.
     pub(super) async fn read(&mut self) -> Result<Vec<Message>, AgentFault> {

@@ -23,13 +23,15 @@ use crate::fake_acp;
 /// Nothing here may take longer, on a machine that does other things too.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
+const DATABASE: &str = "sessions.db";
+
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
 /// A home with its transcripts.
 pub(crate) struct Place {
-    _home: tempfile::TempDir,
+    home: tempfile::TempDir,
     pub(crate) transcripts: Transcripts,
 }
 
@@ -63,8 +65,15 @@ impl Witness {
 impl Place {
     pub(crate) fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
-        let transcripts = Transcripts::open(&home.path().join("sessions.db")).unwrap();
-        Self { _home: home, transcripts }
+        let transcripts = Transcripts::open(&home.path().join(DATABASE)).unwrap();
+        Self { home, transcripts }
+    }
+
+    /// As long as this is held, nothing is written.
+    pub(crate) fn block_disk(&self) -> rusqlite::Connection {
+        let connection = rusqlite::Connection::open(self.home.path().join(DATABASE)).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        connection
     }
 
     pub(crate) fn start(
@@ -179,6 +188,15 @@ fn plan(acp: AcpSetup) -> LaunchPlan {
 pub(crate) fn prompting(session: &Session, text: &str) -> JoinHandle<Result<PromptReply, PromptError>> {
     let (session, prompt) = (session.clone(), Prompt::text(text));
     tokio::spawn(async move { session.prompt(prompt).await })
+}
+
+/// Waits until the session has kept its prompt, which the agent has before. From then on it waits for the agent, or for
+/// its own deadlines.
+pub(crate) async fn prompt_kept(session: &Session) {
+    let mut events = session.events(0);
+    let kept =
+        async { while !events.next().await.unwrap().unwrap().notification.contains("_agentos/prompt") {} };
+    soon("the prompt's event", kept).await;
 }
 
 /// A whole turn.

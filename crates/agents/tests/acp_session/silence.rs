@@ -7,7 +7,7 @@ use agentos_agents::session::{AgentFault, FaultKind, Prompt, PromptError, StartE
 use serde_json::{Value, json};
 
 use crate::fake_acp;
-use crate::place::{Place, With, events, prompting, soon, turn};
+use crate::place::{Place, With, events, prompt_kept, prompting, soon, turn};
 
 #[tokio::test]
 async fn an_agent_that_never_answers_the_beginning_is_given_up() {
@@ -63,6 +63,28 @@ async fn a_running_tool_is_no_silence() {
     let prompt =
         Prompt { idle_timeout, ..Prompt::text("[[tool execute make open]] [[sleep 800]] [[say made]]") };
     assert_eq!(soon("the tool", session.prompt(prompt)).await.unwrap().text, "made");
+}
+
+#[tokio::test]
+async fn what_it_said_while_the_disk_was_slow_is_no_silence() {
+    let place = Place::new();
+    let (session, mut agent) = place.ready(&[]).await;
+    let idle = Duration::from_secs(100);
+    // Which of both is looked at first, its words or the clock, is left to chance.
+    for number in 0..8 {
+        let disk = place.block_disk();
+        let script = format!("[[say here]] [[log said {number};]]");
+        let prompting = session.clone();
+        let prompt = Prompt { idle_timeout: Some(idle), ..Prompt::text(&script) };
+        let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
+        agent.logged(&format!("said {number};")).await;
+        tokio::time::pause();
+        tokio::time::advance(idle).await;
+        tokio::time::resume();
+        drop(disk);
+        let reply = soon("the turn", prompting).await.unwrap();
+        assert_eq!(reply.map(|reply| reply.text).map_err(|error| error.to_string()), Ok("here".to_owned()));
+    }
 }
 
 #[tokio::test]
@@ -138,6 +160,7 @@ async fn a_turn_whose_time_was_over_says_so_even_if_its_session_is_closed_meanwh
     let prompting = session.clone();
     let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
     agent.logged("begun").await;
+    prompt_kept(&session).await;
     tokio::time::pause();
     let ended = tokio::time::timeout(limit + Duration::from_secs(1), session.closed()).await;
     ended.expect_err("the turn is over, and its agent has another second to stop");

@@ -165,6 +165,17 @@ impl FakePi {
         record
     }
 
+    /// The next prompt after a cancelled one, which it may have been told again to abort.
+    pub(crate) async fn next_prompt(&mut self) -> Value {
+        loop {
+            let record = self.record().await;
+            if record["type"] != "abort" {
+                assert_eq!(record["type"], "prompt", "{record}");
+                return record;
+            }
+        }
+    }
+
     pub(crate) async fn try_raw(&mut self, bytes: &[u8]) -> bool {
         self.output.write_all(bytes).await.is_ok()
     }
