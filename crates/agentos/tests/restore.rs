@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use agentos::{
@@ -159,6 +160,35 @@ async fn an_agent_that_has_lost_its_memory_and_its_directory_is_told_of_both() {
         prompts[1]["content"][0]["text"], "What was my first request?",
         "events show what the user said"
     );
+}
+
+#[tokio::test]
+async fn a_copy_in_which_the_agents_database_moved_is_made_again() {
+    let home = Home::new();
+    let (work, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let tar = tools.path().join("tar");
+    let script = "#!/bin/sh\necho \"$*\" >> /work/copies\n\
+        [ \"$(wc -l < /work/copies)\" -gt 1 ] || for p; do case $p in *.db) touch \"$p\";; esac; done\n\
+        exec /usr/bin/tar \"$@\"\n";
+    std::fs::write(&tar, script).unwrap();
+    std::fs::set_permissions(&tar, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(tools.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let world = home.world().await;
+    let with_tar = options(&world, work.path()).mount("/usr/local/bin", Mount::host_dir(tools.path()));
+    let vm = world.vm_with(with_tar).await;
+    let first = session(&vm, "opencode").await;
+    let id = first.id().to_owned();
+    within("the turn", first.prompt("Run the command `echo remembered`")).await.unwrap();
+    let archive = home.path().join("sessions").join(&id).join("agent.tar");
+    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
+    let copies = std::fs::read_to_string(work.path().join("copies")).unwrap();
+    assert!(copies.lines().count() > 1, "{copies}");
+    vm.destroy_session(&id).await.unwrap();
+
+    let vm = world.vm_with(options(&world, work.path())).await;
+    within("the session is back", vm.restore_session(&id)).await.unwrap();
+    let told = params_of(&vm, &id, "_agentos/restored").await;
+    assert_ne!(told[0]["how"], "transcript", "the agent has its own memory: {told:?}");
 }
 
 #[tokio::test]

@@ -122,7 +122,8 @@ pub struct Agent {
     pub auth_method: Option<String>,
     /// How it gets a session's tool servers.
     pub tool_servers: ToolServers,
-    /// Where it keeps what it needs to go on with a session in another VM: files and directories.
+    /// Where it keeps what it needs to go on with a session in another VM: files and directories; of a database its file
+    /// and its log, by their names.
     pub state: Vec<Template>,
     /// Variables with a key or a token that it looks for; the first ones are the ones an error names.
     pub keys: Vec<String>,

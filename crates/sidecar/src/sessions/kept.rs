@@ -35,9 +35,38 @@ const UNDO_PAUSE: Duration = Duration::from_millis(20);
 /// What is kept of a complaint.
 const MAX_COMPLAINT_BYTES: usize = 1024;
 
-/// Archives what there is of these paths; one that is not there is none of its errors. The paths of `"$@"` are replaced
-/// by those that exist, without the slash that tar would complain about.
-const PACK: &str = r#"cd / || exit; n=$#; while [ "$n" -gt 0 ]; do p=$1; shift; n=$((n - 1)); [ -e "$p" ] && set -- "$@" "${p#/}"; done; [ "$#" -eq 0 ] || exec tar -cf - -- "$@""#;
+/// How often a copy is begun again whose database has moved meanwhile.
+const ATTEMPTS: usize = 3;
+/// What the script below ends with where a database has moved.
+const MOVED: i32 = 75;
+
+/// Archives what there is of these paths; one that is not there is none of its errors. They are named without the slash
+/// that tar would complain about.
+///
+/// A database of SQLite (`X` with its log, `X-wal`) grows by its log alone, so that the two can be read one after the other
+/// but for the moment when it moves the log into the database: then half of it is of before and half of after.
+const PACK: &str = r#"
+cd / || exit
+n=$#
+while [ "$n" -gt 0 ]; do
+    p=${1#/}; shift; n=$((n - 1))
+    [ -e "$p" ] && set -- "$@" "$p"
+done
+[ "$#" -eq 0 ] && exit
+look() {
+    seen=
+    for p; do
+        if [ -e "$p-wal" ]; then seen="$seen $(stat -c '%n %i %s %y' -- "$p" 2>&1)"; fi
+    done
+}
+look "$@"
+before=$seen
+tar -cf - -- "$@"
+code=$?
+look "$@"
+[ "$seen" = "$before" ] || exit 75
+exit "$code"
+"#;
 
 /// The directory of one session on the host.
 #[derive(Debug)]
@@ -147,23 +176,36 @@ impl KeptFiles {
     }
 
     async fn keep(&self, vm: &Vm, paths: &[String], through: u64) -> Result<(), Failure> {
-        let script = ["/bin/sh", "-c", PACK, "sh"].map(str::to_owned);
-        let argv = script.into_iter().chain(paths.iter().cloned()).map(String::into_bytes).collect();
-        let process = start(vm, argv, Stdin::Null).await?;
-        let mut reader = process.stdout().from_offset(0);
-        let mut archive = Vec::new();
-        while let Some(chunk) = reader.next().await {
-            archive.extend_from_slice(&chunk.data);
-            if archive.len() > MAX_ARCHIVE_BYTES {
-                end(&process).await;
-                let message = format!("the agent keeps more than {MAX_ARCHIVE_BYTES} bytes");
-                return Err(Failure::new(ErrorKind::NoSpace, "", message));
+        for _ in 0..ATTEMPTS {
+            match pack(vm, paths).await? {
+                Some(archive) if archive.is_empty() => return Ok(()),
+                Some(archive) => return self.write(archive, through).await,
+                None => {}
             }
         }
-        // 1: a file has changed while it was read; what came of that is better than what was kept before.
-        succeeded(&process, &[0, 1]).await?;
-        if archive.is_empty() { Ok(()) } else { self.write(archive, through).await }
+        let message = "the agent's database moved whenever it was read";
+        Err(Failure::new(ErrorKind::VmFailed, "", message))
     }
+}
+
+/// The agent's files as they are; `None` where a database has moved meanwhile.
+async fn pack(vm: &Vm, paths: &[String]) -> Result<Option<Vec<u8>>, Failure> {
+    let script = ["/bin/sh", "-c", PACK, "sh"].map(str::to_owned);
+    let argv = script.into_iter().chain(paths.iter().cloned()).map(String::into_bytes).collect();
+    let process = start(vm, argv, Stdin::Null).await?;
+    let mut reader = process.stdout().from_offset(0);
+    let mut archive = Vec::new();
+    while let Some(chunk) = reader.next().await {
+        archive.extend_from_slice(&chunk.data);
+        if archive.len() > MAX_ARCHIVE_BYTES {
+            end(&process).await;
+            let message = format!("the agent keeps more than {MAX_ARCHIVE_BYTES} bytes");
+            return Err(Failure::new(ErrorKind::NoSpace, "", message));
+        }
+    }
+    // 1: a file has changed while it was read; what came of that is better than what was kept before.
+    let code = succeeded(&process, &[0, 1, MOVED]).await?;
+    Ok((code != MOVED).then_some(archive))
 }
 
 impl Drop for KeptFiles {
@@ -194,7 +236,7 @@ impl Archive {
                 .collect();
             let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
             match succeeded(&process, &[0]).await {
-                Ok(()) => unpacked = true,
+                Ok(_) => unpacked = true,
                 // Not every one of them needs to be in it.
                 Err(error) => tracing::debug!(path, reason = error.message(), "nothing is unpacked here"),
             }
@@ -215,7 +257,7 @@ async fn end(process: &Process) {
     }
 }
 
-async fn succeeded(process: &Process, codes: &[i32]) -> Result<(), Failure> {
+async fn succeeded(process: &Process, codes: &[i32]) -> Result<i32, Failure> {
     let mut reader = process.stderr().from_offset(0);
     let mut complaint = Vec::new();
     while let Some(chunk) = reader.next().await {
@@ -223,7 +265,7 @@ async fn succeeded(process: &Process, codes: &[i32]) -> Result<(), Failure> {
         complaint.extend(chunk.data.iter().take(room));
     }
     match process.wait().await {
-        Exit::Exited(code) if codes.contains(&code) => Ok(()),
+        Exit::Exited(code) if codes.contains(&code) => Ok(code),
         exit => {
             let message =
                 format!("tar ended with {}: {}", exit.code(), String::from_utf8_lossy(&complaint).trim());
@@ -237,5 +279,48 @@ fn failure(path: &Path, error: &io::Error) -> Failure {
     match error.raw_os_error() {
         Some(errno) => Failure::system(errno, path.to_string_lossy(), message),
         None => Failure::new(ErrorKind::Internal, path.to_string_lossy(), message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    /// What is packed of these files of a directory, where `meanwhile` is run in it just before tar reads them.
+    fn packed(directory: &Path, files: &[&str], meanwhile: &str) -> Output {
+        let script =
+            format!("tar() {{ (cd {} && {meanwhile}); command tar \"$@\"; }}\n{PACK}", directory.display());
+        let mut sh = Command::new("/bin/sh");
+        sh.args(["-c", &script, "sh"]).args(files.iter().map(|name| directory.join(name)));
+        sh.output().unwrap()
+    }
+
+    #[test]
+    fn a_copy_in_which_a_database_moved_is_told_apart_and_one_in_which_its_log_grew_is_not() {
+        const FILES: &[&str] = &["a.db", "a.db-wal", "missing"];
+        for (meanwhile, code) in [
+            ("true", 0),
+            ("printf more >> a.db-wal", 0),
+            ("printf more >> other", 0),
+            // The log is moved; the last connection ends and takes it along; another database is put in its place.
+            ("printf more >> a.db; : > a.db-wal", MOVED),
+            ("cat a.db-wal > a.db; rm a.db-wal", MOVED),
+            ("cp a.db b.db; mv b.db a.db", MOVED),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join("a.db"), "pages").unwrap();
+            fs::write(directory.path().join("a.db-wal"), "log").unwrap();
+            let output = packed(directory.path(), FILES, meanwhile);
+            assert_eq!(output.status.code(), Some(code), "{meanwhile}: {output:?}");
+            assert!(output.stdout.windows(5).any(|bytes| bytes == b"pages") || code == MOVED, "{meanwhile}");
+        }
+        let plain = tempfile::tempdir().unwrap();
+        fs::write(plain.path().join("log.jsonl"), "line").unwrap();
+        let grown = packed(plain.path(), &["log.jsonl"], "printf more >> log.jsonl");
+        assert_eq!(grown.status.code(), Some(0), "what only grows can be copied at any time: {grown:?}");
+        let nothing = packed(plain.path(), &["missing"], "true");
+        assert_eq!((nothing.status.code(), nothing.stdout.len()), (Some(0), 0));
     }
 }
