@@ -190,13 +190,12 @@ pub(crate) fn prompting(session: &Session, text: &str) -> JoinHandle<Result<Prom
     tokio::spawn(async move { session.prompt(prompt).await })
 }
 
-/// Waits until the session has kept its prompt, which the agent has before. From then on it waits for the agent, or for
-/// its own deadlines.
-pub(crate) async fn prompt_kept(session: &Session) {
+/// Waits until the session has kept an event with this text. It has gone on to wait then for its agent, which may have the
+/// prompt before the event of it is kept, or for its own deadlines.
+pub(crate) async fn kept(session: &Session, text: &str) {
     let mut events = session.events(0);
-    let kept =
-        async { while !events.next().await.unwrap().unwrap().notification.contains("_agentos/prompt") {} };
-    soon("the prompt's event", kept).await;
+    let kept = async { while !events.next().await.unwrap().unwrap().notification.contains(text) {} };
+    soon(text, kept).await;
 }
 
 /// A whole turn.

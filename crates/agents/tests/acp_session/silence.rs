@@ -7,7 +7,7 @@ use agentos_agents::session::{AgentFault, FaultKind, Prompt, PromptError, StartE
 use serde_json::{Value, json};
 
 use crate::fake_acp;
-use crate::place::{Place, With, events, prompt_kept, prompting, soon, turn};
+use crate::place::{Place, With, events, kept, prompting, soon, turn};
 
 #[tokio::test]
 async fn an_agent_that_never_answers_the_beginning_is_given_up() {
@@ -59,10 +59,18 @@ async fn noise_is_no_answer() {
 async fn a_running_tool_is_no_silence() {
     let place = Place::new();
     let (session, _agent) = place.ready(&[]).await;
-    let idle_timeout = Some(Duration::from_millis(200));
-    let prompt =
-        Prompt { idle_timeout, ..Prompt::text("[[tool execute make open]] [[sleep 800]] [[say made]]") };
-    assert_eq!(soon("the tool", session.prompt(prompt)).await.unwrap().text, "made");
+    let idle = Duration::from_secs(100);
+    let prompt = Prompt {
+        idle_timeout: Some(idle),
+        ..Prompt::text("[[tool execute make open]] [[sleep 800]] [[say made]]")
+    };
+    let prompting = session.clone();
+    let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
+    kept(&session, "tool_call").await;
+    tokio::time::pause();
+    tokio::time::advance(3 * idle).await;
+    tokio::time::resume();
+    assert_eq!(soon("the tool", prompting).await.unwrap().unwrap().text, "made");
 }
 
 #[tokio::test]
@@ -160,7 +168,7 @@ async fn a_turn_whose_time_was_over_says_so_even_if_its_session_is_closed_meanwh
     let prompting = session.clone();
     let prompting = tokio::spawn(async move { prompting.prompt(prompt).await });
     agent.logged("begun").await;
-    prompt_kept(&session).await;
+    kept(&session, "_agentos/prompt").await;
     tokio::time::pause();
     let ended = tokio::time::timeout(limit + Duration::from_secs(1), session.closed()).await;
     ended.expect_err("the turn is over, and its agent has another second to stop");
