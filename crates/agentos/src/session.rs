@@ -177,11 +177,19 @@ impl AgentOs {
     }
 
     pub(crate) async fn close_session(&self, session_id: &str, graceful: bool) -> Result<(), Error> {
-        let request = v1::CloseSessionRequest { session_id: session_id.to_owned(), graceful };
+        let request = v1::CloseSessionRequest { session_id: session_id.to_owned(), graceful, attempt: None };
         let reply = self.live()?.session().close_session(request).await;
         self.forget_session(session_id);
         reply.map_err(|status| self.failed(status))?;
         Ok(())
+    }
+
+    /// Ends what came of an attempt at a session that nobody waits for any more.
+    pub(crate) async fn give_up_session(&self, begun: v1::SessionBegun) -> Result<(), Error> {
+        let v1::SessionBegun { session_id, attempt } = begun;
+        let request = v1::CloseSessionRequest { session_id, graceful: false, attempt: Some(attempt) };
+        let reply = self.live()?.session().close_session(request).await;
+        reply.map(drop).map_err(|status| self.failed(status))
     }
 
     /// Its handles can still be used, to be told that it is gone.

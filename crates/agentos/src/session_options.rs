@@ -309,7 +309,7 @@ impl CreateSession {
             // Whoever has left doesn't miss it.
             Err(error) => return drop(caller.send(Err(error))),
         };
-        let id = making.id.clone();
+        let begun = making.begun.clone();
         let made = tokio::select! {
             () = caller.closed() => None,
             made = making.finish() => Some(made),
@@ -317,16 +317,22 @@ impl CreateSession {
         // Ends the call: the sidecar stops what it does for it.
         drop(making);
         let unwanted = match made {
-            Some(made) => caller.send(made).is_err_and(|unwanted| unwanted.is_ok()),
+            Some(made) => match caller.send(made) {
+                Err(Ok(session)) => {
+                    vm.forget_session(session.id());
+                    true
+                }
+                Ok(()) | Err(Err(_)) => false,
+            },
             None => true,
         };
         // The session may stand by now, on its way to somebody who has left.
-        if unwanted && let Err(error) = vm.close_session(&id, false).await {
+        if unwanted && let Err(error) = vm.give_up_session(begun).await {
             tracing::debug!(%error, "closing a session nobody waited for");
         }
     }
 
-    /// Asks for the session and waits for its id, which the sidecar tells before it does anything.
+    /// Asks for the session and waits for its id and attempt, which the sidecar tells before it does anything.
     async fn begin(self, prepared: Option<PreparedInstructions>) -> Result<Making, Error> {
         let Self { vm, wish, on_install_progress } = self;
         let connection = vm.live()?;
@@ -344,9 +350,10 @@ impl CreateSession {
             }
         };
         let reply = reply.map_err(|status| vm.failed(status))?;
-        let mut making = Making { vm, id: String::new(), events: reply.into_inner(), on_install_progress };
+        let begun = v1::SessionBegun::default();
+        let mut making = Making { vm, begun, events: reply.into_inner(), on_install_progress };
         match making.next().await? {
-            CreateProgress::Begun(id) => making.id = id,
+            CreateProgress::Begun(begun) => making.begun = begun,
             _ => return Err(CallError::Incomplete { call: CALL }.into()),
         }
         Ok(making)
@@ -391,7 +398,7 @@ const CALL: &str = "CreateSession";
 /// A session that the sidecar is making.
 struct Making {
     vm: AgentOs,
-    id: String,
+    begun: v1::SessionBegun,
     events: tonic::Streaming<agentos_proto::v1::CreateSessionEvent>,
     on_install_progress: Option<Box<dyn FnMut(InstallProgress) + Send>>,
 }

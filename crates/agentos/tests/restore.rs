@@ -218,3 +218,47 @@ async fn an_agent_that_dies_of_its_memory_goes_on_without_it() {
     let numbers = history.iter().map(|event| event.sequence_number);
     assert!(numbers.eq(1..=history.len() as u64), "the sequence goes on without a gap");
 }
+
+#[tokio::test]
+async fn a_session_whose_restorer_went_away_can_be_restored_at_once() {
+    const HANG: &str = "/work/hang";
+    let world = World::new().await;
+    let work = world.host_dir("work");
+    // Where the file is the agent removes it, and is silent over what it remembers.
+    let agent = format!("{} --state=/work/state", support::SCRIPTED_AGENT);
+    let script =
+        format!("rm {HANG} 2>/dev/null && exec {agent} --on session/resume '[[never]]'; exec {agent}");
+    let options = world.options().agent("mine", AgentConfig::command(["/bin/sh", "-c", &script]));
+    let options = support::scripted_agent(options).mount("/work", Mount::host_dir(&work).read_write());
+    let vm = world.vm_with(options).await;
+    let first = vm.create_session("mine").await.unwrap();
+    let id = first.id().to_owned();
+    within("the turn", first.prompt("remember the teapot")).await.unwrap();
+    vm.destroy_session(&id).await.unwrap();
+
+    for _ in 0..5 {
+        vm.write_file(HANG, "").await.unwrap();
+        let (restorer, wanted) = (vm.clone(), id.clone());
+        let restoring = tokio::spawn(async move { restorer.restore_session(&wanted).await });
+        eventually("the agent is silent", || async { !vm.exists(HANG).await.unwrap() }).await;
+        restoring.abort();
+        let _ = restoring.await;
+        // Its sidecar has to hear of that.
+        let restored = async {
+            loop {
+                match vm.restore_session(&id).await {
+                    Err(error) if error.kind() == ErrorKind::Busy => support::poll_pause().await,
+                    restored => return restored.unwrap(),
+                }
+            }
+        };
+        let restored = within("the session is back", restored).await;
+        let reply = within("the question", restored.prompt("[[recall]]")).await.unwrap();
+        assert!(reply.text.contains("remember the teapot"), "{}", reply.text);
+        let directory = format!("/opt/agentos/sessions/{id}");
+        assert!(vm.exists(&directory).await.unwrap(), "nobody has removed what is its own now");
+        vm.destroy_session(&id).await.unwrap();
+    }
+    let told = params_of(&vm, &id, "_agentos/restored").await;
+    assert!(told.len() >= 5 && told.iter().all(|told| told["how"] == "resume"), "{told:?}");
+}

@@ -85,7 +85,7 @@ fn mcp_server(server: McpServer) -> v1::McpServer {
 
 pub(crate) enum CreateProgress {
     /// The session has its id; nothing else of it is known.
-    Begun(String),
+    Begun(v1::SessionBegun),
     Install(InstallProgress),
     Created(Box<SessionData>),
 }
@@ -97,7 +97,7 @@ pub(crate) fn create_event(event: v1::CreateSessionEvent) -> Result<CreateProgre
         v1::create_session_event::Event::Install(progress) => {
             return Ok(CreateProgress::Install(install_progress(progress)));
         }
-        v1::create_session_event::Event::BegunSessionId(id) => return Ok(CreateProgress::Begun(id)),
+        v1::create_session_event::Event::Begun(begun) => return Ok(CreateProgress::Begun(begun)),
         v1::create_session_event::Event::Created(created) => created,
     };
     let model = model_kind(created.model(), CALL)?;

@@ -280,7 +280,10 @@ impl SessionService for Services {
                 r#"{"modes":{"currentModeId":"ask","availableModes":[{"id":"ask"},{"id":"code"}]}}"#.into(),
         };
         let event = |event| v1::CreateSessionEvent { event: Some(event) };
-        let begun = event(v1::create_session_event::Event::BegunSessionId("s-1".into()));
+        let begun = event(v1::create_session_event::Event::Begun(v1::SessionBegun {
+            session_id: "s-1".into(),
+            attempt: 1,
+        }));
         if self.script.sessions_hang.load(Ordering::SeqCst) {
             // The stream stays open until the client goes.
             let (send, receive) = tokio::sync::mpsc::channel(1);

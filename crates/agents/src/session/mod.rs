@@ -110,6 +110,8 @@ pub struct SessionStart<'a> {
     pub id: SessionId,
     /// Whose it is: a VM's id. Only compared, never read.
     pub owner: String,
+    /// By which of its owner's attempts it is made. Only compared.
+    pub attempt: u64,
     /// The agent's id.
     pub agent_type: String,
     /// The plan that the process was started by.
@@ -198,6 +200,7 @@ enum Request {
 struct Shared {
     id: SessionId,
     owner: String,
+    attempt: u64,
     agent_type: String,
     model: ModelChoice,
     log: Arc<EventLog>,
@@ -254,6 +257,7 @@ impl Session {
         let shared = Arc::new(Shared {
             id: start.id.clone(),
             owner: start.owner.clone(),
+            attempt: start.attempt,
             agent_type: start.agent_type.clone(),
             model: start.model.clone(),
             log: Arc::clone(&log),
@@ -333,6 +337,12 @@ impl Session {
     #[must_use]
     pub fn owner(&self) -> &str {
         &self.shared.owner
+    }
+
+    /// By which attempt it was made.
+    #[must_use]
+    pub fn attempt(&self) -> u64 {
+        self.shared.attempt
     }
 
     /// The agent's id.

@@ -88,6 +88,7 @@ impl Place {
             let start = SessionStart {
                 id: with.former.as_ref().map_or_else(SessionId::new, |former| SessionId::of(&former.stored)),
                 owner: "vm-1".to_owned(),
+                attempt: 1,
                 agent_type: "fake".to_owned(),
                 plan: &plan,
                 process,

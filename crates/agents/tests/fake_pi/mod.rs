@@ -73,6 +73,7 @@ impl Place {
             let start = SessionStart {
                 id: SessionId::new(),
                 owner: "vm-1".to_owned(),
+                attempt: 1,
                 agent_type: "pi".to_owned(),
                 plan: &plan,
                 process,

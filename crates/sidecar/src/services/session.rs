@@ -52,7 +52,7 @@ where
 
 /// The id of a session that is being made, the progress of that, then the session.
 pub(super) fn creating<F>(
-    id: String,
+    begun: v1::SessionBegun,
     progress: mpsc::Receiver<Progress>,
     work: F,
 ) -> Streamed<v1::CreateSessionEvent>
@@ -60,7 +60,7 @@ where
     F: Future<Output = Result<agentos_agents::Session, Failure>> + Send + 'static,
 {
     let event = |event| v1::CreateSessionEvent { event: Some(event) };
-    let begun = event(create_session_event::Event::BegunSessionId(id));
+    let begun = event(create_session_event::Event::Begun(begun));
     let work =
         async move {
             let made = work.await;
@@ -90,9 +90,9 @@ impl SessionService for AgentSessions {
         let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
         let host = Arc::clone(&self.0);
         let creation = Creation::begin(&host);
-        let id = creation.id().to_string();
+        let begun = v1::SessionBegun { session_id: creation.id().to_string(), attempt: creation.attempt() };
         let work = async move { host.create_session(creation, wish, sender).await };
-        Ok(Response::new(creating(id, progress, work)))
+        Ok(Response::new(creating(begun, progress, work)))
     }
 
     async fn list_sessions(
@@ -196,8 +196,8 @@ impl SessionService for AgentSessions {
         &self,
         request: Request<v1::CloseSessionRequest>,
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
-        let request = request.into_inner();
-        self.0.sessions().close_session(&request.session_id, request.graceful).await?;
+        let v1::CloseSessionRequest { session_id, graceful, attempt } = request.into_inner();
+        self.0.sessions().close_session(&session_id, attempt, graceful).await?;
         Ok(Response::new(v1::CloseSessionResponse {}))
     }
 

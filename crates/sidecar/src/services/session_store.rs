@@ -92,9 +92,11 @@ impl SessionStoreService for StoredSessions {
         let v1::RestoreSessionRequest { vm_id, session_id, prepared: instructions } = request.into_inner();
         let prepared = instructions.map(prepared).unwrap_or_default();
         let (sender, progress) = mpsc::channel(PROGRESS_QUEUED);
-        let (host, id) = (Arc::clone(&self.0), session_id.clone());
-        let work = async move { host.restore_session(vm_id, session_id, prepared, sender).await };
-        Ok(Response::new(creating(id, progress, work)))
+        let host = Arc::clone(&self.0);
+        let attempt = (session_id.clone(), host.sessions().next_attempt());
+        let begun = v1::SessionBegun { session_id, attempt: attempt.1 };
+        let work = async move { host.restore_session(vm_id, attempt, prepared, sender).await };
+        Ok(Response::new(creating(begun, progress, work)))
     }
 
     async fn list_stored_sessions(

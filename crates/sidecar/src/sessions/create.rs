@@ -172,13 +172,14 @@ impl Host {
             }
             None => (KeptFiles::take(self.sessions(), creation.id()).await?, None),
         };
+        let kept = Arc::new(kept);
         let details = details::of(
             &wish,
             former.as_ref().map(|former| &former.stored),
             &prepared.plan.cwd,
             self.label(&wish.vm_id),
         );
-        let start = Starting { creation, hosted, prepared: &prepared, wish: &wish, details };
+        let start = Starting { creation, hosted, prepared: &prepared, wish: &wish, kept: &kept, details };
         let archive = match &former {
             Some(_) => kept.archive().await?,
             None => None,
@@ -275,6 +276,7 @@ struct Starting<'a> {
     hosted: &'a HostedVm,
     prepared: &'a Prepared,
     wish: &'a CreateSession,
+    kept: &'a Arc<KeptFiles>,
     details: SessionDetails,
 }
 
@@ -286,8 +288,8 @@ impl Starting<'_> {
         archive: Option<&Archive>,
         mut former: Option<Former>,
     ) -> Result<(Launched, Result<Session, StartError>), Failure> {
-        let Self { creation, hosted, prepared, wish, details } = self;
-        let launched = launch(hosted, plan, archive).await?;
+        let Self { creation, hosted, prepared, wish, kept, details } = self;
+        let launched = launch(hosted, plan, archive, kept).await?;
         // An archive that can't be unpacked leaves the transcript.
         if let Some(former) = &mut former {
             let through = archive.map(|archive| archive.through);
@@ -300,6 +302,7 @@ impl Starting<'_> {
         let started = Session::start(SessionStart {
             id: creation.id().clone(),
             owner: wish.vm_id.clone(),
+            attempt: creation.attempt(),
             agent_type: wish.agent_type.clone(),
             plan,
             process,
@@ -331,10 +334,11 @@ async fn launch(
     hosted: &HostedVm,
     plan: &LaunchPlan,
     archive: Option<&Archive>,
+    kept: &Arc<KeptFiles>,
 ) -> Result<Launched, Failure> {
     let shared: Vec<PlanMount> = plan.mounts.iter().filter(|mount| mount.read_only).cloned().collect();
     hosted.sessions.mount_packages(&hosted.vm, &shared).await?;
-    Launched::start(&hosted.vm, plan, &shared, archive).await
+    Launched::start(&hosted.vm, plan, &shared, archive, Some(Arc::clone(kept))).await
 }
 
 /// The id by which the agent knows the session, where it is brought back.
@@ -411,7 +415,7 @@ async fn warm_up(
     let spec = VmSpec::validate(VmOptions::default(), &agentos_vm::Host::of(launcher))?;
     let vm = Vm::create(launcher, spec).await?;
     let ran = async {
-        let launched = Launched::start(&vm, &plan, &[], None).await?;
+        let launched = Launched::start(&vm, &plan, &[], None, None).await?;
         launched.close_stdin();
         launched.exited().await;
         launched.undo().await;

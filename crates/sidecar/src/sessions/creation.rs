@@ -9,6 +9,7 @@
 //! far it had come: one that is still on its way then never becomes a live one. A discarded session was nobody's: its
 //! agent is killed and its transcript forgotten.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use agentos_agents::transcript::StoredSession;
@@ -25,6 +26,7 @@ use crate::host::Host;
 pub(crate) struct Creation {
     host: Arc<Host>,
     id: SessionId,
+    attempt: u64,
     made: Option<(Session, Transcripts)>,
     /// Whether a transcript stays when the session is not delivered: that of a former session.
     is_stored: bool,
@@ -34,22 +36,27 @@ pub(crate) struct Creation {
 
 impl Creation {
     pub(crate) fn begin(host: &Arc<Host>) -> Self {
-        let id = SessionId::new();
-        host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted);
-        Self { host: Arc::clone(host), id, made: None, is_stored: false, is_registered: false }
+        let (id, attempt) = (SessionId::new(), host.sessions().next_attempt());
+        host.sessions().creating().insert(id.to_string(), OnItsWay { attempt, closed: false });
+        Self { host: Arc::clone(host), id, attempt, made: None, is_stored: false, is_registered: false }
     }
 
     /// A stored session that is brought back under its own id.
-    pub(super) fn of_stored(host: &Arc<Host>, stored: &StoredSession) -> Result<Self, Failure> {
+    pub(super) fn of_stored(host: &Arc<Host>, stored: &StoredSession, attempt: u64) -> Result<Self, Failure> {
         let id = SessionId::of(stored);
-        if host.sessions().creating().insert(id.to_string(), OnItsWay::Wanted).is_some() {
-            return Err(live(id.as_str()));
-        }
-        Ok(Self { host: Arc::clone(host), id, made: None, is_stored: true, is_registered: false })
+        match host.sessions().creating().entry(id.to_string()) {
+            Entry::Occupied(_) => return Err(live(id.as_str())),
+            Entry::Vacant(vacant) => vacant.insert(OnItsWay { attempt, closed: false }),
+        };
+        Ok(Self { host: Arc::clone(host), id, attempt, made: None, is_stored: true, is_registered: false })
     }
 
     pub(crate) fn id(&self) -> &SessionId {
         &self.id
+    }
+
+    pub(crate) fn attempt(&self) -> u64 {
+        self.attempt
     }
 
     /// Makes the session one of the live ones, unless somebody has closed it or `vm_lives` says that its VM goes. The
@@ -64,7 +71,7 @@ impl Creation {
         let sessions = self.host.sessions();
         let mut creating = sessions.creating();
         let id = self.id.as_str();
-        if creating.remove(id) != Some(OnItsWay::Wanted) {
+        if creating.remove(id).is_none_or(|on_its_way| on_its_way.closed) {
             let message = format!("Session {id} was closed while it was made");
             return Err(Failure::new(ErrorKind::Closed, id, message));
         }

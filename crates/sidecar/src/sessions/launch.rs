@@ -33,6 +33,8 @@ pub(super) struct Launched {
 struct Made {
     mounts: Vec<String>,
     directory: Option<String>,
+    /// The session's lock, held until the rest is undone: whoever takes up the session has the same directory.
+    _locked: Option<Arc<KeptFiles>>,
 }
 
 impl Launched {
@@ -43,8 +45,10 @@ impl Launched {
         plan: &LaunchPlan,
         shared: &[PlanMount],
         archive: Option<&Archive>,
+        locked: Option<Arc<KeptFiles>>,
     ) -> Result<Self, Failure> {
-        let mut launched = Self { vm: vm.clone(), process: None, made: Made::default(), remembers: false };
+        let made = Made { _locked: locked, ..Made::default() };
+        let mut launched = Self { vm: vm.clone(), process: None, made, remembers: false };
         match launched.execute(plan, shared, archive).await {
             Ok(()) => Ok(launched),
             Err(failure) => {
@@ -206,7 +210,7 @@ pub(super) async fn watch(
     session: agentos_agents::Session,
     launched: Launched,
     hosted: Arc<HostedVm>,
-    (kept, paths): (KeptFiles, Vec<String>),
+    (kept, paths): (Arc<KeptFiles>, Vec<String>),
 ) {
     kept.follow(&hosted.vm, &session, &paths).await;
     launched.undo().await;

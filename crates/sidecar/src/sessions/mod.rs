@@ -26,6 +26,7 @@ mod workspace;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -68,11 +69,12 @@ pub(crate) struct SessionDefaults {
     pub(crate) keys: Vec<ProviderKey>,
 }
 
-/// A session on its way: whether anybody has closed it before it stood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OnItsWay {
-    Wanted,
-    Closed,
+/// A session on its way.
+#[derive(Debug)]
+struct OnItsWay {
+    attempt: u64,
+    /// Whether anybody has closed it before it stood.
+    closed: bool,
 }
 
 /// All sessions of this sidecar.
@@ -85,6 +87,8 @@ pub(crate) struct SessionHost {
     /// By id. Held for look-ups alone, and over the step from here to `live`, so that whoever looks for a session finds
     /// it in one of the two.
     creating: std::sync::Mutex<HashMap<String, OnItsWay>>,
+    /// How many sessions were begun, new and former ones.
+    attempts: AtomicU64,
     demo: DemoModel,
     runtime_dir: PathBuf,
     /// Made for the first session, too.
@@ -100,6 +104,7 @@ impl SessionHost {
             transcripts: OnceCell::new(),
             live: Sessions::default(),
             creating: std::sync::Mutex::default(),
+            attempts: AtomicU64::new(0),
             demo: DemoModel::new(config.runtime_dir.clone()),
             runtime_dir: config.runtime_dir.clone(),
             scratch: OnceCell::new(),
@@ -154,16 +159,30 @@ impl SessionHost {
         sessions
     }
 
-    /// Ends a session, also one that is still being made.
-    pub(crate) async fn close_session(&self, id: &str, graceful: bool) -> Result<(), Failure> {
+    /// The number of the next attempt to make a session. One that is brought back is made more than once.
+    pub(crate) fn next_attempt(&self) -> u64 {
+        self.attempts.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ends a session, also one that is still being made; with an attempt, only what came of that.
+    pub(crate) async fn close_session(
+        &self,
+        id: &str,
+        attempt: Option<u64>,
+        graceful: bool,
+    ) -> Result<(), Failure> {
+        let is_meant = |found: u64| attempt.is_none_or(|attempt| attempt == found);
         let session = {
             let mut creating = self.creating();
-            if let Some(state) = creating.get_mut(id) {
-                *state = OnItsWay::Closed;
+            if let Some(on_its_way) = creating.get_mut(id) {
+                on_its_way.closed |= is_meant(on_its_way.attempt);
                 return Ok(());
             }
             self.get(id)?
         };
+        if !is_meant(session.attempt()) {
+            return Ok(());
+        }
         session.close(graceful).await;
         self.live.remove(id);
         Ok(())
@@ -189,8 +208,8 @@ impl SessionHost {
         let (transcripts, stored) = self.stored(id).await?;
         let session = {
             let mut creating = self.creating();
-            if let Some(state) = creating.get_mut(id) {
-                *state = OnItsWay::Closed;
+            if let Some(on_its_way) = creating.get_mut(id) {
+                on_its_way.closed = true;
             }
             self.live.remove(id)
         };

@@ -75,7 +75,7 @@ impl Host {
     pub(crate) async fn restore_session(
         self: Arc<Self>,
         vm_id: String,
-        session_id: String,
+        (session_id, attempt): (String, u64),
         prepared: PreparedInstructions,
         progress: mpsc::Sender<agentos_agents::store::Progress>,
     ) -> Result<Session, Failure> {
@@ -87,7 +87,7 @@ impl Host {
         }
         // One whose agent has died was there for its reason alone.
         sessions.live.remove(&session_id);
-        let creation = Creation::of_stored(&self, &stored)?;
+        let creation = Creation::of_stored(&self, &stored, attempt)?;
         // From here on no other sidecar writes into the transcript either.
         let kept = KeptFiles::take(sessions, creation.id()).await?;
         let stored = transcripts.reopen(&session_id).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use agentos_agents::model::{ModelChoice, ModelKind};
 use agentos_agents::plan::{AcpSetup, LaunchPlan};
 use agentos_agents::registry::Launch;
-use agentos_agents::session::{PermissionSetup, SessionStart};
+use agentos_agents::session::{Former, PermissionSetup, SessionStart};
 use agentos_agents::transcript::SessionDetails;
 use agentos_agents::{AgentExit, AgentProcess, Home};
 use tokio::io::AsyncWriteExt;
@@ -79,9 +79,19 @@ impl Place {
             acp: AcpSetup::default(),
             agent_version: None,
         };
+        // A stored one goes on by its transcript.
+        let stored = self.transcripts.session(creation.id().as_str()).await.unwrap();
+        let former = |stored| Former {
+            stored,
+            known_through: None,
+            lost_cwd: None,
+            lost: Vec::new(),
+            forgotten: None,
+        };
         let session = Session::start(SessionStart {
             id: creation.id().clone(),
             owner: "vm-1".into(),
+            attempt: creation.attempt(),
             agent_type: "pi".into(),
             plan: &plan,
             process,
@@ -91,7 +101,7 @@ impl Place {
             permissions: PermissionSetup::default(),
             workspace: None,
             details: SessionDetails::default(),
-            former: None,
+            former: stored.map(former),
         });
         (session.await.unwrap(), killed)
     }
@@ -122,7 +132,7 @@ async fn a_session_that_is_delivered_is_live_and_stays() {
     assert!(place.host.sessions().is_live(id));
     assert_eq!(place.transcripts.session(id).await.unwrap().unwrap().ended, None);
     assert_eq!(place.host.sessions().list("vm-1").len(), 1);
-    place.host.sessions().close_session(id, false).await.unwrap();
+    place.host.sessions().close_session(id, None, false).await.unwrap();
     let stored = place.transcripts.session(id).await.unwrap().expect("what was said is kept");
     assert_eq!(stored.ended.expect("that it is over is kept before anybody is told").why, "closed");
     assert!(!place.host.sessions().is_live(id));
@@ -133,12 +143,38 @@ async fn a_session_that_is_closed_while_it_is_made_never_stands() {
     let place = Place::new();
     let mut creation = Creation::begin(&place.host);
     let id = creation.id().clone();
-    place.host.sessions().close_session(id.as_str(), false).await.unwrap();
+    place.host.sessions().close_session(id.as_str(), None, false).await.unwrap();
     let (session, killed) = place.session(&creation).await;
     let refused = creation.register(session, place.transcripts.clone(), || Ok(())).unwrap_err();
     assert!(refused.message().contains("closed while it was made"), "{refused:?}");
     drop(creation);
     place.assert_discarded(&id, killed).await;
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_given_up_closes_nothing_that_another_one_has_made() {
+    let place = Place::new();
+    let sessions = place.host.sessions();
+    let given_up = sessions.next_attempt();
+    let mut creation = Creation::begin(&place.host);
+    let (id, own) = (creation.id().to_string(), creation.attempt());
+    sessions.close_session(&id, Some(given_up), false).await.unwrap();
+    let (session, killed) = place.session(&creation).await;
+    creation.register(session, place.transcripts.clone(), || Ok(())).expect("another's end is not its own");
+    creation.delivered();
+    sessions.close_session(&id, Some(given_up), false).await.unwrap();
+    assert!(sessions.is_live(&id) && !*killed.borrow());
+    sessions.close_session(&id, Some(own), false).await.unwrap();
+    assert!(!sessions.is_live(&id) && *killed.borrow());
+
+    let stored = place.transcripts.session(&id).await.unwrap().unwrap();
+    let mut back = Creation::of_stored(&place.host, &stored, sessions.next_attempt()).unwrap();
+    assert!(Creation::of_stored(&place.host, &stored, given_up).is_err(), "one at a time");
+    sessions.close_session(&id, None, false).await.unwrap();
+    assert!(Creation::of_stored(&place.host, &stored, given_up).is_err(), "that changes nothing");
+    let (session, _killed) = place.session(&back).await;
+    let refused = back.register(session, place.transcripts.clone(), || Ok(())).unwrap_err();
+    assert!(refused.message().contains("closed while it was made"), "{refused:?}");
 }
 
 #[tokio::test]
