@@ -162,17 +162,49 @@ async fn an_agent_that_has_lost_its_memory_and_its_directory_is_told_of_both() {
     );
 }
 
+/// A directory with a tar of its own, which does this before it is the usual one.
+fn own_tar(before: &str) -> tempfile::TempDir {
+    let tools = tempfile::tempdir().unwrap();
+    let tar = tools.path().join("tar");
+    std::fs::write(&tar, format!("#!/bin/sh\n{before}\nexec /usr/bin/tar \"$@\"\n")).unwrap();
+    for path in [tools.path(), &tar] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    tools
+}
+
+#[tokio::test]
+async fn what_an_agent_kept_is_brought_back_whole_or_the_session_is_not() {
+    let home = Home::new();
+    let work = tempfile::tempdir().unwrap();
+    let world = home.world().await;
+    let vm = world.vm_with(options(&world, work.path())).await;
+    let first = session(&vm, "pi").await;
+    let id = first.id().to_owned();
+    within("the turn", first.prompt("Run the command `echo remembered`")).await.unwrap();
+    let archive = home.path().join("sessions").join(&id).join("agent.tar");
+    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
+    vm.destroy_session(&id).await.unwrap();
+
+    let tools = own_tar("case $1 in -xf) echo 'No space left on device' >&2; exit 2;; esac");
+    let full = options(&world, work.path()).mount("/usr/local/bin", Mount::host_dir(tools.path()));
+    let full = world.vm_with(full).await;
+    let error = within("the refusal", full.restore_session(&id)).await.unwrap_err();
+    assert!(error.to_string().contains("No space left on device"), "{error}");
+
+    within("the session is back", vm.restore_session(&id)).await.unwrap();
+    let told = params_of(&vm, &id, "_agentos/restored").await;
+    assert_ne!(told.last().unwrap()["how"], "transcript", "nothing of it is lost: {told:?}");
+}
+
 #[tokio::test]
 async fn a_copy_in_which_the_agents_database_moved_is_made_again() {
     let home = Home::new();
-    let (work, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let tar = tools.path().join("tar");
-    let script = "#!/bin/sh\necho \"$*\" >> /work/copies\n\
-        [ \"$(wc -l < /work/copies)\" -gt 1 ] || for p; do case $p in *.db) touch \"$p\";; esac; done\n\
-        exec /usr/bin/tar \"$@\"\n";
-    std::fs::write(&tar, script).unwrap();
-    std::fs::set_permissions(&tar, std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(tools.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let tools = own_tar(
+        "echo \"$*\" >> /work/copies\n\
+         [ \"$(wc -l < /work/copies)\" -gt 1 ] || for p; do case $p in *.db) touch \"$p\";; esac; done",
+    );
     let world = home.world().await;
     let with_tar = options(&world, work.path()).mount("/usr/local/bin", Mount::host_dir(tools.path()));
     let vm = world.vm_with(with_tar).await;
@@ -243,6 +275,11 @@ async fn a_session_whose_restorer_went_away_can_be_restored_at_once() {
         eventually("the agent is silent", || async { !vm.exists(HANG).await.unwrap() }).await;
         restoring.abort();
         let _ = restoring.await;
+        eventually("it is known to be over", || async {
+            let page = world.sidecar.stored_sessions().id_prefix(&id).await.unwrap();
+            page.sessions[0].ended.is_some()
+        })
+        .await;
         // Its sidecar has to hear of that.
         let restored = async {
             loop {

@@ -358,6 +358,7 @@ async fn a_turn_whose_time_is_over_says_what_kept_the_agent_and_the_session_goes
     until_over(long).await;
     pi.expect("abort").await;
     pi.settle().await;
+    pi.after_all_is_read().await;
     let error = soon("the end", reply).await.unwrap().unwrap_err();
     assert!(matches!(error, PromptError::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("429: slow down"), "{error}");

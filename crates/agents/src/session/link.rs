@@ -155,7 +155,7 @@ impl Link {
         tokio::select! {
             biased;
             messages = self.read() => Some(messages),
-            // The second look comes after the runtime has seen what has arrived.
+            // The second look comes after others had their turn, who may bring it.
             () = tokio::task::yield_now() => None,
         }
     }

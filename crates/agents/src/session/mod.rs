@@ -514,6 +514,15 @@ impl Sessions {
         self.live().remove(id)
     }
 
+    /// Takes this session out, and no other one that has its id by now.
+    pub fn remove_this(&self, session: &Session) {
+        let mut live = self.live();
+        let id = session.id().as_str();
+        if live.get(id).is_some_and(|found| Arc::ptr_eq(&found.shared, &session.shared)) {
+            live.remove(id);
+        }
+    }
+
     fn live(&self) -> MutexGuard<'_, HashMap<String, Session>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -49,7 +49,8 @@ async fn noise_is_no_answer() {
     for kind in ["garbage", "orphan"] {
         let (session, _agent) = place.ready(&[]).await;
         let idle_timeout = Some(Duration::from_millis(500));
-        let prompt = Prompt { idle_timeout, ..Prompt::text(&format!("[[flood 100 30 kind={kind}]]")) };
+        let prompt =
+            Prompt { idle_timeout, ..Prompt::text(&format!("[[flood 100 30 kind={kind}]] [[hang]]")) };
         let error = soon("the noise", session.prompt(prompt)).await.unwrap_err();
         assert!(matches!(error, PromptError::IdleTimeout { .. }), "{kind}: {error}");
     }
@@ -230,7 +231,7 @@ async fn an_answer_after_its_time_is_no_sign_of_life() {
     tokio::time::resume();
     let late =
         |number| format!("[[raw {{\"jsonrpc\":\"2.0\",\"id\":{number},\"result\":{{}} }}]] [[sleep 200]]");
-    let script = format!("{} [[say done]]", numbers.map(late).collect::<String>());
+    let script = format!("{} [[hang]]", numbers.map(late).collect::<String>());
     let idle_timeout = Some(Duration::from_secs(1));
     let prompt = Prompt { idle_timeout, ..Prompt::text(&script) };
     let error = soon("the silence", session.prompt(prompt)).await.unwrap_err();

@@ -170,9 +170,8 @@ impl Host {
             Some(Restored { kept, stored, lost_cwd, lost }) => {
                 (kept, Some(Former { stored, known_through: None, lost_cwd, lost, forgotten: None }))
             }
-            None => (KeptFiles::take(self.sessions(), creation.id()).await?, None),
+            None => (Arc::new(KeptFiles::take(self.sessions(), creation.id()).await?), None),
         };
-        let kept = Arc::new(kept);
         let details = details::of(
             &wish,
             former.as_ref().map(|former| &former.stored),

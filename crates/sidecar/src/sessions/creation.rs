@@ -31,14 +31,14 @@ pub(crate) struct Creation {
     /// Whether a transcript stays when the session is not delivered: that of a former session.
     is_stored: bool,
     /// Whether it is no longer among those on their way.
-    is_registered: bool,
+    is_off_the_list: bool,
 }
 
 impl Creation {
     pub(crate) fn begin(host: &Arc<Host>) -> Self {
         let (id, attempt) = (SessionId::new(), host.sessions().next_attempt());
         host.sessions().creating().insert(id.to_string(), OnItsWay { attempt, closed: false });
-        Self { host: Arc::clone(host), id, attempt, made: None, is_stored: false, is_registered: false }
+        Self { host: Arc::clone(host), id, attempt, made: None, is_stored: false, is_off_the_list: false }
     }
 
     /// A stored session that is brought back under its own id.
@@ -48,7 +48,7 @@ impl Creation {
             Entry::Occupied(_) => return Err(live(id.as_str())),
             Entry::Vacant(vacant) => vacant.insert(OnItsWay { attempt, closed: false }),
         };
-        Ok(Self { host: Arc::clone(host), id, attempt, made: None, is_stored: true, is_registered: false })
+        Ok(Self { host: Arc::clone(host), id, attempt, made: None, is_stored: true, is_off_the_list: false })
     }
 
     pub(crate) fn id(&self) -> &SessionId {
@@ -71,11 +71,11 @@ impl Creation {
         let sessions = self.host.sessions();
         let mut creating = sessions.creating();
         let id = self.id.as_str();
+        self.is_off_the_list = true;
         if creating.remove(id).is_none_or(|on_its_way| on_its_way.closed) {
             let message = format!("Session {id} was closed while it was made");
             return Err(Failure::new(ErrorKind::Closed, id, message));
         }
-        self.is_registered = true;
         vm_lives()?;
         sessions.live.insert(session);
         Ok(())
@@ -90,7 +90,7 @@ impl Creation {
 impl Drop for Creation {
     fn drop(&mut self) {
         // From then on the entry of this id is another's.
-        if !self.is_registered {
+        if !self.is_off_the_list {
             self.host.sessions().creating().remove(self.id.as_str());
         }
         let Some((session, transcripts)) = self.made.take() else { return };
@@ -104,7 +104,7 @@ impl Drop for Creation {
 
 async fn discard(sessions: &SessionHost, session: &Session, forgotten: Option<Transcripts>) {
     let id = session.id().as_str();
-    sessions.live.remove(id);
+    sessions.live.remove_this(session);
     session.close(false).await;
     let Some(transcripts) = forgotten else { return };
     if let Err(error) = transcripts.delete(id).await {

@@ -30,12 +30,12 @@ const MAX_ARCHIVE_BYTES: usize = 64 << 20;
 /// A guest can draw this out; its session is kept as it was before then.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long a session that has ended may take to be undone, and how often that is looked at.
-const UNDO_DEADLINE: Duration = Duration::from_secs(5);
+const UNDO_DEADLINE: Duration = Duration::from_secs(10);
 const UNDO_PAUSE: Duration = Duration::from_millis(20);
 /// What is kept of a complaint.
 const MAX_COMPLAINT_BYTES: usize = 1024;
 
-/// How often a copy is begun again whose database has moved meanwhile.
+/// How often a copy is made whose database has moved meanwhile.
 const ATTEMPTS: usize = 3;
 /// What the script below ends with where a database has moved.
 const MOVED: i32 = 75;
@@ -56,7 +56,7 @@ done
 look() {
     seen=
     for p; do
-        if [ -e "$p-wal" ]; then seen="$seen $(stat -c '%n %i %s %y' -- "$p" 2>&1)"; fi
+        if [ -e "$p-wal" ]; then seen="$seen $(stat -c '%n %i %s %y %z' -- "$p" 2>&1)"; fi
     done
 }
 look "$@"
@@ -98,11 +98,12 @@ impl KeptFiles {
                 match LockFile::try_take(&path.join("lock")) {
                     // Its former holder has just removed it, empty.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                    taken => taken.map_err(failed),
+                    Err(error) => Err(failed(error)),
+                    Ok(lock) => Ok(lock.map(|lock| Self { directory: path, lock: Some(lock) })),
                 }
             });
             match taken.await? {
-                Some(lock) => return Ok(Self { directory, lock: Some(lock) }),
+                Some(kept) => return Ok(kept),
                 None if Instant::now() >= deadline => return Err(live(id.as_str())),
                 None => sleep(UNDO_PAUSE).await,
             }
@@ -225,23 +226,40 @@ impl Drop for KeptFiles {
 
 impl Archive {
     /// Unpacks the agent's files where they were, and nothing else: the archive was made by a guest. True where there
-    /// was something.
-    pub(super) async fn unpack(&self, vm: &Vm, paths: &[String]) -> Result<bool, Failure> {
+    /// was something. What is there and can't be unpacked is an error: half of its memory would be worse than none.
+    /// `running` is what works at it, for whoever cuts this off.
+    pub(super) async fn unpack(
+        &self,
+        vm: &Vm,
+        paths: &[String],
+        running: &mut Option<Process>,
+    ) -> Result<bool, Failure> {
         let mut unpacked = false;
         for path in paths {
-            let member = path.trim_start_matches('/');
-            let argv = ["tar", "-xf", "-", "-C", "/", "--", member]
-                .iter()
-                .map(|arg| arg.as_bytes().to_vec())
-                .collect();
-            let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
-            match succeeded(&process, &[0]).await {
-                Ok(_) => unpacked = true,
-                // Not every one of them needs to be in it.
-                Err(error) => tracing::debug!(path, reason = error.message(), "nothing is unpacked here"),
+            // Not every one of them needs to be in it.
+            if let Err(error) = self.tar(vm, "-tf", path, running).await {
+                tracing::debug!(path, reason = error.message(), "nothing is unpacked here");
+                continue;
             }
+            self.tar(vm, "-xf", path, running).await?;
+            unpacked = true;
         }
         Ok(unpacked)
+    }
+
+    async fn tar(
+        &self,
+        vm: &Vm,
+        mode: &str,
+        path: &str,
+        running: &mut Option<Process>,
+    ) -> Result<(), Failure> {
+        let member = path.trim_start_matches('/');
+        let argv = ["tar", mode, "-", "-C", "/", "--", member].map(|arg| arg.as_bytes().to_vec()).into();
+        let process = start(vm, argv, Stdin::Bytes(self.bytes.clone())).await?;
+        let ended = succeeded(running.insert(process), &[0]).await;
+        *running = None;
+        ended.map(drop)
     }
 }
 

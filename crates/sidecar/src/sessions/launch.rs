@@ -76,7 +76,7 @@ impl Launched {
         }
         // Before our own files, which are those of this launch.
         if let Some(archive) = archive {
-            self.remembers = archive.unpack(vm, &plan.state).await?;
+            self.remembers = archive.unpack(vm, &plan.state, &mut self.process).await?;
         }
         let write = |file: &PlanFile| {
             let (path, content) = (file.guest_path.clone(), Bytes::from(file.content.clone()));

@@ -183,8 +183,14 @@ impl SessionHost {
         if !is_meant(session.attempt()) {
             return Ok(());
         }
-        session.close(graceful).await;
-        self.live.remove(id);
+        // A task, because a caller that goes away must not leave one that is over among the live ones.
+        let live = self.live.clone();
+        let closing = tokio::spawn(async move {
+            session.close(graceful).await;
+            live.remove_this(&session);
+        });
+        // Where it panicked the session is looked at no more either.
+        let _ = closing.await;
         Ok(())
     }
 
@@ -241,7 +247,7 @@ impl SessionHost {
             tracing::debug!(vm_id, "sessions end with their VM");
         }
         for session in sessions {
-            self.live.remove(session.id().as_str());
+            self.live.remove_this(&session);
         }
     }
 

@@ -13,7 +13,7 @@ use agentos_agents::model::ModelWish;
 use agentos_agents::permission::{PathPattern, PermissionRule, RuleAction};
 use agentos_agents::session::PermissionSetup;
 use agentos_agents::transcript::StoredSession;
-use agentos_agents::{PermissionPolicy, Session};
+use agentos_agents::{PermissionPolicy, Session, Transcripts};
 use agentos_proto::v1::ErrorKind;
 use agentos_vm::Vm;
 use serde::Deserialize;
@@ -48,7 +48,7 @@ struct Rule {
 /// What a session that is brought back has beside a new one.
 #[derive(Debug)]
 pub(crate) struct Restored {
-    pub(super) kept: KeptFiles,
+    pub(super) kept: Arc<KeptFiles>,
     pub(super) stored: StoredSession,
     pub(super) lost_cwd: Option<String>,
     pub(super) lost: Vec<String>,
@@ -89,19 +89,56 @@ impl Host {
         sessions.live.remove(&session_id);
         let creation = Creation::of_stored(&self, &stored, attempt)?;
         // From here on no other sidecar writes into the transcript either.
-        let kept = KeptFiles::take(sessions, creation.id()).await?;
-        let stored = transcripts.reopen(&session_id).await?;
+        let kept = Arc::new(KeptFiles::take(sessions, creation.id()).await?);
+        let mut reopened = Reopened { transcripts, id: session_id, kept: Some(Arc::clone(&kept)) };
+        let stored = reopened.transcripts.reopen(&reopened.id).await?;
         let restored = async {
             let wish = CreateSession { prepared, ..wish_of(&hosted.vm, vm_id, stored, kept).await? };
             Arc::clone(&self).create_session(creation, wish, progress).await
         };
         let restored = restored.await;
-        if let Err(failure) = &restored {
-            // It is as dead as before.
-            transcripts.end(&session_id, &format!("not restored: {}", failure.message())).await?;
+        match &restored {
+            Ok(_) => reopened.kept = None,
+            Err(failure) => reopened.end(format!("not restored: {}", failure.message())).await,
         }
         restored
     }
+}
+
+/// A transcript that goes on. Dropped, the session is as dead as before.
+struct Reopened {
+    transcripts: Transcripts,
+    id: String,
+    /// The session's lock, held until its end is written. `None` where the session lives, or its end is written.
+    kept: Option<Arc<KeptFiles>>,
+}
+
+impl Reopened {
+    async fn end(&mut self, why: String) {
+        let ending = self.kept.take().map(|kept| ended(self.transcripts.clone(), self.id.clone(), why, kept));
+        if let Some(ending) = ending {
+            // Goes on by itself where the call is dropped. It fails where it panicked, with nothing more to be done.
+            let _ = tokio::spawn(ending).await;
+        }
+    }
+}
+
+impl Drop for Reopened {
+    fn drop(&mut self) {
+        let Some(kept) = self.kept.take() else { return };
+        let ending =
+            ended(self.transcripts.clone(), self.id.clone(), "not restored: given up".to_owned(), kept);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(ending);
+        }
+    }
+}
+
+async fn ended(transcripts: Transcripts, id: String, why: String, kept: Arc<KeptFiles>) {
+    if let Err(error) = transcripts.end(&id, &why).await {
+        tracing::warn!(session = id, %error, "the end of a session that was not restored is not kept");
+    }
+    drop(kept);
 }
 
 pub(super) fn live(id: &str) -> Failure {
@@ -113,7 +150,7 @@ async fn wish_of(
     vm: &Vm,
     vm_id: String,
     stored: StoredSession,
-    kept: KeptFiles,
+    kept: Arc<KeptFiles>,
 ) -> Result<CreateSession, Failure> {
     let options = stored.details.options.as_deref().unwrap_or("{}");
     let options: Options = serde_json::from_str(options).map_err(|error| {

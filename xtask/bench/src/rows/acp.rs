@@ -35,7 +35,7 @@ struct Row {
     /// What people call it.
     name: &'static str,
     /// Pairs of them; even, so that each side goes first equally often. Those that take long get fewer and those that
-    /// vary most get more, so that all of them take about ten minutes.
+    /// vary most get more, so that all of them take about twelve minutes.
     sessions: usize,
     /// What a turn may take in any case.
     turn_ms: Option<f64>,
@@ -56,7 +56,7 @@ const ROWS: &[Row] = &[
         turn_ms: None,
         installs: Some(".config/opencode/package-lock.json"),
     },
-    Row { agent: "gemini", name: "Gemini", sessions: 20, turn_ms: None, installs: None },
+    Row { agent: "gemini", name: "Gemini", sessions: 80, turn_ms: None, installs: None },
 ];
 
 /// What the sessions of one side took, one sample of each kind per session.

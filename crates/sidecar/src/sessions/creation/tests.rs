@@ -160,6 +160,7 @@ async fn an_attempt_that_is_given_up_closes_nothing_that_another_one_has_made() 
     let (id, own) = (creation.id().to_string(), creation.attempt());
     sessions.close_session(&id, Some(given_up), false).await.unwrap();
     let (session, killed) = place.session(&creation).await;
+    let first = session.clone();
     creation.register(session, place.transcripts.clone(), || Ok(())).expect("another's end is not its own");
     creation.delivered();
     sessions.close_session(&id, Some(given_up), false).await.unwrap();
@@ -175,6 +176,17 @@ async fn an_attempt_that_is_given_up_closes_nothing_that_another_one_has_made() 
     let (session, _killed) = place.session(&back).await;
     let refused = back.register(session, place.transcripts.clone(), || Ok(())).unwrap_err();
     assert!(refused.message().contains("closed while it was made"), "{refused:?}");
+    let mut next = Creation::of_stored(&place.host, &stored, sessions.next_attempt()).unwrap();
+    drop(back);
+    assert!(sessions.is_live(&id), "the next one is still on its way");
+
+    // Nor does one that is over take its successor from among the live ones.
+    let (session, _killed) = place.session(&next).await;
+    next.register(session.clone(), place.transcripts.clone(), || Ok(())).unwrap();
+    sessions.live.remove_this(&first);
+    assert!(sessions.get(&id).is_ok());
+    sessions.live.remove_this(&session);
+    assert!(sessions.get(&id).is_err());
 }
 
 #[tokio::test]
