@@ -189,7 +189,7 @@ impl SessionHost {
             session.close(graceful).await;
             live.remove_this(&session);
         });
-        // Where it panicked the session is looked at no more either.
+        // It fails where it panicked, and nothing more can be done then.
         let _ = closing.await;
         Ok(())
     }
