@@ -5,7 +5,7 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use agentos::{
     AgentConfig, AgentOs, AgentOsOptions, ErrorKind, ModelChoice, Mount, PermissionPolicy, Session,
@@ -36,6 +36,17 @@ impl Home {
             log.display()
         ))
         .await
+    }
+
+    /// A session that is over after a turn, and the file in which is kept what its agent knows of it.
+    async fn over_after_a_turn(&self, vm: &AgentOs, agent: &str) -> (String, PathBuf) {
+        let session = session(vm, agent).await;
+        let id = session.id().to_owned();
+        within("the turn", session.prompt("Run the command `echo remembered`")).await.unwrap();
+        let archive = self.path().join("sessions").join(&id).join("agent.tar");
+        eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
+        vm.destroy_session(&id).await.unwrap();
+        (id, archive)
     }
 
     /// What the model was asked last.
@@ -140,12 +151,7 @@ async fn an_agent_that_has_lost_its_memory_and_its_directory_is_told_of_both() {
     let work = tempfile::tempdir().unwrap();
     let world = home.world().await;
     let vm = world.vm_with(options(&world, work.path())).await;
-    let first = session(&vm, "pi").await;
-    let id = first.id().to_owned();
-    within("the turn", first.prompt("Run the command `echo remembered`")).await.unwrap();
-    let archive = home.path().join("sessions").join(&id).join("agent.tar");
-    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
-    vm.destroy_session(&id).await.unwrap();
+    let (id, archive) = home.over_after_a_turn(&vm, "pi").await;
     std::fs::remove_file(&archive).unwrap();
 
     let vm = world.vm_with(world.options().model(ModelChoice::Demo)).await;
@@ -179,12 +185,7 @@ async fn what_an_agent_kept_is_brought_back_whole_or_the_session_is_not() {
     let work = tempfile::tempdir().unwrap();
     let world = home.world().await;
     let vm = world.vm_with(options(&world, work.path())).await;
-    let first = session(&vm, "pi").await;
-    let id = first.id().to_owned();
-    within("the turn", first.prompt("Run the command `echo remembered`")).await.unwrap();
-    let archive = home.path().join("sessions").join(&id).join("agent.tar");
-    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
-    vm.destroy_session(&id).await.unwrap();
+    let (id, _) = home.over_after_a_turn(&vm, "pi").await;
 
     let tools = own_tar("case $1 in -xf) echo 'No space left on device' >&2; exit 2;; esac");
     let full = options(&world, work.path()).mount("/usr/local/bin", Mount::host_dir(tools.path()));
@@ -208,14 +209,9 @@ async fn a_copy_in_which_the_agents_database_moved_is_made_again() {
     let world = home.world().await;
     let with_tar = options(&world, work.path()).mount("/usr/local/bin", Mount::host_dir(tools.path()));
     let vm = world.vm_with(with_tar).await;
-    let first = session(&vm, "opencode").await;
-    let id = first.id().to_owned();
-    within("the turn", first.prompt("Run the command `echo remembered`")).await.unwrap();
-    let archive = home.path().join("sessions").join(&id).join("agent.tar");
-    eventually("what the agent keeps is kept", || async { archive.is_file() }).await;
+    let (id, _) = home.over_after_a_turn(&vm, "opencode").await;
     let copies = std::fs::read_to_string(work.path().join("copies")).unwrap();
     assert!(copies.lines().count() > 1, "{copies}");
-    vm.destroy_session(&id).await.unwrap();
 
     let vm = world.vm_with(options(&world, work.path())).await;
     within("the session is back", vm.restore_session(&id)).await.unwrap();
